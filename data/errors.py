@@ -1,0 +1,41 @@
+"""The exception tree of the project: everything a user can cause derives from `PipelineError`."""
+
+
+class PipelineError(Exception):
+    """Base of all errors with a message meant for the user; the command line prints it and exits 1."""
+
+
+class InvalidConfig(PipelineError):
+    """A preset, option or value that cannot be used."""
+
+
+class InvalidDataset(PipelineError):
+    """A data set that cannot be read as COCO format."""
+
+
+class InvalidModel(PipelineError):
+    """A model folder or checkpoint that is missing or of another architecture."""
+
+
+class LayoutOverflow(PipelineError):
+    """A layout whose prompt does not fit the tokenizer's context length."""
+
+
+class ArtifactMissing(PipelineError):
+    """A stage was asked to run before the stages it depends on."""
+
+
+class StorageError(PipelineError):
+    """The artifact root cannot be written to."""
+
+
+class TrainingDiverged(PipelineError):
+    """A loss became NaN or infinite."""
+
+
+class StageFailed(PipelineError):
+    """A stage's process ended with an error."""
+
+
+class ServiceUnavailable(PipelineError):
+    """A server, worker or port that a command needs is not available."""

@@ -1,0 +1,73 @@
+"""Pictures for people: images with boxes, sheets of images, data URIs."""
+
+import base64
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from data.layouts import Layout, PerceptionAttribute
+
+_COLOURS = {
+    PerceptionAttribute.EASY: (40, 200, 90),
+    PerceptionAttribute.HARD: (235, 60, 60),
+    None: (70, 130, 235),
+}
+"""Easy is green, hard is red, no attribute is blue."""
+
+_GAP = 3
+
+
+def draw_layout(image: np.ndarray, layout: Layout, scale: int = 2) -> np.ndarray:
+    """Enlarge an image and draw the layout's things on it, coloured by attribute.
+
+    Args:
+        image: uint8 (height, width, 3), of any size; the layout is fitted to it.
+
+    Returns:
+        uint8 (scale * height, scale * width, 3).
+    """
+    height, width = image.shape[0] * scale, image.shape[1] * scale
+    picture = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
+    pen = ImageDraw.Draw(picture)
+    for box, thing, attribute in zip(
+        layout.boxes_normalized, layout.is_thing, layout.attributes, strict=True
+    ):
+        if thing:
+            left, top, right, bottom = box * [width, height, width, height]
+            edge = (left, top, max(right - 1, left), max(bottom - 1, top))
+            pen.rectangle(edge, outline=_COLOURS[attribute])
+    return np.asarray(picture)
+
+
+def contact_sheet(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    """Arrange uint8 images of one size in rows on white; short rows are filled with white.
+
+    Raises:
+        ValueError: there is no image.
+    """
+    if not any(len(row) for row in rows):
+        raise ValueError("a contact sheet needs at least one image")
+    height, width = next(image.shape[:2] for row in rows for image in row)
+    columns = max(len(row) for row in rows)
+    sheet = np.full(
+        (len(rows) * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP, 3), 255, np.uint8
+    )
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row):
+            top, left = i * (height + _GAP), j * (width + _GAP)
+            sheet[top : top + height, left : left + width] = image
+    return sheet
+
+
+def png_bytes(image: np.ndarray) -> bytes:
+    """Encode a uint8 image as PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def data_uri(png: bytes) -> str:
+    """Encode PNG bytes for use in HTML or Markdown."""
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

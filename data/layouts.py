@@ -1,0 +1,164 @@
+"""Layouts: what stands where in an image, and how hard each thing is to detect."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data.errors import InvalidDataset
+from data.tables import Dataset, Split, box_array
+
+AttributePolicy = Literal["origin", "easy", "hard"]
+
+
+class PerceptionAttribute(StrEnum):
+    """The paper's P.A. attribute d: whether a detector finds the object."""
+
+    EASY = "easy"
+    HARD = "hard"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The labelled boxes of one image.
+
+    Attributes:
+        image_id: COCO image id.
+        width: of the image, pixels.
+        height: of the image, pixels.
+        boxes: xyxy in pixels of the image, float64 (num_objects, 4).
+        category_ids: COCO category ids, int64 (num_objects,).
+        is_thing: bool (num_objects,).
+        attributes: one per object; None for stuff and where attributes are off.
+        masks: compressed RLE counts per object, None where the data set has no mask.
+    """
+
+    image_id: int
+    width: int
+    height: int
+    boxes: np.ndarray
+    category_ids: np.ndarray
+    is_thing: np.ndarray
+    attributes: tuple[PerceptionAttribute | None, ...]
+    masks: tuple[str | None, ...]
+
+    @property
+    def boxes_normalized(self) -> np.ndarray:
+        """Boxes in fractions of the image's sides, float64 (num_objects, 4)."""
+        return self.boxes / np.array([self.width, self.height, self.width, self.height])
+
+    def with_policy(self, policy: AttributePolicy) -> "Layout":
+        """Return the layout with its things' attributes as measured, all easy or all hard."""
+        if policy == "origin":
+            return self
+        chosen = PerceptionAttribute(policy)
+        return replace(
+            self, attributes=tuple(chosen if thing else None for thing in self.is_thing)
+        )
+
+    def without_attributes(self) -> "Layout":
+        """Return the layout with no attributes (the paper's ablation, GeoDiffusion's prompt)."""
+        return replace(self, attributes=(None,) * len(self.attributes))
+
+
+def read_layouts(
+    dataset: Dataset,
+    attributes: pa.Table | None,
+    split: Split,
+    *,
+    min_things: int = 0,
+    max_things: int | None = None,
+    min_area_fraction: float = 0.0,
+) -> list[Layout]:
+    """Read a split's layouts by image id, without crowds; stuff follows the things.
+
+    Args:
+        attributes: table with schema `ATTRIBUTES`, or None for no attributes.
+        min_things: keep images with at least this many things.
+        max_things: keep images with at most this many things; None for no limit.
+        min_area_fraction: drop boxes whose area is not above this fraction of the image's.
+
+    Raises:
+        InvalidDataset: a thing has no row in `attributes`.
+    """
+    objects = dataset.objects.filter((pc.field("split") == split) & ~pc.field("is_crowd"))
+    objects = objects.sort_by([("image_id", "ascending"), ("is_thing", "descending")])
+    image_ids = objects["image_id"].to_numpy()
+    starts = dict(zip(*np.unique(image_ids, return_index=True), strict=True))
+    ends = np.searchsorted(image_ids, image_ids, side="right")
+    boxes, category_ids = box_array(objects), objects["category_id"].to_numpy()
+    is_thing = objects["is_thing"].to_numpy(zero_copy_only=False)
+    values = _object_attributes(objects, attributes, split)
+    masks = objects["mask"].to_pylist()
+    layouts = []
+    for image in dataset.split_images(split):
+        start = int(starts.get(image["image_id"], 0))
+        stop = int(ends[start]) if image["image_id"] in starts else start
+        fraction = np.prod(boxes[start:stop, 2:] - boxes[start:stop, :2], axis=1)
+        rows = start + np.flatnonzero(fraction > min_area_fraction * image["width"] * image["height"])
+        num_things = int(is_thing[rows].sum())
+        if num_things < min_things or (max_things is not None and num_things > max_things):
+            continue
+        layouts.append(
+            Layout(
+                image_id=image["image_id"],
+                width=image["width"],
+                height=image["height"],
+                boxes=boxes[rows],
+                category_ids=category_ids[rows],
+                is_thing=is_thing[rows],
+                attributes=tuple(values[row] for row in rows),
+                masks=tuple(masks[row] for row in rows),
+            )
+        )
+    return layouts
+
+
+def _object_attributes(
+    objects: pa.Table, attributes: pa.Table | None, split: Split
+) -> list[PerceptionAttribute | None]:
+    if attributes is None:
+        return [None] * objects.num_rows
+    rows = attributes.filter(pc.field("split") == split)
+    known = dict(
+        zip(rows["object_id"].to_pylist(), rows["attribute"].to_pylist(), strict=True)
+    )
+    values: list[PerceptionAttribute | None] = []
+    for object_id, thing in zip(
+        objects["object_id"].to_pylist(), objects["is_thing"].to_pylist(), strict=True
+    ):
+        if thing and object_id not in known:
+            raise InvalidDataset(
+                f"object {object_id} of split {split} has no perception attribute: "
+                "the attribute table belongs to another data set"
+            )
+        values.append(PerceptionAttribute(known[object_id]) if thing else None)
+    return values
+
+
+def count_objects(layouts: Iterable[Layout]) -> int:
+    """Number of things in all layouts."""
+    return sum(int(layout.is_thing.sum()) for layout in layouts)
+
+
+def evenly_spaced(layouts: Sequence[Layout], num_layouts: int) -> list[Layout]:
+    """Choose at most `num_layouts` layouts, evenly spread over the sequence."""
+    if num_layouts >= len(layouts):
+        return list(layouts)
+    indices = np.linspace(0, len(layouts) - 1, num_layouts).round().astype(int)
+    return [layouts[index] for index in indices]
+
+
+def image_seed(run_seed: int, image_id: int, repeat: int) -> int:
+    """Seed of the `repeat`-th image of a layout, independent of batches, workers and order.
+
+    >>> image_seed(0, 42, 1) == image_seed(0, 42, 1) != image_seed(0, 42, 2)
+    True
+    """
+    digest = hashlib.sha256(f"{run_seed}/{image_id}/{repeat}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")

@@ -1,0 +1,417 @@
+"""Scenes: an embedded, procedural detection data set in COCO-Thing-Stuff's layout on disk.
+
+Small outdoor pictures with eight thing classes told apart by shape and texture on four kinds of
+stuff, exact masks, and graded sources of difficulty (faded, dark, occluded, truncated, small), each
+recorded per object under the extra annotation key `difficulty`.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from data.boxes import area, mask_to_box, xyxy_to_xywh
+from data.masks import encode_mask
+
+THINGS = ("ball", "crate", "pine", "house", "star", "mushroom", "flower", "kite")
+STUFF = ("sky", "grass", "water", "sand")
+FIRST_STUFF_ID = 92
+"""Stuff ids start where COCO-Stuff's do."""
+
+_SUPERSAMPLING = 3
+_MIN_VISIBLE_PIXELS = 16
+_PLACEMENT_ATTEMPTS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class SceneObject:
+    """One thing before rendering.
+
+    Attributes:
+        category: index into `THINGS`.
+        box: full extent, xyxy in fractions of the image side; may reach outside the image.
+        contrast: opacity in (0, 1]; low values fade the object into what is behind it.
+        tint: colour jitter per RGB channel, a factor around 1.
+    """
+
+    category: int
+    box: np.ndarray
+    contrast: float
+    tint: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A picture before rendering: things back to front, and how the ground and the light look.
+
+    Attributes:
+        objects: painter's order.
+        horizon: height of the horizon as a fraction of the image, from the top.
+        shore: where the second ground begins, same unit; 1 if there is one ground only.
+        grounds: indices into `STUFF` of the far and the near ground.
+        hue: sky colour, 0 (noon) to 1 (dusk).
+        phase: phase of waves and ripples in radians.
+        brightness: exposure factor in (0, 1].
+    """
+
+    objects: tuple[SceneObject, ...]
+    horizon: float
+    shore: float
+    grounds: tuple[int, int]
+    hue: float
+    phase: float
+    brightness: float
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedScene:
+    """Pixels and exact labels.
+
+    Attributes:
+        image: uint8, (size, size, 3).
+        masks: visible part of each object, bool, (num_objects, size, size).
+        full_areas: unoccluded, untruncated area of each object in pixels.
+        stuff: index into `STUFF` of every pixel's background, (size, size).
+    """
+
+    image: np.ndarray
+    masks: np.ndarray
+    full_areas: np.ndarray
+    stuff: np.ndarray
+
+
+def _rgb(red: int, green: int, blue: int) -> np.ndarray:
+    return np.array([red, green, blue], dtype=np.float64)
+
+
+def _paint(*layers: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Stack (mask, colour) layers bottom to top; the first mask is the outline."""
+    outline = layers[0][0]
+    colour = np.zeros((*outline.shape, 3))
+    for mask, value in layers:
+        colour[mask] = value
+    return outline, colour
+
+
+# Each sprite maps coordinates in [-1, 1]² (v points down) to an outline and its colours. Outlines
+# touch all four sides, so that boxes are tight, and are symmetric, so that flipping keeps the class.
+
+
+def _ball(u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    radius = np.hypot(u, v)
+    return _paint(
+        (radius < 1, _rgb(245, 245, 240)), ((radius < 1) & (np.abs(v) < 0.42), _rgb(215, 45, 45))
+    )
+
+
+def _crate(u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    inside = np.maximum(np.abs(u), np.abs(v)) < 1
+    frame = inside & (np.maximum(np.abs(u), np.abs(v)) > 0.68)
+    cross = inside & (np.minimum(np.abs(u - v), np.abs(u + v)) < 0.26)
+    return _paint((inside, _rgb(222, 168, 96)), (cross | frame, _rgb(128, 78, 36)))
+
+
+def _pine(u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    tier = np.select([v < -0.35, v < 0.2], [(v + 1) / 1.0, (v + 0.75) / 1.15], (v + 0.4) / 1.1)
+    crown = (np.abs(u) < tier) & (v < 0.7) & (v > -1)
+    trunk = (np.abs(u) < 0.2) & (v >= 0.7) & (v < 1)
+    snow = crown & (v < -0.5)
+    return _paint(
+        (crown | trunk, _rgb(20, 96, 56)), (trunk, _rgb(110, 70, 40)), (snow, _rgb(235, 245, 245))
+    )
+
+
+def _house(u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    roof = (np.abs(u) < (v + 1) / 0.9) & (v < -0.1)
+    wall = (np.abs(u) < 0.82) & (v >= -0.1) & (v < 1)
+    door = (np.abs(u) < 0.26) & (v > 0.3) & (v < 1)
+    return _paint(
+        (roof | wall, _rgb(240, 226, 190)), (roof, _rgb(160, 52, 62)), (door, _rgb(70, 80, 140))
+    )
+
+
+def _star(u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    angle, radius = np.arctan2(u, -v), np.hypot(u, v)
+    sector = np.abs((angle / (2 * np.pi / 5) + 0.5) % 1 - 0.5) * 2
+    outline = radius < 1.05 / (1 + 1.1 * sector**0.8)
+    return _paint((outline, _rgb(250, 205, 40)), (outline & (radius < 0.34), _rgb(245, 150, 30)))
+
+
+def _mushroom(u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    cap = (np.hypot(u, (v - 0.15) / 1.15) < 1) & (v < 0.15)
+    stem = (np.abs(u) < 0.36) & (v >= 0.15) & (v < 1)
+    dots = cap & (np.hypot(np.abs(u) - 0.45, v + 0.25) < 0.24)
+    return _paint(
+        (cap | stem, _rgb(238, 224, 205)),
+        (cap, _rgb(150, 50, 160)),
+        (dots, _rgb(250, 235, 250)),
+    )
+
+
+def _flower(u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    angle, radius = np.arctan2(v, u), np.hypot(u, v)
+    petals = radius < 0.8 + 0.22 * np.cos(4 * angle)
+    return _paint((petals, _rgb(250, 130, 190)), (petals & (radius < 0.38), _rgb(255, 225, 90)))
+
+
+def _kite(u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    outline = np.abs(u) < np.where(v < -0.2, (v + 1) / 0.8, (1 - v) / 1.2)
+    spars = outline & ((np.abs(u) < 0.09) | (np.abs(v + 0.2) < 0.09))
+    return _paint(
+        (outline, _rgb(30, 190, 190)),
+        (outline & (v > -0.2), _rgb(110, 230, 200)),
+        (spars, _rgb(30, 60, 110)),
+    )
+
+
+_SPRITES: tuple[Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]], ...]
+_SPRITES = (_ball, _crate, _pine, _house, _star, _mushroom, _flower, _kite)
+_ASPECTS = (1.0, 1.0, 0.72, 1.0, 1.0, 1.0, 1.0, 0.85)
+"""Width over height of each thing class."""
+
+
+def sample_scene(rng: np.random.Generator) -> Scene:
+    """Draw a scene: 3 to 8 things on one or two grounds under a sky."""
+    horizon = rng.uniform(0.25, 0.5)
+    has_shore = rng.random() < 0.5
+    grounds = (2, int(rng.choice([1, 3]))) if has_shore else (int(rng.integers(1, 4)),) * 2
+    return Scene(
+        objects=_sample_objects(rng, num_objects=int(rng.integers(3, 9))),
+        horizon=horizon,
+        shore=rng.uniform(horizon + 0.15, 0.8) if has_shore else 1.0,
+        grounds=grounds,
+        hue=rng.random(),
+        phase=rng.uniform(0, 2 * np.pi),
+        brightness=rng.uniform(0.35, 0.6) if rng.random() < 0.15 else rng.uniform(0.9, 1.0),
+    )
+
+
+def _sample_objects(rng: np.random.Generator, num_objects: int) -> tuple[SceneObject, ...]:
+    objects: list[SceneObject] = []
+    for _ in range(num_objects * _PLACEMENT_ATTEMPTS):
+        if len(objects) == num_objects:
+            break
+        candidate = _sample_object(rng)
+        allowed_overlap = 0.5 if rng.random() < 0.2 else 0.05
+        if all(_overlap(candidate.box, placed.box) <= allowed_overlap for placed in objects):
+            objects.append(candidate)
+    return tuple(sorted(objects, key=lambda item: float(item.box[3])))
+
+
+def _sample_object(rng: np.random.Generator) -> SceneObject:
+    category = int(rng.integers(len(THINGS)))
+    side = rng.uniform(0.2, 0.46)
+    aspect = np.sqrt(_ASPECTS[category] * rng.uniform(0.87, 1.15))
+    width, height = side * aspect, side / aspect
+    overhang = 0.35 if rng.random() < 0.12 else 0.0
+    left = rng.uniform(-overhang * width, 1 - width + overhang * width)
+    top = rng.uniform(0.03, 1 - height + overhang * height)
+    return SceneObject(
+        category=category,
+        box=np.array([left, top, left + width, top + height]),
+        contrast=rng.uniform(0.1, 0.45) if rng.random() < 0.4 else rng.uniform(0.9, 1.0),
+        tint=rng.uniform(0.88, 1.08, size=3),
+    )
+
+
+def _overlap(box: np.ndarray, other: np.ndarray) -> float:
+    """Intersection over the smaller of the two areas."""
+    corners = np.concatenate([np.maximum(box[:2], other[:2]), np.minimum(box[2:], other[2:])])
+    return float(area(corners) / min(area(box), area(other)))
+
+
+def render_scene(scene: Scene, size: int) -> RenderedScene:
+    """Rasterise a scene, anti-aliased by 3 × 3 supersampling.
+
+    Args:
+        size: image side in pixels.
+    """
+    side = size * _SUPERSAMPLING
+    background, stuff = _render_background(scene, size)
+    canvas = background.repeat(_SUPERSAMPLING, axis=0).repeat(_SUPERSAMPLING, axis=1)
+    owners = np.full((side, side), -1)
+    full_areas = []
+    for index, item in enumerate(scene.objects):
+        rows, columns, outline, colour = _render_sprite(item, side)
+        full_areas.append(area(item.box) * size**2 * float(outline.mean()))
+        region, inside = canvas[rows, columns], _crop(outline, rows, columns, item.box, side)
+        paint = _crop(colour, rows, columns, item.box, side)
+        region[inside] += item.contrast * (paint[inside] - region[inside])
+        owners[rows, columns][inside] = index
+    pixels = _downsample(canvas * scene.brightness)
+    coverage = [_downsample(owners == index) >= 0.5 for index in range(len(scene.objects))]
+    return RenderedScene(
+        image=np.clip(np.rint(pixels), 0, 255).astype(np.uint8),
+        masks=np.array(coverage, dtype=bool).reshape(-1, size, size),
+        full_areas=np.array(full_areas),
+        stuff=stuff,
+    )
+
+
+def _downsample(values: np.ndarray) -> np.ndarray:
+    """Mean over blocks of `_SUPERSAMPLING` × `_SUPERSAMPLING`."""
+    height, width = values.shape[0] // _SUPERSAMPLING, values.shape[1] // _SUPERSAMPLING
+    blocks = values.reshape(height, _SUPERSAMPLING, width, _SUPERSAMPLING, *values.shape[2:])
+    return np.asarray(blocks.mean(axis=(1, 3)))
+
+
+def _pixel_box(box: np.ndarray, side: int) -> tuple[int, int, int, int]:
+    left, top, right, bottom = (round(float(value) * side) for value in box)
+    return left, top, max(right, left + 1), max(bottom, top + 1)
+
+
+def _render_sprite(item: SceneObject, side: int) -> tuple[slice, slice, np.ndarray, np.ndarray]:
+    """Rasterise one sprite at its full extent; the slices say which part lies in the image."""
+    left, top, right, bottom = _pixel_box(item.box, side)
+    u = (np.arange(right - left) + 0.5) / (right - left) * 2 - 1
+    v = (np.arange(bottom - top) + 0.5) / (bottom - top) * 2 - 1
+    grid_u, grid_v = np.meshgrid(u, v)
+    outline, colour = _SPRITES[item.category](grid_u, grid_v)
+    shading = 1.08 - 0.2 * (grid_v[..., None] + 1) / 2
+    rows = slice(max(top, 0), min(bottom, side))
+    columns = slice(max(left, 0), min(right, side))
+    return rows, columns, outline, np.clip(colour * item.tint * shading, 0, 255)
+
+
+def _crop(
+    values: np.ndarray, rows: slice, columns: slice, box: np.ndarray, side: int
+) -> np.ndarray:
+    left, top, _, _ = _pixel_box(box, side)
+    return values[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+
+
+def _render_background(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Paint sky and grounds with anti-aliased borders; return RGB (size, size, 3) and stuff map."""
+    x, y = np.meshgrid((np.arange(size) + 0.5) / size, (np.arange(size) + 0.5) / size)
+    below_horizon = y - scene.horizon - 0.025 * np.sin(4 * x + scene.phase)
+    below_shore = y - scene.shore - 0.03 * np.sin(5 * x - scene.phase)
+    noon, dusk = _rgb(120, 180, 235), _rgb(235, 170, 140)
+    zenith = noon + scene.hue * (dusk - noon)
+    sky = zenith + (y / 0.5)[..., None] * (_rgb(225, 235, 240) - zenith) * 0.7
+    grass = _rgb(120, 180, 80) - 28 * (y + 0.15 * np.sin(7 * x + 9 * y + scene.phase))[..., None]
+    water = _rgb(60, 130, 180) + 14 * np.sin(26 * y + 2 * np.sin(6 * x + scene.phase))[..., None]
+    sand = _rgb(228, 205, 150) + 8 * np.sin(14 * (y + 0.4 * x) + scene.phase)[..., None]
+    layers = (sky, grass, water, sand)
+    far, near = scene.grounds
+    pixels = sky
+    for depth, layer in ((below_horizon, layers[far]), (below_shore, layers[near])):
+        pixels = pixels + np.clip(depth * size + 0.5, 0, 1)[..., None] * (layer - pixels)
+    return pixels, np.where(below_horizon < 0, 0, np.where(below_shore < 0, far, near))
+
+
+def _labelled_scene(seed: int, split: int, size: int, index: int) -> tuple[Scene, RenderedScene]:
+    """Draw until every object shows at least `_MIN_VISIBLE_PIXELS` pixels."""
+    rng = np.random.default_rng([seed, split, index])
+    while True:
+        scene = sample_scene(rng)
+        rendered = render_scene(scene, size)
+        visible = rendered.masks.sum(axis=(1, 2))
+        if len(scene.objects) >= 3 and visible.min() >= _MIN_VISIBLE_PIXELS:
+            return scene, rendered
+
+
+def _annotations(scene: Scene, rendered: RenderedScene) -> Iterator[dict[str, Any]]:
+    for item, mask, full_area in zip(
+        scene.objects, rendered.masks, rendered.full_areas, strict=True
+    ):
+        left, top, right, bottom = np.clip(item.box, 0, 1)
+        inside = (right - left) * (bottom - top) / float(area(item.box))
+        yield {
+            "category_id": item.category + 1,
+            "bbox": xyxy_to_xywh(mask_to_box(mask)).tolist(),
+            "area": float(mask.sum()),
+            "iscrowd": 0,
+            "segmentation": encode_mask(mask),
+            "difficulty": {
+                "contrast": round(item.contrast, 3),
+                "brightness": round(scene.brightness, 3),
+                "truncation": round(1 - inside, 3),
+                "occlusion": round(max(0.0, 1 - mask.sum() / (full_area * inside)), 3),
+                "size": round(float(np.sqrt(mask.sum()) / mask.shape[0]), 3),
+            },
+        }
+
+
+def _stuff_annotations(rendered: RenderedScene) -> Iterator[dict[str, Any]]:
+    background = ~rendered.masks.any(axis=0)
+    for index in np.unique(rendered.stuff):
+        mask = (rendered.stuff == index) & background
+        if mask.sum() >= _MIN_VISIBLE_PIXELS:
+            yield {
+                "category_id": FIRST_STUFF_ID + int(index),
+                "bbox": xyxy_to_xywh(mask_to_box(mask)).tolist(),
+                "area": float(mask.sum()),
+                "iscrowd": 0,
+                "segmentation": encode_mask(mask),
+            }
+
+
+def _write_scene(folder: Path, seed: int, split: int, size: int, index: int) -> dict[str, Any]:
+    scene, rendered = _labelled_scene(seed, split, size, index)
+    file_name = f"{index + 1:012d}.png"
+    Image.fromarray(rendered.image).save(folder / file_name, compress_level=1)
+    return {
+        "image": {"id": index + 1, "file_name": file_name, "width": size, "height": size},
+        "things": list(_annotations(scene, rendered)),
+        "stuff": list(_stuff_annotations(rendered)),
+    }
+
+
+def write_scenes(
+    root: Path,
+    *,
+    num_train: int,
+    num_val: int,
+    size: int = 64,
+    seed: int = 0,
+    num_workers: int = 1,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Write the data set in COCO's layout under `root`.
+
+    Makes `train/`, `val/` and `annotations/{instances,stuff}_{train,val}.json`. Image k of a split
+    depends on (seed, split, k) alone, not on how many images or workers there are.
+
+    Args:
+        size: image side in pixels.
+        on_progress: called with images done and images in total.
+    """
+    (root / "annotations").mkdir(parents=True, exist_ok=True)
+    counts = {"train": num_train, "val": num_val}
+    done = 0
+    for split, (name, count) in enumerate(counts.items()):
+        folder = root / name
+        folder.mkdir(exist_ok=True)
+        records = []
+        with ProcessPoolExecutor(num_workers) as pool:
+            write = partial(_write_scene, folder, seed, split, size)
+            for record in pool.map(write, range(count), chunksize=32):
+                records.append(record)
+                done += 1
+                on_progress(done, sum(counts.values()))
+        _write_annotations(root / "annotations", name, records)
+
+
+def _write_annotations(folder: Path, split: str, records: list[dict[str, Any]]) -> None:
+    categories = {
+        "things": [{"id": i + 1, "name": name} for i, name in enumerate(THINGS)],
+        "stuff": [{"id": FIRST_STUFF_ID + i, "name": name} for i, name in enumerate(STUFF)],
+    }
+    for kind, prefix in (("things", "instances"), ("stuff", "stuff")):
+        annotations = [
+            {"image_id": record["image"]["id"], **annotation}
+            for record in records
+            for annotation in record[kind]
+        ]
+        document = {
+            "images": [record["image"] for record in records],
+            "annotations": [{"id": i + 1, **item} for i, item in enumerate(annotations)],
+            "categories": [{**item, "supercategory": kind} for item in categories[kind]],
+        }
+        (folder / f"{prefix}_{split}.json").write_text(json.dumps(document))

@@ -1,0 +1,202 @@
+"""The command line `detdiffusion`."""
+
+import json
+import logging
+import os
+import sys
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from data.errors import InvalidConfig, PipelineError
+from data.store import ArtifactStore, Manifest, StageIdentity, explain_miss
+from flows.presets import RunConfig, build_run, merge
+from tasks.execution import default_root
+from tasks.stages import STAGES, identify
+
+app = typer.Typer(
+    name="detdiffusion",
+    help="Turn a COCO-format detection data set into a better detector (DetDiffusion, CVPR 2024).",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+PresetArgument = Annotated[str, typer.Argument(help="smoke, demo, coco-256 or coco-512.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override an option, e.g. --set train_generator.num_steps=500; may be repeated. "
+        "Values are JSON, or text where they are not.",
+    ),
+]
+FileOption = Annotated[
+    Path | None, typer.Option("--config", help="TOML file of overrides; --set goes over it.")
+]
+
+
+def parse_assignment(text: str) -> dict[str, Any]:
+    """Turn `a.b=1` into nested options.
+
+    >>> parse_assignment("train_generator.num_steps=500")
+    {'train_generator': {'num_steps': 500}}
+
+    Raises:
+        InvalidConfig: there is no `=`.
+    """
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise InvalidConfig(f"--set {text!r}: write KEY=VALUE, e.g. train_generator.num_steps=500")
+    try:
+        options: Any = json.loads(value)
+    except json.JSONDecodeError:
+        options = value
+    for part in reversed(name.split(".")):
+        options = {part: options}
+    return dict(options)
+
+
+def configured_run(preset: str, assignments: list[str] | None, file: Path | None) -> RunConfig:
+    """Build a run from the command line's preset, file and assignments.
+
+    Raises:
+        InvalidConfig: an option or value does not exist, or the file cannot be read.
+    """
+    overrides: dict[str, Any] = {}
+    if file is not None:
+        try:
+            overrides = tomllib.loads(file.read_text())
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InvalidConfig(f"--config {file}: {error}") from error
+    for text in assignments or []:
+        overrides = merge(overrides, parse_assignment(text))
+    return build_run(preset, overrides)
+
+
+@app.command()
+def run(
+    preset: PresetArgument = "demo",
+    assignments: SetOption = None,
+    config_file: FileOption = None,
+    stage: Annotated[
+        str | None, typer.Option(help="Run this stage alone; its inputs must be there.")
+    ] = None,
+) -> None:
+    """Run every stage of a preset that has no intact artifact yet."""
+    config = configured_run(preset, assignments, config_file)
+    store = ArtifactStore(default_root())
+    identities = _chosen(identify(config.stage_configs()), stage)
+    if any(store.lookup(item.stage, item.key) is None for item in identities) or _has_server():
+        _run_flow(config, stage)
+    else:
+        typer.echo("Every stage is a hit; nothing to run.")
+    last = store.read(identities[-1].stage, identities[-1].key)
+    if last is not None:
+        _show_results(store, last)
+
+
+def _chosen(identities: dict[str, StageIdentity], stage: str | None) -> list[StageIdentity]:
+    if stage is not None and stage not in identities:
+        raise InvalidConfig(f"unknown stage {stage!r}: choose one of {', '.join(identities)}")
+    return [item for name, item in identities.items() if stage in (None, name)]
+
+
+def _has_server() -> bool:
+    return bool(os.environ.get("PREFECT_API_URL"))
+
+
+def _run_flow(config: RunConfig, stage: str | None) -> None:
+    """Run flows in this process, with a temporary Prefect server where none is configured.
+
+    Raises:
+        PipelineError: what made the run fail.
+    """
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
+    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "data,models,tasks,flows")
+    if sys.stderr.isatty():
+        os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    from flows import stages  # noqa: PLC0415  # Prefect reads the variables above at import
+
+    flow = stages.end_to_end if stage is None else getattr(stages, STAGES[stage].option)
+    state = flow(config, return_state=True)
+    if state.is_failed():
+        raise state.result(raise_on_failure=False)
+
+
+def _show_results(store: ArtifactStore, manifest: Manifest) -> None:
+    folder = store.path(manifest.stage, manifest.key)
+    for name, value in manifest.summary.get("results", {}).items():
+        typer.echo(f"{name:>26}  {value:.4g}")
+    report_page = folder / "report.html"
+    typer.echo(f"{'report' if report_page.exists() else 'artifact':>26}  "
+               f"{report_page if report_page.exists() else folder}")
+
+
+@app.command()
+def plan(
+    preset: PresetArgument = "demo",
+    assignments: SetOption = None,
+    config_file: FileOption = None,
+) -> None:
+    """Say for every stage whether its artifact is there, and if not, why."""
+    config = configured_run(preset, assignments, config_file)
+    store = ArtifactStore(default_root())
+    table = Table("stage", "state", "key", "why")
+    for identity in identify(config.stage_configs()).values():
+        if store.lookup(identity.stage, identity.key):
+            table.add_row(identity.stage, "hit", identity.key, "")
+        else:
+            newest = store.newest(identity.stage)
+            state = "miss" if newest is None else "stale"
+            table.add_row(identity.stage, state, identity.key, explain_miss(identity, newest))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+@app.command()
+def report(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one flat JSON object of numbers.")
+    ] = False,
+) -> None:
+    """Show the newest evaluation's numbers and where its report is."""
+    store = ArtifactStore(default_root())
+    manifest = store.newest("evaluate")
+    if manifest is None:
+        raise InvalidConfig(f"no evaluation under {store.root}: run `detdiffusion run demo` first")
+    if as_json:
+        typer.echo(json.dumps(flat_results(store, manifest), indent=1))
+    else:
+        _show_results(store, manifest)
+
+
+def flat_results(store: ArtifactStore, manifest: Manifest) -> dict[str, float]:
+    """The evaluation's numbers with the cost of the whole run.
+
+    `seconds_total` is the sum of the stages' wall-clock times when they were made, `peak_memory_gb`
+    the highest resident memory of the process tree in any of them.
+    """
+    stages = [manifest]
+    stages += filter(None, (store.read(name, key) for name, key in manifest.inputs.items()))
+    return {
+        **manifest.summary["results"],
+        "seconds_total": round(sum(item.seconds for item in stages), 1),
+        "peak_memory_gb": round(max(item.peak_memory_bytes for item in stages) / 1e9, 2),
+    }
+
+
+def main() -> None:
+    """Entry point: errors that a user can cause become one line and exit status 1."""
+    logging.captureWarnings(capture=True)
+    try:
+        app()
+    except PipelineError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)

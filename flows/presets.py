@@ -1,0 +1,217 @@
+"""Named, complete runs, and how a run is put together from a preset and overrides."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from data.errors import InvalidConfig
+from data.ingest import IngestConfig
+from data.store import RuntimeOnly
+from models.config import (
+    AttributeStageConfig,
+    DetectorConfig,
+    EvaluationConfig,
+    GeneratorConfig,
+    RetrainConfig,
+    SynthesisConfig,
+)
+from tasks.stages import STAGES
+
+PresetName = Literal["smoke", "demo", "coco-256", "coco-512"]
+
+
+class RunConfig(BaseModel):
+    """All options of a run: those of the preset, and over them those given."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    preset: PresetName = "demo"
+    ingest: IngestConfig
+    train_detector: DetectorConfig
+    train_scorer: DetectorConfig
+    extract_attributes: AttributeStageConfig
+    train_generator: GeneratorConfig
+    synthesize: SynthesisConfig
+    retrain: RetrainConfig
+    evaluate: EvaluationConfig
+
+    @model_validator(mode="before")
+    @classmethod
+    def _over_preset(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        preset = given.get("preset", "demo")
+        return merge(PRESETS[preset], given) if preset in PRESETS else given
+
+    def stage_configs(self) -> dict[str, BaseModel]:
+        """Options by stage name."""
+        return {name: getattr(self, stage.option) for name, stage in STAGES.items()}
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay nested options over others; neither is changed.
+
+    >>> merge({"a": {"x": 1, "y": 2}}, {"a": {"y": 3}})
+    {'a': {'x': 1, 'y': 3}}
+    """
+    merged = dict(base)
+    for name, value in over.items():
+        old = merged.get(name)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[name] = merge(old, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def build_run(preset: str, overrides: Mapping[str, Any]) -> RunConfig:
+    """Return a preset's run with options laid over it.
+
+    Raises:
+        InvalidConfig: the preset, an option or a value does not exist; the message names it.
+    """
+    if preset not in PRESETS:
+        raise InvalidConfig(f"unknown preset {preset!r}: choose one of {', '.join(get_args(PresetName))}")
+    try:
+        return RunConfig.model_validate({**overrides, "preset": preset})
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, item['loc']))}: {item['msg']} (got {item['input']!r})"
+            for item in error.errors()
+        )
+        raise InvalidConfig(f"preset {preset} with these options is not valid: {problems}") from error
+
+
+_RTMDET_NARROW = {
+    "config": "mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py",
+    "pretrained": False,
+    "image_size": (64, 64),
+    "batch_size": 8,
+    "learning_rate": 0.004,
+    "num_warmup_iterations": 50,
+    "checkpoint_interval": 100,
+    "num_workers": 0,
+    "overrides": {
+        "model.backbone.out_indices": (1, 2, 3),
+        "model.backbone.widen_factor": 0.25,
+        "model.neck.in_channels": [32, 64, 128],
+        "model.neck.out_channels": 64,
+        "model.bbox_head.in_channels": 64,
+        "model.bbox_head.feat_channels": 64,
+        "model.bbox_head.anchor_generator.strides": [4, 8, 16],
+        "model.train_cfg.assigner.topk": 5,
+    },
+}
+"""RTMDet-tiny at two thirds of its width, with strides 4, 8 and 16 for 64-pixel images."""
+
+_YOLOX_NARROW = {
+    "config": "mmdet::yolox/yolox_tiny_8xb8-300e_coco.py",
+    "pretrained": False,
+    "image_size": (64, 64),
+    "batch_size": 8,
+    "learning_rate": 0.004,
+    "num_warmup_iterations": 50,
+    "checkpoint_interval": 100,
+    "num_workers": 0,
+    "overrides": {
+        "model.backbone.out_indices": (1, 2, 3),
+        "model.backbone.widen_factor": 0.25,
+        "model.neck.in_channels": [32, 64, 128],
+        "model.neck.out_channels": 64,
+        "model.bbox_head.in_channels": 64,
+        "model.bbox_head.feat_channels": 64,
+        "model.bbox_head.strides": [4, 8, 16],
+        "optim_wrapper.optimizer": {"_delete_": True, "type": "AdamW", "weight_decay": 0.05},
+    },
+}
+"""YOLOX-tiny at two thirds of its width, with strides 4, 8 and 16 for 64-pixel images."""
+
+_DEMO: dict[str, Any] = {
+    "ingest": {"scenes": {"num_train": 4000, "num_val": 500, "size": 64}},
+    "train_detector": {**_RTMDET_NARROW, "num_iterations": 700},
+    "train_scorer": {**_YOLOX_NARROW, "num_iterations": 600},
+    "extract_attributes": {},
+    "train_generator": {
+        "base_model": {
+            "block_out_channels": (64, 64, 128),
+            "text_hidden_size": 64,
+            "max_prompt_length": 64,
+        },
+        "resolution": 64,
+        "layout_conditioning": "both",
+        "location_grid": 16,
+        "min_snr_gamma": 5.0,
+        "num_steps": 1000,
+        "batch_size": 32,
+        "learning_rate": 2e-3,
+        "text_learning_rate": 1e-3,
+        "num_warmup_steps": 100,
+        "ema_decay": 0.995,
+        "checkpoint_interval": 50,
+    },
+    "synthesize": {
+        "sampling": {
+            "sampler": "dpm-solver++",
+            "num_inference_steps": 15,
+            "guidance_scale": 2.0,
+            "batch_size": 64,
+        },
+        "sets": {
+            "train": {"split": "train", "policy": "hard", "num_layouts": 512},
+            "origin": {"split": "val", "policy": "origin", "num_layouts": 256},
+            "easy": {"split": "val", "policy": "easy", "num_layouts": 256},
+            "hard": {"split": "val", "policy": "hard", "num_layouts": 256},
+        },
+    },
+    "retrain": {"detector": {**_RTMDET_NARROW, "num_iterations": 700}},
+    "evaluate": {"features": "detector"},
+}
+
+_SMOKE = merge(
+    _DEMO,
+    {
+        "ingest": {"scenes": {"num_train": 48, "num_val": 16}},
+        "train_detector": {"num_iterations": 8},
+        "train_scorer": {"num_iterations": 8},
+        "train_generator": {"num_steps": 12, "batch_size": 8, "checkpoint_interval": 4},
+        "synthesize": {
+            "sampling": {"num_inference_steps": 3, "batch_size": 8},
+            "sets": {name: {"num_layouts": 8} for name in ("train", "origin", "easy", "hard")},
+        },
+        "retrain": {"detector": {"num_iterations": 8}},
+    },
+)
+
+_FASTER_RCNN = {"config": "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"}
+
+
+def _coco(resolution: int, guidance_scale: float, learning_rate: float) -> dict[str, Any]:
+    """COCO at paper scale; `ingest.train` and `ingest.val` are the user's to give."""
+    return {
+        "ingest": {},
+        "train_detector": _FASTER_RCNN,
+        "train_scorer": {
+            "config": "mmdet::yolox/yolox_s_8xb8-300e_coco.py",
+            "image_size": (640, 640),
+            "learning_rate": 0.01,
+        },
+        "extract_attributes": {},
+        "train_generator": {
+            "resolution": resolution,
+            "max_objects": 8,
+            "min_area_fraction": 0.02,
+            "learning_rate": learning_rate,
+            "text_learning_rate": 0.75 * learning_rate,
+        },
+        "synthesize": {"sampling": {"guidance_scale": guidance_scale}},
+        "retrain": {"detector": _FASTER_RCNN},
+        "evaluate": {},
+    }
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "smoke": _SMOKE,
+    "demo": _DEMO,
+    "coco-256": _coco(256, guidance_scale=4.0, learning_rate=1.5e-4),
+    "coco-512": _coco(512, guidance_scale=4.5, learning_rate=4e-5),
+}
+"""Preset name to the options in which it differs from the defaults, which are the paper's."""

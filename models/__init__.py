@@ -1,0 +1,1 @@
+"""What needs gradients or weights: conditioning, losses, training, sampling, detectors, metrics."""

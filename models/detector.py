@@ -1,0 +1,351 @@
+"""MMDetection detectors: built by config name, trained by MMEngine's runner, used for inference.
+
+The only module that imports mmdet and mmengine. A trained detector is a folder with `config.py`
+(an MMEngine config), `model.safetensors` and `detector.json` (the categories).
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.hooks import Hook
+from mmengine.hub import get_config
+from mmengine.registry import init_default_scope
+from mmengine.runner import CheckpointLoader, Runner
+from torch import Tensor
+from safetensors.torch import load_model, save_model
+
+from data.errors import InvalidConfig, InvalidModel
+from data.tables import BOX_COLUMNS, DETECTIONS
+from models.config import DetectorConfig
+from models.devices import default_device
+from models.mmcv_ops import install_mmcv_ops
+
+install_mmcv_ops()
+
+from mmdet.registry import MODELS  # noqa: E402  # needs the operators above
+from mmdet.structures import DetDataSample  # noqa: E402
+from mmdet.utils import register_all_modules  # noqa: E402
+
+logger = logging.getLogger(__name__)
+
+_WORK_FOLDER_SCHEME = "work-folder:"
+"""Checkpoints that this project wrote itself; MMEngine pickles its message hub into them."""
+
+
+@dataclass(frozen=True, slots=True)
+class CocoFolder:
+    """A COCO data set on disk: an instances file and the folder its file names are relative to."""
+
+    annotations: Path
+    images: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Detections:
+    """What a detector found in one image.
+
+    Attributes:
+        image_id: COCO image id.
+        boxes: xyxy in pixels of the original image, float32 (num_detections, 4).
+        scores: in [0, 1], float32 (num_detections,).
+        category_ids: COCO category ids, int64 (num_detections,).
+    """
+
+    image_id: int
+    boxes: np.ndarray
+    scores: np.ndarray
+    category_ids: np.ndarray
+
+
+def detections_table(split: str, detections: Iterable[Detections]) -> pa.Table:
+    """Collect detections into a table with schema `data.tables.DETECTIONS`."""
+    found = list(detections)
+    boxes = np.concatenate([np.zeros((0, 4), np.float32), *(item.boxes for item in found)])
+    counts = [len(item.scores) for item in found]
+    return pa.table(
+        {
+            "split": np.full(sum(counts), split, dtype=object),
+            "image_id": np.repeat([item.image_id for item in found], counts).astype(np.int64),
+            "category_id": np.concatenate([np.zeros(0, np.int64), *(i.category_ids for i in found)]),
+            "score": np.concatenate([np.zeros(0, np.float32), *(item.scores for item in found)]),
+            **{name: boxes[:, column] for column, name in enumerate(BOX_COLUMNS)},
+        },
+        schema=DETECTIONS,
+    )
+
+
+def build_config(
+    settings: DetectorConfig,
+    train_sets: Sequence[CocoFolder],
+    categories: dict[int, str],
+    work: Path,
+) -> Config:
+    """Complete an MMDetection config for training on COCO folders.
+
+    Args:
+        train_sets: concatenated in this order.
+        categories: COCO category id to name, in label order.
+        work: folder for checkpoints.
+
+    Raises:
+        InvalidConfig: the config name or an override does not exist.
+    """
+    try:
+        config = _read_config(settings.config)
+    except (FileNotFoundError, ValueError, AttributeError) as error:
+        raise InvalidConfig(f"detector config {settings.config!r}: {error}") from error
+    _set_everywhere(config.model, "num_classes", len(categories))
+    if not settings.pretrained:
+        _set_everywhere(config.model, "init_cfg", None)
+    config.model.data_preprocessor["pad_size_divisor"] = 32
+    config.model.data_preprocessor["batch_augments"] = None
+    config.merge_from_dict(_training_options(settings, work))
+    config.merge_from_dict(_data_options(settings, train_sets, categories))
+    try:
+        config.merge_from_dict(settings.overrides)
+    except (KeyError, TypeError, IndexError) as error:
+        raise InvalidConfig(f"detector overrides {settings.overrides}: {error}") from error
+    return config
+
+
+def _read_config(name: str) -> Config:
+    config = get_config(name) if name.startswith("mmdet::") else Config.fromfile(name)
+    for split in ("val", "test"):
+        for part in ("dataloader", "cfg", "evaluator"):
+            config[f"{split}_{part}"] = None
+    config["custom_hooks"] = []
+    return config
+
+
+def _set_everywhere(node: Any, name: str, value: Any) -> None:
+    """Set a key wherever it occurs in a nested config."""
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    for child in children:
+        _set_everywhere(child, name, value)
+    if isinstance(node, dict) and name in node:
+        node[name] = value
+
+
+def _training_options(settings: DetectorConfig, work: Path) -> dict[str, Any]:
+    warmup = min(settings.num_warmup_iterations, settings.num_iterations - 1)
+    scheduler = [
+        {"type": "LinearLR", "start_factor": 0.01, "by_epoch": False, "begin": 0, "end": warmup},
+        {
+            "type": "CosineAnnealingLR",
+            "by_epoch": False,
+            "begin": warmup,
+            "end": settings.num_iterations,
+            "T_max": settings.num_iterations - warmup,
+            "eta_min_ratio": 0.01,
+        },
+    ]
+    return {
+        "work_dir": str(work),
+        "default_scope": "mmdet",
+        "load_from": None,
+        "log_level": "WARNING",
+        "randomness": {"seed": settings.seed},
+        "train_cfg": {
+            "_delete_": True,
+            "type": "IterBasedTrainLoop",
+            "max_iters": settings.num_iterations,
+            "val_interval": settings.num_iterations + 1,
+        },
+        "param_scheduler": scheduler[0 if warmup else 1 :],
+        "optim_wrapper.optimizer.lr": settings.learning_rate,
+        "default_hooks.checkpoint": {
+            "_delete_": True,
+            "type": "CheckpointHook",
+            "by_epoch": False,
+            "interval": settings.checkpoint_interval,
+            "max_keep_ckpts": 2,
+        },
+        "default_hooks.logger": {"_delete_": True, "type": "LoggerHook", "interval": 10**9},
+    }
+
+
+def _data_options(
+    settings: DetectorConfig, train_sets: Sequence[CocoFolder], categories: dict[int, str]
+) -> dict[str, Any]:
+    resize = {"type": "Resize", "scale": settings.image_size, "keep_ratio": True}
+    pipeline = [
+        {"type": "LoadImageFromFile"},
+        {"type": "LoadAnnotations", "with_bbox": True},
+        resize,
+        {"type": "RandomFlip", "prob": 0.5},
+        {"type": "PackDetInputs"},
+    ]
+    metadata = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
+    datasets = [
+        {
+            "type": "CocoDataset",
+            "ann_file": str(folder.annotations),
+            "data_prefix": {"img": str(folder.images)},
+            "metainfo": {"classes": tuple(categories.values())},
+            "filter_cfg": {"filter_empty_gt": False},
+            "pipeline": pipeline,
+        }
+        for folder in train_sets
+    ]
+    return {
+        "train_dataloader": {
+            "_delete_": True,
+            "batch_size": settings.batch_size,
+            "num_workers": settings.num_workers,
+            "persistent_workers": settings.num_workers > 0,
+            "sampler": {"type": "InfiniteSampler", "shuffle": True},
+            "dataset": {"type": "ConcatDataset", "datasets": datasets},
+        },
+        "test_pipeline": [
+            {"type": "LoadImageFromFile"},
+            resize,
+            {"type": "PackDetInputs", "meta_keys": metadata},
+        ],
+    }
+
+
+class _ProgressHook(Hook):  # type: ignore[misc]  # mmengine is untyped
+    """Reports every step's losses to a callback."""
+
+    def __init__(self, on_step: Callable[[int, dict[str, float]], None]) -> None:
+        self._on_step = on_step
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        losses = {k: float(v) for k, v in (outputs or {}).items() if "loss" in k}
+        self._on_step(runner.iter + 1, losses)
+
+
+def _load_own_checkpoint(filename: str, map_location: Any = None) -> Any:
+    path = filename.removeprefix(_WORK_FOLDER_SCHEME)
+    return torch.load(path, map_location=map_location, weights_only=False)
+
+
+def _newest_checkpoint(work: Path) -> Path | None:
+    return max(work.glob("iter_*.pth"), key=lambda path: int(path.stem[5:]), default=None)
+
+
+def train_detector(
+    settings: DetectorConfig,
+    train_sets: Sequence[CocoFolder],
+    categories: dict[int, str],
+    work: Path,
+    out: Path,
+    on_step: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
+) -> None:
+    """Train a detector and export it to `out`; a killed run goes on from its newest checkpoint.
+
+    Args:
+        train_sets: COCO folders, concatenated.
+        categories: COCO category id to name, in label order.
+        work: folder for resumable checkpoints.
+        out: folder to create, readable by `Detector.load`.
+        on_step: called with the step's number, from 1, and its losses.
+
+    Raises:
+        InvalidConfig: the config name or an override does not exist.
+    """
+    register_all_modules(init_default_scope=True)
+    config = build_config(settings, train_sets, categories, work)
+    checkpoint = _newest_checkpoint(work)
+    if checkpoint:
+        CheckpointLoader.register_scheme(_WORK_FOLDER_SCHEME, _load_own_checkpoint, force=True)
+        config.load_from, config.resume = f"{_WORK_FOLDER_SCHEME}{checkpoint}", True
+        logger.info("resuming detector training from %s", checkpoint.name)
+    try:
+        runner = Runner.from_cfg(config)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InvalidConfig(f"detector config {settings.config!r} cannot be built: {error}") from error
+    runner.model.to(memory_format=torch.channels_last)
+    runner.register_hook(_ProgressHook(on_step), priority="LOWEST")
+    runner.train()
+    _export(runner.model, config, categories, out)
+
+
+def _export(model: torch.nn.Module, config: Config, categories: dict[int, str], out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    exported = Config({"model": config.model, "test_pipeline": config.test_pipeline})
+    _set_everywhere(exported.model, "init_cfg", None)
+    exported.dump(out / "config.py")
+    model.to(memory_format=torch.contiguous_format)
+    save_model(model, str(out / "model.safetensors"))
+    (out / "detector.json").write_text(json.dumps({"categories": list(categories.items())}))
+
+
+class Detector:
+    """A trained detector, ready for inference."""
+
+    def __init__(self, model: torch.nn.Module, pipeline: Compose, category_ids: Sequence[int]):
+        self._model = model
+        self._pipeline = pipeline
+        self._category_ids = np.array(category_ids)
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device | None = None) -> "Detector":
+        """Load a folder written by `train_detector`.
+
+        Raises:
+            InvalidModel: a file is missing or does not fit the config.
+        """
+        register_all_modules(init_default_scope=False)
+        init_default_scope("mmdet")
+        try:
+            config = Config.fromfile(folder / "config.py")
+            categories = json.loads((folder / "detector.json").read_text())["categories"]
+            model = MODELS.build(config.model)
+            load_model(model, str(folder / "model.safetensors"))
+        except (OSError, RuntimeError, KeyError) as error:
+            raise InvalidModel(f"detector folder {folder}: {error}") from error
+        model.to(device or default_device()).eval()
+        return cls(model, Compose(config.test_pipeline), [key for key, _ in categories])
+
+    @torch.no_grad()
+    def detect(
+        self, images: Sequence[tuple[int, Path]], batch_size: int
+    ) -> Iterator[Detections]:
+        """Detect objects in image files.
+
+        Args:
+            images: COCO image id and path of each image.
+
+        Yields:
+            One `Detections` per image, in order.
+        """
+        for start in range(0, len(images), batch_size):
+            batch = images[start : start + batch_size]
+            inputs = [self._pipeline({"img_id": k, "img_path": str(path)}) for k, path in batch]
+            results = self._model.test_step(pseudo_collate(inputs))  # type: ignore[operator]
+            for (image_id, _), result in zip(batch, results, strict=True):
+                found = result.pred_instances
+                yield Detections(
+                    image_id=image_id,
+                    boxes=found.bboxes.cpu().numpy().astype(np.float32),
+                    scores=found.scores.cpu().numpy().astype(np.float32),
+                    category_ids=self._category_ids[found.labels.cpu().numpy()],
+                )
+
+    @torch.no_grad()
+    def backbone_features(self, images: Tensor) -> Tensor:
+        """Average the backbone's deepest feature map over each image.
+
+        Args:
+            images: uint8 RGB (batch, 3, height, width).
+
+        Returns:
+            Features (batch, channels), float32.
+        """
+        device = next(self._model.parameters()).device
+        inputs = list(images.flip(1).to(device))
+        samples = [DetDataSample(metainfo={"img_shape": tuple(images.shape[2:])}) for _ in inputs]
+        prepared = self._model.data_preprocessor({"inputs": inputs, "data_samples": samples})  # type: ignore[operator]
+        return self._model.backbone(prepared["inputs"])[-1].mean(dim=(2, 3))  # type: ignore[operator, no-any-return]

@@ -1,0 +1,78 @@
+"""COCO metrics of detections, through faster-coco-eval (equal to pycocotools, many times faster)."""
+
+import contextlib
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from faster_coco_eval import COCO, COCOeval_faster
+
+from data.boxes import xyxy_to_xywh
+from data.tables import box_array
+
+
+@dataclass(frozen=True, slots=True)
+class CocoMetrics:
+    """COCO's twelve numbers that matter here; -1 where there is no object of that size.
+
+    Attributes:
+        map: average precision at IoU 0.50:0.95.
+        map50: at IoU 0.50.
+        map75: at IoU 0.75.
+        map_small: of objects under 32² pixels.
+        map_medium: of objects from 32² to 96² pixels.
+        map_large: of objects over 96² pixels.
+        mar100: average recall with at most 100 detections an image.
+    """
+
+    map: float
+    map50: float
+    map75: float
+    map_small: float
+    map_medium: float
+    map_large: float
+    mar100: float
+
+    def as_row(self) -> dict[str, float]:
+        """The numbers as a table row."""
+        return asdict(self)
+
+
+def coco_metrics(
+    instances: Path, detections: pa.Table, image_ids: Sequence[int] | None = None
+) -> CocoMetrics:
+    """Evaluate detections against a COCO instances file.
+
+    Args:
+        detections: table with the columns of `data.tables.DETECTIONS`, all of one split.
+        image_ids: evaluate these images alone; None for all of the file.
+    """
+    if detections.num_rows == 0:
+        return CocoMetrics(0, 0, 0, 0, 0, 0, 0)
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(instances))
+        found = truth.loadRes(_results(detections))
+        evaluation = COCOeval_faster(truth, found, "bbox")
+        if image_ids is not None:
+            evaluation.params.imgIds = sorted(image_ids)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    stats = np.asarray(evaluation.stats, dtype=np.float64)
+    return CocoMetrics(*map(float, stats[:6]), mar100=float(stats[8]))
+
+
+def _results(detections: pa.Table) -> np.ndarray:
+    """Detections as COCO's (image_id, x, y, width, height, score, category_id) rows."""
+    columns = [detections[name].to_numpy()[:, None] for name in ("image_id", "score", "category_id")]
+    boxes_xywh = xyxy_to_xywh(box_array(detections))
+    return np.concatenate([columns[0], boxes_xywh, *columns[1:]], axis=1)
+
+
+def of_split(detections: pa.Table, split: str) -> pa.Table:
+    """The detections of one split."""
+    return detections.filter(pc.field("split") == split)

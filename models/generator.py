@@ -1,0 +1,228 @@
+"""The generator's modules and their folder: diffusers' Stable Diffusion format plus `layout.json`."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from tokenizers import Tokenizer, models as tokenizer_models, pre_tokenizers, trainers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from data.errors import InvalidModel
+from data.prompts import LocationGrid
+from data.tables import Category
+from models.autoencoder import PatchAutoencoder, pixel_values
+from models.conditioning import LayoutEncoder, add_layout_tokens, widen_input
+from models.config import NewModelConfig
+
+_LAYOUT_FILE = "layout.json"
+_AUTOENCODERS = {"AutoencoderKL": AutoencoderKL, "PatchAutoencoder": PatchAutoencoder}
+
+
+@dataclass(slots=True)
+class BaseModel:
+    """The modules of a Stable Diffusion folder."""
+
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL | PatchAutoencoder
+    noise_scheduler: DDPMScheduler
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels per latent cell."""
+        if isinstance(self.vae, PatchAutoencoder):
+            return int(self.vae.config.patch_size)
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+
+def load_base_model(name: str) -> BaseModel:
+    """Load a Stable Diffusion folder or hub id.
+
+    Raises:
+        InvalidModel: a part is missing or of another architecture.
+    """
+    try:
+        vae_class = PatchAutoencoder.load_config(name, subfolder="vae")["_class_name"]
+        if vae_class not in _AUTOENCODERS:
+            raise InvalidModel(f"{name}: autoencoder {vae_class} is none of {sorted(_AUTOENCODERS)}")
+        return BaseModel(
+            tokenizer=CLIPTokenizer.from_pretrained(name, subfolder="tokenizer"),
+            text_encoder=CLIPTextModel.from_pretrained(name, subfolder="text_encoder"),
+            unet=UNet2DConditionModel.from_pretrained(name, subfolder="unet"),
+            vae=_AUTOENCODERS[vae_class].from_pretrained(name, subfolder="vae"),
+            noise_scheduler=DDPMScheduler.from_pretrained(name, subfolder="scheduler"),
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InvalidModel(
+            f"{name} is not a Stable Diffusion folder or hub id "
+            f"(tokenizer, text_encoder, unet, vae, scheduler): {error}"
+        ) from error
+
+
+def save_base_model(model: BaseModel, folder: Path) -> None:
+    """Write a folder that `load_base_model` and diffusers read."""
+    model.tokenizer.save_pretrained(folder / "tokenizer")
+    model.text_encoder.save_pretrained(folder / "text_encoder")
+    model.unet.save_pretrained(folder / "unet")
+    model.vae.save_pretrained(folder / "vae")
+    model.noise_scheduler.save_pretrained(folder / "scheduler")
+    libraries: dict[str, Any] = {"_class_name": "StableDiffusionPipeline"}
+    libraries |= {name: [None, None] for name in ("feature_extractor", "safety_checker")}
+    for name, module in (
+        ("tokenizer", model.tokenizer),
+        ("text_encoder", model.text_encoder),
+        ("unet", model.unet),
+        ("vae", model.vae),
+        ("scheduler", model.noise_scheduler),
+    ):
+        package = type(module).__module__
+        library = package.partition(".")[0]
+        libraries[name] = [package if library == "models" else library, type(module).__name__]
+    (folder / "model_index.json").write_text(json.dumps(libraries, indent=2))
+
+
+def create_base_model(
+    config: NewModelConfig, images: np.ndarray, class_names: Sequence[str], seed: int
+) -> BaseModel:
+    """Create a small model with random weights in Stable Diffusion's shape.
+
+    Args:
+        images: uint8 (num_images, height, width, 3), to fit the autoencoder to.
+        class_names: text that the tokenizer learns its vocabulary from.
+    """
+    torch.manual_seed(seed)
+    tokenizer = train_tokenizer(["An image with", *class_names], config.max_prompt_length)
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.text_hidden_size,
+            intermediate_size=2 * config.text_hidden_size,
+            num_hidden_layers=config.text_layers,
+            num_attention_heads=config.text_hidden_size // 32,
+            max_position_embeddings=config.max_prompt_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    depth = len(config.block_out_channels)
+    unet = UNet2DConditionModel(
+        sample_size=images.shape[1] // config.patch_size,
+        in_channels=config.latent_channels,
+        out_channels=config.latent_channels,
+        block_out_channels=config.block_out_channels,
+        layers_per_block=config.layers_per_block,
+        down_block_types=("DownBlock2D",) * depth,
+        up_block_types=("UpBlock2D",) * depth,
+        cross_attention_dim=config.text_hidden_size,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    )
+    return BaseModel(
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        unet=unet,
+        vae=PatchAutoencoder.fit(pixel_values(images), config.patch_size, config.latent_channels),
+        noise_scheduler=DDPMScheduler(
+            beta_schedule="scaled_linear",
+            beta_start=0.00085,
+            beta_end=0.012,
+            clip_sample=False,
+            prediction_type=config.prediction_type,
+            steps_offset=1,
+        ),
+    )
+
+
+def train_tokenizer(texts: Sequence[str], max_length: int) -> CLIPTokenizer:
+    """Train a CLIP tokenizer whose vocabulary holds every word of the texts as one token."""
+    trainer = trainers.BpeTrainer(
+        special_tokens=["<|startoftext|>", "<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    learner = Tokenizer(
+        tokenizer_models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>")  # noqa: S106
+    )
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    words = [text.lower().replace("-", " ") for text in texts]
+    learner.train_from_iterator(words * 2, trainer)
+    learned = json.loads(learner.to_str())["model"]
+    merges = [tuple(pair) for pair in learned["merges"]]
+    return CLIPTokenizer(vocab=learned["vocab"], merges=merges, model_max_length=max_length)
+
+
+@dataclass(slots=True)
+class Generator:
+    """A base model that understands layouts."""
+
+    model: BaseModel
+    encoder: LayoutEncoder
+
+
+def prepare_generator(
+    model: BaseModel,
+    categories: tuple[Category, ...],
+    conditioning: str,
+    grid: LocationGrid,
+    overflow: str,
+    perception_attributes: bool = True,
+) -> Generator:
+    """Teach a base model the layout tokens and widen its input for the canvas, in place."""
+    add_layout_tokens(model.tokenizer, model.text_encoder, grid)
+    encoder = LayoutEncoder(
+        model.tokenizer,
+        categories,
+        conditioning,  # type: ignore[arg-type]
+        grid,
+        overflow,  # type: ignore[arg-type]
+        perception_attributes,
+    )
+    if encoder.canvas_channels:
+        widen_input(model.unet, encoder.canvas_channels)
+    return Generator(model, encoder)
+
+
+def save_generator(generator: Generator, folder: Path) -> None:
+    """Write the folder; `load_generator` reads it, and diffusers reads its modules."""
+    save_base_model(generator.model, folder)
+    encoder = generator.encoder
+    document = {
+        "layout_conditioning": encoder.conditioning,
+        "grid": asdict(encoder.grid),
+        "overflow": encoder.overflow,
+        "perception_attributes": encoder.perception_attributes,
+        "categories": [asdict(item) for item in encoder.categories],
+    }
+    (folder / _LAYOUT_FILE).write_text(json.dumps(document, indent=2))
+
+
+def load_generator(folder: Path) -> Generator:
+    """Load a folder written by `save_generator`.
+
+    Raises:
+        InvalidModel: a part is missing or damaged.
+    """
+    model = load_base_model(str(folder))
+    try:
+        document = json.loads((folder / _LAYOUT_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise InvalidModel(f"{folder / _LAYOUT_FILE}: {error}") from error
+    encoder = LayoutEncoder(
+        tokenizer=model.tokenizer,
+        categories=tuple(Category(**item) for item in document["categories"]),
+        conditioning=document["layout_conditioning"],
+        grid=LocationGrid(**document["grid"]),
+        overflow=document["overflow"],
+        perception_attributes=document["perception_attributes"],
+    )
+    return Generator(model, encoder)

@@ -1,0 +1,114 @@
+"""The stages: their order, their options, and the identity of what they would make."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pydantic import BaseModel
+
+from data.errors import InvalidConfig
+from data.ingest import IngestConfig, source_digest
+from data.store import StageIdentity, keyed_options
+from models.config import (
+    AttributeStageConfig,
+    DetectorConfig,
+    EvaluationConfig,
+    GeneratorConfig,
+    RetrainConfig,
+    SynthesisConfig,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage of the pipeline.
+
+    Attributes:
+        name: as in the command line, the deployments and the artifact root.
+        version: bumped by hand whenever the stage's code changes its output.
+        config: class of its options.
+        inputs: names of the stages whose artifacts it reads.
+        step: module whose `run` does the work.
+    """
+
+    name: str
+    version: int
+    config: type[BaseModel]
+    inputs: tuple[str, ...]
+    step: str
+
+    @property
+    def option(self) -> str:
+        """Name of its options in a run's configuration."""
+        return self.name.replace("-", "_")
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage("ingest", 1, IngestConfig, (), "tasks.ingest"),
+        Stage("train-detector", 1, DetectorConfig, ("ingest",), "tasks.train_detector"),
+        Stage("train-scorer", 1, DetectorConfig, ("ingest",), "tasks.train_detector"),
+        Stage(
+            "extract-attributes",
+            1,
+            AttributeStageConfig,
+            ("ingest", "train-detector"),
+            "tasks.extract_attributes",
+        ),
+        Stage(
+            "train-generator",
+            1,
+            GeneratorConfig,
+            ("ingest", "extract-attributes"),
+            "tasks.train_generator",
+        ),
+        Stage(
+            "synthesize",
+            1,
+            SynthesisConfig,
+            ("ingest", "extract-attributes", "train-generator"),
+            "tasks.synthesize",
+        ),
+        Stage("retrain", 1, RetrainConfig, ("ingest", "synthesize"), "tasks.retrain"),
+        Stage(
+            "evaluate",
+            1,
+            EvaluationConfig,
+            (
+                "ingest",
+                "train-detector",
+                "train-scorer",
+                "extract-attributes",
+                "train-generator",
+                "synthesize",
+                "retrain",
+            ),
+            "tasks.evaluate",
+        ),
+    )
+}
+"""Every stage, after the stages it reads from."""
+
+
+def identify(configs: Mapping[str, BaseModel]) -> dict[str, StageIdentity]:
+    """Compute the identity of every stage's artifact for a run.
+
+    Args:
+        configs: stage name to its options.
+
+    Raises:
+        InvalidDataset: a path of the data set does not exist.
+        InvalidConfig: a stage has no options.
+    """
+    identities: dict[str, StageIdentity] = {}
+    for stage in STAGES.values():
+        config = configs.get(stage.name)
+        if not isinstance(config, stage.config):
+            raise InvalidConfig(f"stage {stage.name} needs options of type {stage.config.__name__}")
+        inputs = {name: identities[name].key for name in stage.inputs}
+        if isinstance(config, IngestConfig):
+            inputs["source"] = source_digest(config)
+        identities[stage.name] = StageIdentity(
+            stage.name, stage.version, keyed_options(config), inputs
+        )
+    return identities

@@ -1,0 +1,180 @@
+"""Stage `synthesize`: synthetic COCO data sets from the real layouts at a chosen difficulty."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from data.boxes import area, xyxy_to_xywh
+from data.coco import write_coco
+from data.errors import InvalidDataset
+from data.gallery import contact_sheet, draw_layout
+from data.layouts import Layout, count_objects, evenly_spaced, image_seed, read_layouts
+from data.tables import Dataset, write_table
+from models.config import SamplingConfig, SynthesisConfig, SyntheticSetConfig
+from models.generator import Generator, load_generator
+from models.sampling import sample_batch
+from models.training import read_square
+from tasks.cards import markdown_picture, markdown_table, write_card
+from tasks.context import StepContext, Summary
+
+IMAGES, INSTANCES, MANIFEST = "images", "instances.json", "manifest.parquet"
+"""What a synthetic set's folder holds."""
+
+_THUMBNAIL = 96
+
+
+@dataclass(frozen=True, slots=True)
+class SyntheticImage:
+    """One image to be generated.
+
+    Attributes:
+        image_id: id in the synthetic data set.
+        layout: with the attributes to ask for; `layout.image_id` is the real image's.
+        repeat: 0 for the layout's first image.
+        seed: of the initial noise.
+    """
+
+    image_id: int
+    layout: Layout
+    repeat: int
+    seed: int
+
+    @property
+    def file_name(self) -> str:
+        """Name of the image file."""
+        return f"{self.image_id:012d}.png"
+
+
+def run(context: StepContext[SynthesisConfig]) -> Summary:
+    """Generate every configured set; finished batches survive a crash."""
+    config = context.config
+    dataset = Dataset(context.inputs["ingest"])
+    attributes = pq.read_table(context.inputs["extract-attributes"] / "attributes.parquet")
+    generator = load_generator(context.inputs["train-generator"] / "generator")
+    sets = {
+        name: _planned(dataset, attributes, config, chosen) for name, chosen in config.sets.items()
+    }
+    total, done = sum(map(len, sets.values())), 0
+    for name, images in sets.items():
+        for count in _generate(generator, images, config.sampling, context.out / name):
+            done += count
+            context.progress(done, total, f"images of set {name}")
+        _describe(generator, dataset, images, context.out / name)
+    rows = [
+        {"set": name, "images": len(images), "objects": count_objects(i.layout for i in images)}
+        for name, images in sets.items()
+    ]
+    sheets = [f"## {name}\n\n{_sheet(context.out / name, items)}" for name, items in sets.items()]
+    write_card(context.out, "Synthetic data sets", markdown_table(rows), *sheets)
+    return {"sets": rows}
+
+
+def _planned(
+    dataset: Dataset, attributes: pa.Table, config: SynthesisConfig, chosen: SyntheticSetConfig
+) -> list[SyntheticImage]:
+    layouts = read_layouts(
+        dataset,
+        attributes,
+        chosen.split,
+        min_things=config.min_things,
+        max_things=config.max_things,
+    )
+    if not layouts:
+        raise InvalidDataset(
+            f"no {chosen.split} image has {config.min_things} to {config.max_things} things: "
+            "change synthesis.min_things and synthesis.max_things"
+        )
+    jobs = [
+        (layout.with_policy(chosen.policy), repeat)
+        for layout in evenly_spaced(layouts, chosen.num_layouts or len(layouts))
+        for repeat in range(chosen.images_per_layout)
+    ]
+    return [
+        SyntheticImage(
+            image_id=index + 1,
+            layout=layout,
+            repeat=repeat,
+            seed=image_seed(config.sampling.seed, layout.image_id, repeat),
+        )
+        for index, (layout, repeat) in enumerate(jobs)
+    ]
+
+
+def _generate(
+    generator: Generator, images: list[SyntheticImage], config: SamplingConfig, folder: Path
+) -> Iterator[int]:
+    """Write the image files batch by batch, skipping finished batches; yield images per batch."""
+    (folder / IMAGES).mkdir(parents=True, exist_ok=True)
+    for unfinished in (folder / IMAGES).glob("*.tmp"):
+        unfinished.unlink()
+    for start in range(0, len(images), config.batch_size):
+        batch = images[start : start + config.batch_size]
+        paths = [folder / IMAGES / item.file_name for item in batch]
+        if not all(path.exists() for path in paths):
+            layouts, seeds = [item.layout for item in batch], [item.seed for item in batch]
+            pictures = sample_batch(generator, layouts, seeds, config)
+            for item, path, pixels in zip(batch, paths, pictures, strict=True):
+                _write_image(Image.fromarray(pixels), item.layout, path)
+        yield len(batch)
+
+
+def _write_image(image: Image.Image, layout: Layout, path: Path) -> None:
+    """Save at the source image's size, in one rename."""
+    size = (layout.width, layout.height)
+    temporary = path.with_suffix(".tmp")
+    resized = image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+    resized.save(temporary, "PNG", compress_level=1)
+    temporary.replace(path)
+
+
+def _describe(
+    generator: Generator, dataset: Dataset, images: list[SyntheticImage], folder: Path
+) -> None:
+    """Write the COCO instances file and the per-image manifest."""
+    pictures: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    for item in images:
+        layout, prompt = item.layout, generator.encoder.prompt(item.layout)
+        size = {"width": layout.width, "height": layout.height}
+        pictures.append({"id": item.image_id, "file_name": item.file_name, **size})
+        for index in prompt.objects:
+            if layout.is_thing[index]:
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": item.image_id,
+                        "category_id": int(layout.category_ids[index]),
+                        "bbox": xyxy_to_xywh(layout.boxes[index]).tolist(),
+                        "area": float(area(layout.boxes[index])),
+                        "iscrowd": 0,
+                        "attribute": layout.attributes[index],
+                    }
+                )
+        rows.append(
+            {
+                "image_id": item.image_id,
+                "file_name": item.file_name,
+                "source_image_id": layout.image_id,
+                "repeat": item.repeat,
+                "seed": item.seed,
+                "prompt": prompt.text,
+                "num_omitted": len(prompt.omitted),
+            }
+        )
+    write_coco(folder / INSTANCES, pictures, annotations, dataset.things)
+    write_table(pa.Table.from_pylist(rows), folder / MANIFEST)
+
+
+def _sheet(folder: Path, images: list[SyntheticImage]) -> str:
+    pictures = [
+        draw_layout(read_square(folder / IMAGES / item.file_name, _THUMBNAIL), item.layout, 1)
+        for item in images[:16]
+    ]
+    rows = [pictures[start : start + 8] for start in range(0, len(pictures), 8)]
+    return markdown_picture(contact_sheet(rows), "generated images with the boxes asked for")
