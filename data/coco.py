@@ -60,7 +60,9 @@ def read_coco(path: Path) -> CocoFile:
     try:
         return msgspec.json.decode(path.read_bytes(), type=CocoFile, strict=False)
     except OSError as error:
-        raise InvalidDataset(f"{path}: {error.strerror}; give the path of a COCO JSON file") from error
+        raise InvalidDataset(
+            f"{path}: {error.strerror}; give the path of a COCO JSON file"
+        ) from error
     except msgspec.DecodeError as error:
         raise InvalidDataset(f"{path} is not a COCO file: {error}") from error
     except UnicodeDecodeError as error:

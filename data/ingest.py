@@ -56,7 +56,8 @@ class IngestConfig(BaseModel):
     val: SplitConfig | None = None
     scenes: ScenesConfig = ScenesConfig()
     policy: Literal["report", "strict"] = Field(
-        "report", description="Leave broken records out and account for them, or refuse the data set."
+        "report",
+        description="Leave broken records out and account for them, or refuse the data set.",
     )
 
 
@@ -109,9 +110,13 @@ def source_digest(config: IngestConfig) -> str:
 def _require_paths(split: SplitConfig) -> None:
     for path in filter(None, (split.instances, split.stuff)):
         if not path.is_file():
-            raise InvalidDataset(f"{path} does not exist or is no file: give the path of a COCO JSON")
+            raise InvalidDataset(
+                f"{path} does not exist or is no file: give the path of a COCO JSON"
+            )
     if not split.images.is_dir():
-        raise InvalidDataset(f"{split.images} does not exist or is no folder: give the image folder")
+        raise InvalidDataset(
+            f"{split.images} does not exist or is no folder: give the image folder"
+        )
 
 
 def ingest(
@@ -132,22 +137,28 @@ def ingest(
     out.mkdir(parents=True, exist_ok=True)
     splits = _user_splits(config) or _make_scenes(config.scenes, out, num_workers, on_progress)
     refusals = Refusals()
-    images, objects, categories = [], [], {}
+    images: list[dict[str, Any]] = []
+    objects: list[dict[str, Any]] = []
+    categories: dict[int, dict[str, Any]] = {}
     for name, split in splits.items():
         things = read_coco(split.instances)
         stuff = read_coco(split.stuff) if split.stuff else None
         kept = list(_accepted_images(things, split, name, refusals))
         sizes = {image.id: (image.height, image.width) for image in kept}
         if not kept:
-            raise InvalidDataset(f"{split.instances}: no usable image in {split.images}; {refusals.rows()}")
+            raise InvalidDataset(
+                f"{split.instances}: no usable image in {split.images}; {refusals.rows()}"
+            )
         images += [_image_row(name, image) for image in kept]
         for is_thing, file in ((True, things), (False, stuff)):
             if file is None:
                 continue
-            categories |= _categories(file, is_thing, split.instances)
-            objects += _accepted_objects(file, sizes, name, is_thing, refusals)
+            categories |= _categories(file, is_thing=is_thing, path=split.instances)
+            objects += _accepted_objects(file, sizes, name, is_thing=is_thing, refusals=refusals)
     if config.policy == "strict" and refusals.total:
-        raise InvalidDataset(f"{refusals.total} broken records and policy strict: {refusals.rows()}")
+        raise InvalidDataset(
+            f"{refusals.total} broken records and policy strict: {refusals.rows()}"
+        )
     return _write(out, splits, images, objects, categories, refusals)
 
 
@@ -207,7 +218,7 @@ def _image_row(split: str, image: CocoImage) -> dict[str, Any]:
     }
 
 
-def _categories(file: CocoFile, is_thing: bool, path: Path) -> dict[int, dict[str, Any]]:
+def _categories(file: CocoFile, *, is_thing: bool, path: Path) -> dict[int, dict[str, Any]]:
     rows = {
         item.id: {
             "category_id": item.id,
@@ -226,6 +237,7 @@ def _accepted_objects(
     file: CocoFile,
     sizes: dict[int, tuple[int, int]],
     split: str,
+    *,
     is_thing: bool,
     refusals: Refusals,
 ) -> Iterator[dict[str, Any]]:
@@ -301,7 +313,10 @@ def _write(
     object_table = pa.Table.from_pylist(objects, schema=OBJECTS)
     write_table(image_table, out / "images.parquet")
     write_table(object_table, out / "objects.parquet")
-    write_table(pa.Table.from_pylist(list(categories.values()), schema=CATEGORIES), out / "categories.parquet")
+    write_table(
+        pa.Table.from_pylist(list(categories.values()), schema=CATEGORIES),
+        out / "categories.parquet",
+    )
     (out / "refused.json").write_text(json.dumps(refusals.by_reason, indent=1))
     folders = {
         name: str(split.images.relative_to(out))

@@ -57,9 +57,7 @@ class Layout:
         if policy == "origin":
             return self
         chosen = PerceptionAttribute(policy)
-        return replace(
-            self, attributes=tuple(chosen if thing else None for thing in self.is_thing)
-        )
+        return replace(self, attributes=tuple(chosen if thing else None for thing in self.is_thing))
 
     def without_attributes(self) -> "Layout":
         """Return the layout with no attributes (the paper's ablation, GeoDiffusion's prompt)."""
@@ -100,7 +98,9 @@ def read_layouts(
         start = int(starts.get(image["image_id"], 0))
         stop = int(ends[start]) if image["image_id"] in starts else start
         fraction = np.prod(boxes[start:stop, 2:] - boxes[start:stop, :2], axis=1)
-        rows = start + np.flatnonzero(fraction > min_area_fraction * image["width"] * image["height"])
+        rows = start + np.flatnonzero(
+            fraction > min_area_fraction * image["width"] * image["height"]
+        )
         num_things = int(is_thing[rows].sum())
         if num_things < min_things or (max_things is not None and num_things > max_things):
             continue
@@ -125,9 +125,7 @@ def _object_attributes(
     if attributes is None:
         return [None] * objects.num_rows
     rows = attributes.filter(pc.field("split") == split)
-    known = dict(
-        zip(rows["object_id"].to_pylist(), rows["attribute"].to_pylist(), strict=True)
-    )
+    known = dict(zip(rows["object_id"].to_pylist(), rows["attribute"].to_pylist(), strict=True))
     values: list[PerceptionAttribute | None] = []
     for object_id, thing in zip(
         objects["object_id"].to_pylist(), objects["is_thing"].to_pylist(), strict=True

@@ -129,7 +129,14 @@ def build_prompt(
             position += length
     return Prompt(
         text=" ".join(
-            [PREFIX, *(" ".join([words, *tokens]) for i, (words, tokens) in enumerate(phrases) if i in kept)]
+            [
+                PREFIX,
+                *(
+                    " ".join([words, *tokens])
+                    for i, (words, tokens) in enumerate(phrases)
+                    if i in kept
+                ),
+            ]
         ),
         objects=tuple(item for i, item in enumerate(order) if i in kept),
         spans=tuple(spans),

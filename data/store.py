@@ -166,7 +166,9 @@ class ArtifactStore:
     def damage(self, manifest: Manifest) -> list[str]:
         """Files of an artifact that are missing or do not have their recorded content."""
         folder = self.path(manifest.stage, manifest.key)
-        return [name for name, record in manifest.files.items() if not _intact(folder / name, record)]
+        return [
+            name for name, record in manifest.files.items() if not _intact(folder / name, record)
+        ]
 
     def newest(self, stage: str) -> Manifest | None:
         """The stage's most recently made artifact, unchecked."""

@@ -128,7 +128,7 @@ def _run_flow(config: RunConfig, stage: str | None) -> None:
     flow = stages.end_to_end if stage is None else getattr(stages, STAGES[stage].option)
     state = flow(config, return_state=True)
     if state.is_failed():
-        raise state.result(raise_on_failure=False)
+        state.result()
 
 
 def _show_results(store: ArtifactStore, manifest: Manifest) -> None:
@@ -136,8 +136,10 @@ def _show_results(store: ArtifactStore, manifest: Manifest) -> None:
     for name, value in manifest.summary.get("results", {}).items():
         typer.echo(f"{name:>26}  {value:.4g}")
     report_page = folder / "report.html"
-    typer.echo(f"{'report' if report_page.exists() else 'artifact':>26}  "
-               f"{report_page if report_page.exists() else folder}")
+    typer.echo(
+        f"{'report' if report_page.exists() else 'artifact':>26}  "
+        f"{report_page if report_page.exists() else folder}"
+    )
 
 
 @app.command()
@@ -162,6 +164,7 @@ def plan(
 
 @app.command()
 def report(
+    *,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one flat JSON object of numbers.")
     ] = False,

@@ -1,13 +1,12 @@
 """Named, complete runs, and how a run is put together from a preset and overrides."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from data.errors import InvalidConfig
 from data.ingest import IngestConfig
-from data.store import RuntimeOnly
 from models.config import (
     AttributeStageConfig,
     DetectorConfig,
@@ -70,7 +69,9 @@ def build_run(preset: str, overrides: Mapping[str, Any]) -> RunConfig:
         InvalidConfig: the preset, an option or a value does not exist; the message names it.
     """
     if preset not in PRESETS:
-        raise InvalidConfig(f"unknown preset {preset!r}: choose one of {', '.join(get_args(PresetName))}")
+        raise InvalidConfig(
+            f"unknown preset {preset!r}: choose one of {', '.join(get_args(PresetName))}"
+        )
     try:
         return RunConfig.model_validate({**overrides, "preset": preset})
     except ValidationError as error:
@@ -78,7 +79,9 @@ def build_run(preset: str, overrides: Mapping[str, Any]) -> RunConfig:
             f"{'.'.join(map(str, item['loc']))}: {item['msg']} (got {item['input']!r})"
             for item in error.errors()
         )
-        raise InvalidConfig(f"preset {preset} with these options is not valid: {problems}") from error
+        raise InvalidConfig(
+            f"preset {preset} with these options is not valid: {problems}"
+        ) from error
 
 
 _RTMDET_NARROW = {
@@ -128,7 +131,7 @@ _YOLOX_NARROW = {
 _DEMO: dict[str, Any] = {
     "ingest": {"scenes": {"num_train": 4000, "num_val": 500, "size": 64}},
     "train_detector": {**_RTMDET_NARROW, "num_iterations": 700},
-    "train_scorer": {**_YOLOX_NARROW, "num_iterations": 600},
+    "train_scorer": {**_YOLOX_NARROW, "num_iterations": 700},
     "extract_attributes": {},
     "train_generator": {
         "base_model": {
@@ -140,13 +143,13 @@ _DEMO: dict[str, Any] = {
         "layout_conditioning": "both",
         "location_grid": 16,
         "min_snr_gamma": 5.0,
-        "num_steps": 1000,
-        "batch_size": 32,
-        "learning_rate": 2e-3,
+        "num_steps": 1500,
+        "batch_size": 16,
+        "learning_rate": 1.5e-3,
         "text_learning_rate": 1e-3,
         "num_warmup_steps": 100,
         "ema_decay": 0.995,
-        "checkpoint_interval": 50,
+        "checkpoint_interval": 100,
     },
     "synthesize": {
         "sampling": {

@@ -6,11 +6,11 @@ one stage, give it the same options as the run that made them.
 
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from typing import Any
 
-from prefect import Flow, flow
-from prefect.states import Completed, State
+from prefect import Flow, State, flow
+from prefect.states import Completed
 
-from data.store import Manifest
 from flows.presets import RunConfig
 from tasks.artifacts import obtain_artifact, show_artifact
 from tasks.execution import available_cores, default_root
@@ -19,7 +19,7 @@ from tasks.stages import identify
 DEMO = RunConfig.model_validate({"preset": "demo"})
 
 
-def _run(stage: str, config: RunConfig, num_workers: int | None) -> State[Manifest]:
+def _run(stage: str, config: RunConfig, num_workers: int | None) -> State[Any]:
     """Get and show one stage's artifact; the returned state is named `Cached` if it was there.
 
     Args:
@@ -37,55 +37,55 @@ def _run(stage: str, config: RunConfig, num_workers: int | None) -> State[Manife
 
 
 @flow(name="ingest")
-def ingest(config: RunConfig = DEMO, num_workers: int | None = None) -> State[Manifest]:
+def ingest(config: RunConfig = DEMO, num_workers: int | None = None) -> State[Any]:
     """Read a COCO-format data set, or make Scenes, and write its tables."""
     return _run("ingest", config, num_workers)
 
 
 @flow(name="train-detector")
-def train_detector(config: RunConfig = DEMO, num_workers: int | None = None) -> State[Manifest]:
+def train_detector(config: RunConfig = DEMO, num_workers: int | None = None) -> State[Any]:
     """Train the detector that tells easy objects from hard ones."""
     return _run("train-detector", config, num_workers)
 
 
 @flow(name="train-scorer")
-def train_scorer(config: RunConfig = DEMO, num_workers: int | None = None) -> State[Manifest]:
+def train_scorer(config: RunConfig = DEMO, num_workers: int | None = None) -> State[Any]:
     """Train the independent detector that judges generated images."""
     return _run("train-scorer", config, num_workers)
 
 
 @flow(name="extract-attributes")
-def extract_attributes(config: RunConfig = DEMO, num_workers: int | None = None) -> State[Manifest]:
+def extract_attributes(config: RunConfig = DEMO, num_workers: int | None = None) -> State[Any]:
     """Label every object easy or hard by the detector's success on it."""
     return _run("extract-attributes", config, num_workers)
 
 
 @flow(name="train-generator")
-def train_generator(config: RunConfig = DEMO, num_workers: int | None = None) -> State[Manifest]:
+def train_generator(config: RunConfig = DEMO, num_workers: int | None = None) -> State[Any]:
     """Fine-tune the layout-conditioned diffusion model."""
     return _run("train-generator", config, num_workers)
 
 
 @flow(name="synthesize")
-def synthesize(config: RunConfig = DEMO, num_workers: int | None = None) -> State[Manifest]:
+def synthesize(config: RunConfig = DEMO, num_workers: int | None = None) -> State[Any]:
     """Generate synthetic COCO data sets at the chosen difficulty."""
     return _run("synthesize", config, num_workers)
 
 
 @flow(name="retrain")
-def retrain(config: RunConfig = DEMO, num_workers: int | None = None) -> State[Manifest]:
+def retrain(config: RunConfig = DEMO, num_workers: int | None = None) -> State[Any]:
     """Train detectors on real and on real + synthetic images."""
     return _run("retrain", config, num_workers)
 
 
 @flow(name="evaluate")
-def evaluate(config: RunConfig = DEMO, num_workers: int | None = None) -> State[Manifest]:
+def evaluate(config: RunConfig = DEMO, num_workers: int | None = None) -> State[Any]:
     """Measure fidelity and trainability and write the report."""
     return _run("evaluate", config, num_workers)
 
 
 @flow(name="end-to-end")
-def end_to_end(config: RunConfig = DEMO) -> State[Manifest]:
+def end_to_end(config: RunConfig = DEMO) -> State[Any]:
     """Run every stage that has no intact artifact; ends in the evaluation's state."""
     for group in (
         (ingest,),
@@ -103,14 +103,14 @@ def end_to_end(config: RunConfig = DEMO) -> State[Manifest]:
     return states[0]
 
 
-def _together(config: RunConfig, *stages: Flow[..., Manifest]) -> list[State[Manifest]]:
+def _together(config: RunConfig, *stages: Flow[..., Any]) -> list[State[Any]]:
     """Run independent stages side by side, each on its share of the cores.
 
     Training one small detector does not use a second core; training two does.
     """
     share = max(available_cores() // len(stages), 1)
 
-    def start(stage: Flow[..., Manifest]) -> State[Manifest]:
+    def start(stage: Flow[..., Any]) -> Any:
         return stage(config, share, return_state=True)
 
     with ThreadPoolExecutor(len(stages)) as pool:

@@ -27,7 +27,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
 
     config_name = "config.json"
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         patch_size: int = 4,
@@ -65,7 +65,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
         encoder, decoder = components / scales[:, None], components * scales[:, None]
         with torch.no_grad():
             model.encoder.weight.copy_(encoder.reshape(shape))
-            model.encoder.bias.copy_(-encoder @ mean)  # type: ignore[union-attr]
+            model.encoder.bias.copy_(-encoder @ mean)
             model.decoder.weight.copy_(decoder.reshape(shape))
             model.mean_patch.copy_(mean)
         return model

@@ -87,8 +87,8 @@ def widen_input(unet: UNet2DConditionModel, extra_channels: int) -> None:
     new = nn.Conv2d(
         old.in_channels + extra_channels,
         old.out_channels,
-        old.kernel_size,  # type: ignore[arg-type]
-        padding=old.padding,  # type: ignore[arg-type]
+        old.kernel_size,
+        padding=old.padding,
     )
     with torch.no_grad():
         new.weight.zero_()

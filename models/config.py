@@ -22,7 +22,8 @@ class DetectorConfig(_Options):
         description="A config packaged with MMDetection (`mmdet::…`) or the path of a config file.",
     )
     overrides: dict[str, Any] = Field(
-        default_factory=dict, description="MMEngine options by dotted name, such as model.neck.out_channels."
+        default_factory=dict,
+        description="MMEngine options by dotted name, such as model.neck.out_channels.",
     )
     pretrained: bool = Field(
         True, description="Load the weights that the config names; off trains from scratch."
@@ -72,7 +73,9 @@ class GeneratorConfig(_Options):
     perception_weight: float = Field(0.01, ge=0, description="λ of the perception loss; 0 is off.")
     foreground_weight: float = Field(2.0, gt=0, description="w of the foreground re-weighting.")
     foreground_power: float = Field(0.2, ge=0, description="p of the foreground re-weighting.")
-    min_snr_gamma: float | None = Field(None, gt=0, description="γ of min-SNR weighting; null is off.")
+    min_snr_gamma: float | None = Field(
+        None, gt=0, description="γ of min-SNR weighting; null is off."
+    )
     prompt_dropout: float = Field(0.1, ge=0, le=1, description="Share of empty prompts.")
     flip_probability: float = Field(0.5, ge=0, le=1)
     min_area_fraction: float = Field(0.0, ge=0, lt=1, description="Smaller boxes are left out.")

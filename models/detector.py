@@ -20,8 +20,8 @@ from mmengine.hooks import Hook
 from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
 from mmengine.runner import CheckpointLoader, Runner
-from torch import Tensor
 from safetensors.torch import load_model, save_model
+from torch import Tensor
 
 from data.errors import InvalidConfig, InvalidModel
 from data.tables import BOX_COLUMNS, DETECTIONS
@@ -75,7 +75,9 @@ def detections_table(split: str, detections: Iterable[Detections]) -> pa.Table:
         {
             "split": np.full(sum(counts), split, dtype=object),
             "image_id": np.repeat([item.image_id for item in found], counts).astype(np.int64),
-            "category_id": np.concatenate([np.zeros(0, np.int64), *(i.category_ids for i in found)]),
+            "category_id": np.concatenate(
+                [np.zeros(0, np.int64), *(i.category_ids for i in found)]
+            ),
             "score": np.concatenate([np.zeros(0, np.float32), *(item.scores for item in found)]),
             **{name: boxes[:, column] for column, name in enumerate(BOX_COLUMNS)},
         },
@@ -265,7 +267,9 @@ def train_detector(
     try:
         runner = Runner.from_cfg(config)
     except (KeyError, TypeError, AttributeError) as error:
-        raise InvalidConfig(f"detector config {settings.config!r} cannot be built: {error}") from error
+        raise InvalidConfig(
+            f"detector config {settings.config!r} cannot be built: {error}"
+        ) from error
     runner.model.to(memory_format=torch.channels_last)
     runner.register_hook(_ProgressHook(on_step), priority="LOWEST")
     runner.train()
@@ -310,9 +314,7 @@ class Detector:
         return cls(model, Compose(config.test_pipeline), [key for key, _ in categories])
 
     @torch.no_grad()
-    def detect(
-        self, images: Sequence[tuple[int, Path]], batch_size: int
-    ) -> Iterator[Detections]:
+    def detect(self, images: Sequence[tuple[int, Path]], batch_size: int) -> Iterator[Detections]:
         """Detect objects in image files.
 
         Args:
@@ -348,4 +350,4 @@ class Detector:
         inputs = list(images.flip(1).to(device))
         samples = [DetDataSample(metainfo={"img_shape": tuple(images.shape[2:])}) for _ in inputs]
         prepared = self._model.data_preprocessor({"inputs": inputs, "data_samples": samples})  # type: ignore[operator]
-        return self._model.backbone(prepared["inputs"])[-1].mean(dim=(2, 3))  # type: ignore[operator, no-any-return]
+        return self._model.backbone(prepared["inputs"])[-1].mean(dim=(2, 3))  # type: ignore[operator]

@@ -63,12 +63,14 @@ def coco_metrics(
         evaluation.accumulate()
         evaluation.summarize()
     stats = np.asarray(evaluation.stats, dtype=np.float64)
-    return CocoMetrics(*map(float, stats[:6]), mar100=float(stats[8]))
+    return CocoMetrics(*map(float, [*stats[:6], stats[8]]))
 
 
 def _results(detections: pa.Table) -> np.ndarray:
     """Detections as COCO's (image_id, x, y, width, height, score, category_id) rows."""
-    columns = [detections[name].to_numpy()[:, None] for name in ("image_id", "score", "category_id")]
+    columns = [
+        detections[name].to_numpy()[:, None] for name in ("image_id", "score", "category_id")
+    ]
     boxes_xywh = xyxy_to_xywh(box_array(detections))
     return np.concatenate([columns[0], boxes_xywh, *columns[1:]], axis=1)
 

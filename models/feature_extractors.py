@@ -1,7 +1,7 @@
 """Feature extractors for the Fréchet distance, and the distance itself through torchmetrics."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,7 @@ class DetectorFeatures(nn.Module):
 def frechet_distances(
     extractor: nn.Module | int,
     real: Sequence[Path],
-    candidates: dict[str, Sequence[Path]],
+    candidates: Mapping[str, Sequence[Path]],
     resolution: int,
     inception_weights: Path | None = None,
 ) -> dict[str, float]:
@@ -49,7 +49,7 @@ def frechet_distances(
         metric = FrechetInceptionDistance(
             feature=extractor,
             reset_real_features=False,
-            feature_extractor_weights_path=inception_weights and str(inception_weights),
+            feature_extractor_weights_path=str(inception_weights) if inception_weights else None,
         ).to(default_device())
     for batch in _batches(real, resolution):
         metric.update(batch, real=True)

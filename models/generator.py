@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from tokenizers import Tokenizer, models as tokenizer_models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, pre_tokenizers, trainers
+from tokenizers import models as tokenizer_models
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from data.errors import InvalidModel
@@ -50,7 +51,9 @@ def load_base_model(name: str) -> BaseModel:
     try:
         vae_class = PatchAutoencoder.load_config(name, subfolder="vae")["_class_name"]
         if vae_class not in _AUTOENCODERS:
-            raise InvalidModel(f"{name}: autoencoder {vae_class} is none of {sorted(_AUTOENCODERS)}")
+            raise InvalidModel(
+                f"{name}: autoencoder {vae_class} is none of {sorted(_AUTOENCODERS)}"
+            )
         return BaseModel(
             tokenizer=CLIPTokenizer.from_pretrained(name, subfolder="tokenizer"),
             text_encoder=CLIPTextModel.from_pretrained(name, subfolder="text_encoder"),
@@ -175,6 +178,7 @@ def prepare_generator(
     conditioning: str,
     grid: LocationGrid,
     overflow: str,
+    *,
     perception_attributes: bool = True,
 ) -> Generator:
     """Teach a base model the layout tokens and widen its input for the canvas, in place."""

@@ -22,12 +22,14 @@ from torchvision.ops import roi_align, sigmoid_focal_loss
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
     """Indices kept by greedy non-maximum suppression, best score first."""
     if offset != 0:
-        raise NotImplementedError("nms with offset=1 needs a compiled mmcv (pip install mmcv==2.1.0)")
+        raise NotImplementedError(
+            "nms with offset=1 needs a compiled mmcv (pip install mmcv==2.1.0)"
+        )
     return torchvision_nms(boxes, scores, iou_threshold)
 
 
 def roi_align_forward(
-    input: Tensor,
+    features: Tensor,
     rois: Tensor,
     output: Tensor,
     argmax_y: Tensor,
@@ -42,9 +44,11 @@ def roi_align_forward(
 ) -> None:
     """Average-pool regions of interest into `output`."""
     if pool_mode != 1:
-        raise NotImplementedError("max-pooled RoIAlign needs a compiled mmcv (pip install mmcv==2.1.0)")
+        raise NotImplementedError(
+            "max-pooled RoIAlign needs a compiled mmcv (pip install mmcv==2.1.0)"
+        )
     size = (aligned_height, aligned_width)
-    output.copy_(roi_align(input, rois, size, spatial_scale, sampling_ratio, aligned))
+    output.copy_(roi_align(features, rois, size, spatial_scale, sampling_ratio, aligned))
 
 
 def roi_align_backward(
@@ -63,7 +67,7 @@ def roi_align_backward(
 ) -> None:
     """Write the gradient of `roi_align_forward` with respect to its input into `grad_input`."""
     grad_input.copy_(
-        torch.ops.torchvision._roi_align_backward(
+        torch.ops.torchvision._roi_align_backward(  # noqa: SLF001  # no public name
             grad_output,
             rois,
             spatial_scale,
@@ -77,20 +81,26 @@ def roi_align_backward(
 
 
 def sigmoid_focal_loss_forward(
-    input: Tensor, target: Tensor, weight: Tensor, output: Tensor, *, gamma: float, alpha: float
+    logits: Tensor, target: Tensor, weight: Tensor, output: Tensor, *, gamma: float, alpha: float
 ) -> None:
     """Write the focal loss of every (box, class) logit into `output`; target C is background."""
-    output.copy_(_focal_loss(input, target, weight, gamma, alpha))
+    output.copy_(_focal_loss(logits, target, weight, gamma, alpha))
 
 
 def sigmoid_focal_loss_backward(
-    input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, *, gamma: float, alpha: float
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    grad_input: Tensor,
+    *,
+    gamma: float,
+    alpha: float,
 ) -> None:
     """Write the gradient of the summed focal loss with respect to the logits into `grad_input`."""
     with torch.enable_grad():
-        logits = input.detach().requires_grad_()
-        loss = _focal_loss(logits, target, weight, gamma, alpha).sum()
-    grad_input.copy_(torch.autograd.grad(loss, logits)[0])
+        leaf = logits.detach().requires_grad_()
+        loss = _focal_loss(leaf, target, weight, gamma, alpha).sum()
+    grad_input.copy_(torch.autograd.grad(loss, leaf)[0])
 
 
 def _focal_loss(
@@ -126,7 +136,9 @@ class _OperatorModule(ModuleType):
             return _OPERATORS[name]
 
         def missing(*args: Any, **kwargs: Any) -> Any:
-            raise NotImplementedError(f"operator {name} needs a compiled mmcv (pip install mmcv==2.1.0)")
+            raise NotImplementedError(
+                f"operator {name} needs a compiled mmcv (pip install mmcv==2.1.0)"
+            )
 
         return missing
 

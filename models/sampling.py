@@ -4,7 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler, PNDMScheduler, SchedulerMixin, UniPCMultistepScheduler
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    PNDMScheduler,
+    SchedulerMixin,
+    UniPCMultistepScheduler,
+)
 from jaxtyping import UInt8
 from torch import Tensor
 

@@ -185,7 +185,9 @@ def make_batch(
     flips = torch.rand(len(indices), generator=rng) < config.flip_probability
     dropped = torch.rand(len(indices), generator=rng) < config.prompt_dropout
     encoder, layouts = generator.encoder, [training_set.layouts[index] for index in indices]
-    layouts = [mirror(layout) if flip else layout for layout, flip in zip(layouts, flips, strict=True)]
+    layouts = [
+        mirror(layout) if flip else layout for layout, flip in zip(layouts, flips, strict=True)
+    ]
     orders = [torch.randperm(len(layout.boxes), generator=rng).tolist() for layout in layouts]
     prompts = [encoder.prompt(layout, order) for layout, order in zip(layouts, orders, strict=True)]
     texts = ["" if drop else prompt.text for prompt, drop in zip(prompts, dropped, strict=True)]
@@ -261,7 +263,13 @@ def new_state(generator: Generator, config: GeneratorConfig) -> TrainingState:
         optimizer, min(config.num_warmup_steps, config.num_steps // 2), config.num_steps
     )
     averages = [
-        EMAModel(module.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
+        EMAModel(
+            module.parameters(),
+            decay=config.ema_decay,
+            use_ema_warmup=True,
+            power=0.75,
+            foreach=True,
+        )
         for module in (unet, text_encoder)
     ]
     return TrainingState(generator, head, optimizer, schedule, *averages)
@@ -347,7 +355,7 @@ def train_step(state: TrainingState, config: GeneratorConfig, batch: Batch) -> M
             f"({config.learning_rate}) and run again, finished stages are kept"
         )
     state.optimizer.zero_grad()
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
     state.optimizer.step()
@@ -355,7 +363,7 @@ def train_step(state: TrainingState, config: GeneratorConfig, batch: Batch) -> M
     state.ema_unet.step(state.generator.model.unet.parameters())
     state.ema_text.step(state.generator.model.text_encoder.parameters())
     state.step += 1
-    rate = state.schedule.get_last_lr()[0]
+    rate = float(state.schedule.get_last_lr()[0])
     return metrics | {"grad_norm": float(norm), "learning_rate": rate, "step": float(state.step)}
 
 

@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import Any, Self, cast
 from uuid import UUID
 
 from prefect import task
@@ -14,7 +15,7 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
-from prefect.states import Completed, Failed, State
+from prefect.states import Completed, Failed
 from pydantic import BaseModel
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -46,7 +47,7 @@ class StageProgress:
         self._bar: TaskID | None = None
         self._last_line = 0.0
 
-    def __enter__(self) -> "StageProgress":
+    def __enter__(self) -> Self:
         if sys.stderr.isatty():
             _bars.start()
             self._bar = _bars.add_task(self._stage, total=None, status="starting")
@@ -67,9 +68,10 @@ class StageProgress:
         """Show units done of units in total and a short status."""
         percent = 100 * done / max(total, 1)
         if self._artifact is None:
-            self._artifact = create_progress_artifact(
+            created = create_progress_artifact(
                 percent, key=f"{self._stage}-progress", description=status
             )
+            self._artifact = cast("UUID", created)  # a coroutine only where called from one
         else:
             update_progress_artifact(self._artifact, percent, description=status)
         if self._bar is not None:
@@ -82,8 +84,8 @@ class StageProgress:
 @task(name="obtain-artifact", task_run_name="{identity.stage}", persist_result=False)
 def obtain_artifact(
     root: Path, identity: StageIdentity, config: BaseModel, num_workers: int
-) -> State[Manifest]:
-    """Get a stage's artifact.
+) -> Any:
+    """Get a stage's artifact, as a Prefect state that holds its manifest.
 
     The state is named `Cached` if it was there. An error that the user can mend becomes a failed state
     with its message, and no traceback in the log.

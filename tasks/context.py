@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
-ConfigT = TypeVar("ConfigT", bound=BaseModel, covariant=True)
+ConfigT_co = TypeVar("ConfigT_co", bound=BaseModel, covariant=True)
 
 Progress = Callable[[int, int, str], None]
 """Called with units done, units in total and a short status."""
@@ -17,7 +17,7 @@ Summary = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class StepContext(Generic[ConfigT]):
+class StepContext(Generic[ConfigT_co]):
     """Everything a step may use.
 
     Attributes:
@@ -30,7 +30,7 @@ class StepContext(Generic[ConfigT]):
         progress: reports progress.
     """
 
-    config: ConfigT
+    config: ConfigT_co
     inputs: dict[str, Path]
     out: Path
     work: Path

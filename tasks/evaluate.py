@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from data.attributes import match_boxes
 from data.coco import boxes_by_image, read_coco
 from data.gallery import contact_sheet, draw_layout, png_bytes
-from data.layouts import Layout, evenly_spaced, read_layouts
+from data.layouts import AttributePolicy, Layout, evenly_spaced, read_layouts
 from data.store import MANIFEST_NAME, Manifest
 from data.tables import Dataset, box_array, write_table
 from models.config import EvaluationConfig
@@ -25,7 +25,7 @@ from tasks.context import StepContext, Summary
 from tasks.report import loss_curves, write_report
 from tasks.synthesize import IMAGES, INSTANCES, MANIFEST
 
-_POLICIES = ("origin", "easy", "hard")
+_POLICIES: tuple[AttributePolicy, ...] = ("origin", "easy", "hard")
 _GALLERY_COLUMNS = 10
 _THUMBNAIL = 64
 _INCEPTION_FEATURES = 2048
@@ -93,7 +93,9 @@ def _source_image_ids(folder: Path) -> list[int]:
     return sorted(set(column.to_pylist()))
 
 
-def _synthetic_set(context: StepContext[EvaluationConfig], name: str) -> tuple[Path, list[tuple[int, Path]]]:
+def _synthetic_set(
+    context: StepContext[EvaluationConfig], name: str
+) -> tuple[Path, list[tuple[int, Path]]]:
     folder = context.inputs["synthesize"] / name
     rows = pq.read_table(folder / MANIFEST, columns=["image_id", "file_name"]).to_pylist()
     return folder / INSTANCES, [
@@ -124,7 +126,7 @@ def _distances(
     """Fréchet distance of every measured set, and of as many real training images as the floor."""
     paths = dict(dataset.image_paths("val"))
     real = [paths[key] for key in _source_image_ids(context.inputs["synthesize"] / "origin")]
-    candidates = {
+    candidates: dict[str, list[Path]] = {
         name: [path for _, path in _synthetic_set(context, name)[1]] for name in _POLICIES
     }
     train_images = [path for _, path in dataset.image_paths("train")]
@@ -132,7 +134,9 @@ def _distances(
     resolution = _resolution(context)
     if config.features == "inception":
         weights, features = config.inception_weights, _INCEPTION_FEATURES
-        return frechet_distances(features, real, candidates, resolution, weights), "InceptionV3, FID"
+        return frechet_distances(
+            features, real, candidates, resolution, weights
+        ), "InceptionV3, FID"
     scorer = Detector.load(context.inputs["train-scorer"] / "detector")
     module = DetectorFeatures(scorer, resolution)
     return frechet_distances(module, real, candidates, resolution), "scorer's backbone"

@@ -60,7 +60,9 @@ def obtain(
         manifest = store.lookup(identity.stage, identity.key)
         if manifest:
             return manifest, True
-        inputs = {name: _input_folder(store, identity, name) for name in STAGES[identity.stage].inputs}
+        inputs = {
+            name: _input_folder(store, identity, name) for name in STAGES[identity.stage].inputs
+        }
         return _make(store, identity, config, inputs, num_workers, progress), False
 
 
@@ -114,7 +116,7 @@ def _run_child(spec: StepSpec, progress: Progress) -> dict[str, Any]:
     last: dict[str, Any] = {}
     with (
         log_path.open("a") as log,
-        subprocess.Popen(
+        subprocess.Popen(  # noqa: S603  # our own module
             [sys.executable, "-m", "tasks.child", str(spec_path)],
             stdout=subprocess.PIPE,
             stderr=log,
@@ -143,7 +145,7 @@ def _run_child(spec: StepSpec, progress: Progress) -> dict[str, Any]:
 
 def _user_error(name: str, message: str) -> PipelineError:
     kind = getattr(errors, name, StageFailed)
-    return kind(message)  # type: ignore[no-any-return]
+    return kind(message)
 
 
 @contextmanager

@@ -41,7 +41,9 @@ def run(context: StepContext[AttributeStageConfig]) -> Summary:
     return {"hard_share": shares, "by_class": _by_class(dataset, attributes)}
 
 
-def _detect(context: StepContext[AttributeStageConfig], config: ScoringConfig, dataset: Dataset) -> pa.Table:
+def _detect(
+    context: StepContext[AttributeStageConfig], config: ScoringConfig, dataset: Dataset
+) -> pa.Table:
     detector = Detector.load(context.inputs["train-detector"] / "detector")
     total = dataset.images.num_rows
     tables, done = [], 0
@@ -74,5 +76,7 @@ def _by_class(dataset: Dataset, attributes: pa.Table) -> list[dict[str, object]]
 def _sheet(dataset: Dataset, attributes: pa.Table) -> np.ndarray:
     paths = dict(dataset.image_paths("val"))
     layouts = read_layouts(dataset, attributes, "val")[:24]
-    pictures = [draw_layout(read_square(paths[item.image_id], _THUMBNAIL), item, 1) for item in layouts]
+    pictures = [
+        draw_layout(read_square(paths[item.image_id], _THUMBNAIL), item, 1) for item in layouts
+    ]
     return contact_sheet([pictures[start : start + 8] for start in range(0, len(pictures), 8)])

@@ -10,18 +10,21 @@ import numpy as np
 from jinja2 import Environment
 
 mpl.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  # after the choice of backend
+from matplotlib import pyplot as plt  # after the choice of backend
 
-from data.gallery import data_uri  # noqa: E402
+from data.gallery import data_uri
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>detdiffusion report</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1340px; margin: 2rem auto; padding: 0 1rem; color: #1c2430; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1340px; margin: 2rem auto; padding: 0 1rem;
+  color: #1c2430; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-table { border-collapse: collapse; } th, td { padding: .3rem .8rem; border-bottom: 1px solid #dde3ea; text-align: right; }
-th:first-child, td:first-child { text-align: left; } th { background: #f4f6f9; }
+table { border-collapse: collapse; }
+th, td { padding: .3rem .8rem; border-bottom: 1px solid #dde3ea; text-align: right; }
+th:first-child, td:first-child { text-align: left; }
+th { background: #f4f6f9; }
 img { max-width: 100%; } .gallery img { image-rendering: pixelated; }
 </style></head><body>
 <h1>detdiffusion report</h1>

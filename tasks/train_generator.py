@@ -80,9 +80,7 @@ def _training_layouts(
     return layouts
 
 
-def _new_generator(
-    config: GeneratorConfig, dataset: Dataset, layouts: list[Layout]
-) -> Generator:
+def _new_generator(config: GeneratorConfig, dataset: Dataset, layouts: list[Layout]) -> Generator:
     if isinstance(config.base_model, NewModelConfig):
         paths = dict(dataset.image_paths("train"))
         chosen = evenly_spaced(layouts, _AUTOENCODER_IMAGES)
@@ -98,7 +96,7 @@ def _new_generator(
         config.layout_conditioning,
         grid,
         config.overflow,
-        config.perception_attributes,
+        perception_attributes=config.perception_attributes,
     )
 
 

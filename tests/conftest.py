@@ -1,0 +1,87 @@
+"""Shared fixtures: run-time shape checks, a tiny Scenes data set, a tiny generator."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import jaxtyping
+
+jaxtyping.install_import_hook(
+    ["data.boxes", "data.attributes", "models.losses", "models.conditioning", "models.perception"],
+    "beartype.beartype",
+)
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session")
+def ingested(tmp_path_factory) -> Path:
+    """Folder of an ingested Scenes data set of 12 training and 6 validation images."""
+    from data.ingest import IngestConfig, ScenesConfig, ingest
+
+    folder = tmp_path_factory.mktemp("ingested")
+    ingest(IngestConfig(scenes=ScenesConfig(num_train=12, num_val=6)), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dataset(ingested):
+    """The tables of `ingested`."""
+    from data.tables import Dataset
+
+    return Dataset(ingested)
+
+
+@pytest.fixture(scope="session")
+def attributes(dataset):
+    """Attributes of the tiny data set: an object is hard if its recorded contrast is low."""
+    import json
+
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from data.tables import ATTRIBUTES
+
+    things = dataset.objects.filter(pc.field("is_thing"))
+    contrasts = [json.loads(text)["contrast"] for text in things["difficulty"].to_pylist()]
+    return pa.table(
+        {
+            **{k: things[k] for k in ("split", "object_id", "image_id", "category_id")},
+            "best_iou": np.zeros(len(contrasts)),
+            "matched_score": pa.nulls(len(contrasts), pa.float32()),
+            "matched_category_id": pa.nulls(len(contrasts), pa.int64()),
+            "attribute": ["hard" if value < 0.5 else "easy" for value in contrasts],
+        },
+        schema=ATTRIBUTES,
+    )
+
+
+@pytest.fixture(scope="session")
+def layouts(dataset, attributes):
+    """Training layouts of the tiny data set."""
+    from data.layouts import read_layouts
+
+    return read_layouts(dataset, attributes, "train")
+
+
+@pytest.fixture
+def new_generator(dataset):
+    """Factory of small generators with equal random weights."""
+    from data.prompts import LocationGrid
+    from models.config import NewModelConfig
+    from models.generator import create_base_model, prepare_generator
+    from models.training import read_square
+
+    shape = NewModelConfig(block_out_channels=(16, 32), text_hidden_size=32, text_layers=1)
+    images = np.stack([read_square(path, 64) for _, path in dataset.image_paths("train")])
+
+    def create(conditioning: str = "both", **options):
+        names = [item.name for item in dataset.categories]
+        base = create_base_model(shape.model_copy(update=options), images, names, seed=0)
+        return prepare_generator(
+            base, dataset.categories, conditioning, LocationGrid(8, 8), "error"
+        )
+
+    return create

@@ -1,0 +1,42 @@
+import pyarrow.compute as pc
+import pytest
+
+from data.errors import InvalidDataset
+from data.layouts import evenly_spaced, image_seed, read_layouts
+
+
+def test_layouts_hold_things_then_stuff(layouts, dataset):
+    assert len(layouts) == 12
+    for layout in layouts:
+        assert list(layout.is_thing) == sorted(layout.is_thing, reverse=True)
+        assert all((a is None) != thing for a, thing in zip(layout.attributes, layout.is_thing, strict=True))
+    assert sum(len(layout.boxes) for layout in layouts) == (
+        dataset.objects.filter(pc.field("split") == "train").num_rows
+    )
+
+
+def test_policies_change_attributes_of_things_alone(layouts):
+    easy = layouts[0].with_policy("easy")
+    assert {a for a, thing in zip(easy.attributes, easy.is_thing, strict=True) if thing} == {"easy"}
+    assert easy.attributes[-1] is None
+    assert layouts[0].with_policy("origin") is layouts[0]
+
+
+def test_filters_count_things(dataset, attributes):
+    kept = read_layouts(dataset, attributes, "train", min_things=5, max_things=6)
+    assert kept
+    assert all(5 <= layout.is_thing.sum() <= 6 for layout in kept)
+
+
+def test_attributes_of_another_data_set_are_refused(dataset, attributes):
+    with pytest.raises(InvalidDataset, match="another data set"):
+        read_layouts(dataset, attributes.slice(0, 3), "train")
+
+
+def test_evenly_spaced_takes_first_and_last():
+    assert evenly_spaced([0, 1, 2, 3, 4], 3) == [0, 2, 4]
+    assert evenly_spaced([0, 1], 5) == [0, 1]
+
+
+def test_image_seeds_do_not_collide():
+    assert len({image_seed(0, image_id, k) for image_id in range(500) for k in range(4)}) == 2000

@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+
+from data.errors import LayoutOverflow
+from data.layouts import Layout, PerceptionAttribute
+from data.prompts import LocationGrid, build_prompt
+
+NAMES = {1: "traffic-light", 2: "cat", 3: "sky"}
+
+
+def words(text):
+    return list(range(len(text.split())))
+
+
+def layout():
+    return Layout(
+        image_id=7,
+        width=100,
+        height=50,
+        boxes=np.array([[0.0, 0, 100, 50], [10, 10, 20, 20], [0, 0, 100, 25]]),
+        category_ids=np.array([1, 2, 3]),
+        is_thing=np.array([True, True, False]),
+        attributes=(PerceptionAttribute.EASY, PerceptionAttribute.HARD, None),
+        masks=(None, None, None),
+    )
+
+
+def test_the_prompt_is_geodiffusions_with_attributes():
+    prompt = build_prompt(layout(), NAMES, LocationGrid(4, 4), words, 77)
+    assert prompt.text == (
+        "An image with traffic light <l0> <l15> <easy> cat <l4> <l5> <hard> sky <l0> <l11>"
+    )
+    assert prompt.spans == ((4, 9), (9, 13), (13, 16))
+    assert prompt.omitted == ()
+
+
+def test_the_order_is_the_callers():
+    prompt = build_prompt(layout(), NAMES, LocationGrid(4, 4), words, 77, order=[2, 0, 1])
+    assert prompt.text.startswith("An image with sky")
+    assert prompt.objects == (2, 0, 1)
+
+
+def test_floor_binning_names_the_cell_that_holds_the_point():
+    grid = LocationGrid(4, 4, "floor")
+    assert [grid.index(x, 0) for x in (0, 0.24, 0.25, 0.99, 1)] == [0, 0, 1, 3, 3]
+    assert [LocationGrid(4, 4).index(x, 0) for x in (0, 0.16, 0.17, 1)] == [0, 0, 1, 3]
+
+
+def test_too_long_a_prompt_is_an_error_that_names_the_image():
+    with pytest.raises(LayoutOverflow, match="image 7: 3 objects need 17 tokens"):
+        build_prompt(layout(), NAMES, LocationGrid(4, 4), words, 16)
+
+
+def test_largest_first_keeps_the_largest_and_reports_the_others():
+    grid = LocationGrid(4, 4)
+    prompt = build_prompt(layout(), NAMES, grid, words, 14, overflow="largest-first")
+    assert prompt.objects == (0, 2)
+    assert prompt.omitted == (1,)
+    assert prompt.spans == ((4, 9), (9, 12))
+
+
+def test_without_a_grid_places_stay_out():
+    assert "<l" not in build_prompt(layout(), NAMES, None, words, 77).text
