@@ -25,7 +25,7 @@ def xyxy_to_xywh(boxes: Float[np.ndarray, "*batch 4"]) -> Float[np.ndarray, "*ba
 def area(boxes: Float[np.ndarray, "*batch 4"]) -> Float[np.ndarray, "*batch"]:
     """Area in square pixels; zero for boxes that are empty or inverted."""
     sides = np.clip(boxes[..., 2:] - boxes[..., :2], 0, None)
-    return sides[..., 0] * sides[..., 1]
+    return np.asarray(sides[..., 0] * sides[..., 1])
 
 
 def iou(

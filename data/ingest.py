@@ -296,7 +296,7 @@ def _mask(
         return None
     try:
         return segmentation_to_counts(segmentation, height, width)
-    except (ValueError, TypeError, KeyError, IndexError):
+    except (ValueError, TypeError):
         refusals.add("broken mask (box kept)", label)
         return None
 

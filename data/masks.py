@@ -22,11 +22,30 @@ def segmentation_to_counts(segmentation: Any, height: int, width: int) -> str:
     """Turn any COCO segmentation (polygons, uncompressed or compressed RLE) into RLE counts.
 
     Raises:
-        ValueError, TypeError, KeyError: the segmentation is none of the three.
+        ValueError: the segmentation is none of the three, or of another size than the image.
     """
-    if isinstance(segmentation, dict) and isinstance(segmentation["counts"], str):
-        return segmentation["counts"]
-    rle = coco_mask.frPyObjects(segmentation, height, width)
-    if isinstance(rle, list):
-        rle = coco_mask.merge(rle)
+    match segmentation:
+        case {"size": [rows, columns], "counts": str(counts)} if (rows, columns) == (height, width):
+            return counts
+        case {"size": [rows, columns], "counts": list(runs)} if (rows, columns) == (
+            height,
+            width,
+        ) and sum(runs) == height * width:
+            return _counts(coco_mask.frPyObjects(segmentation, height, width))
+        case [*polygons] if all(_is_polygon(item) for item in polygons):
+            return _counts(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)))
+    raise ValueError(f"no polygons and no RLE of size {height}×{width}")
+
+
+def _is_polygon(points: Any) -> bool:
+    """Whether this is a list of x, y, … of at least three points."""
+    return (
+        isinstance(points, list)
+        and len(points) >= 6
+        and len(points) % 2 == 0
+        and all(isinstance(value, int | float) for value in points)
+    )
+
+
+def _counts(rle: dict[str, Any]) -> str:
     return str(rle["counts"].decode("ascii"))

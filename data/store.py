@@ -135,6 +135,17 @@ class ArtifactStore:
     def __init__(self, root: Path):
         self.root = root
 
+    def create_root(self) -> None:
+        """Make the root folder.
+
+        Raises:
+            StorageError: it cannot be made or written to.
+        """
+        with storage_errors(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.root, os.W_OK):
+                raise PermissionError(errno.EACCES, "Permission denied")
+
     def path(self, stage: str, key: str) -> Path:
         """Folder of a finished artifact."""
         return self.root / stage / key

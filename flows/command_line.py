@@ -92,6 +92,7 @@ def run(
     config = configured_run(preset, assignments, config_file)
     store = ArtifactStore(default_root())
     identities = _chosen(identify(config.stage_configs()), stage)
+    store.create_root()
     if any(store.lookup(item.stage, item.key) is None for item in identities) or _has_server():
         _run_flow(config, stage)
     else:
@@ -120,7 +121,6 @@ def _run_flow(config: RunConfig, stage: str | None) -> None:
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
-    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "data,models,tasks,flows")
     if sys.stderr.isatty():
         os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
     from flows import stages  # noqa: PLC0415  # Prefect reads the variables above at import

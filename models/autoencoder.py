@@ -58,6 +58,10 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
         variances, components = torch.linalg.eigh(torch.cov((rows - mean).T))
         variances = variances.flip(0)[:latent_channels].clamp_min(1e-12)
         components = components.flip(1)[:, :latent_channels].T
+        # An eigenvector's sign is arbitrary; fix it, so that equal images give equal latents.
+        components = (
+            components * torch.sign(components @ torch.arange(1.0, len(mean) + 1).double())[:, None]
+        )
         scales = variances**0.25
         scaling_factor = float(1 / torch.sqrt((variances / scales**2).mean()))
         model = cls(patch_size, latent_channels, channels, scaling_factor)

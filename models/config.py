@@ -35,7 +35,9 @@ class DetectorConfig(_Options):
     batch_size: int = Field(8, ge=1, description="Images per optimiser step.")
     learning_rate: float = Field(0.01, gt=0)
     num_warmup_iterations: int = Field(500, ge=0)
-    checkpoint_interval: int = Field(1000, ge=1, description="Steps between resumable checkpoints.")
+    checkpoint_interval: Annotated[int, RuntimeOnly] = Field(
+        1000, ge=1, description="Steps between resumable checkpoints."
+    )
     seed: int = 0
     num_workers: Annotated[int, RuntimeOnly] = Field(2, ge=0, description="Data loader processes.")
 

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from tokenizers import Tokenizer, pre_tokenizers, trainers
-from tokenizers import models as tokenizer_models
+from tokenizers import AddedToken, pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from data.errors import InvalidModel
@@ -100,7 +99,7 @@ def create_base_model(
         class_names: text that the tokenizer learns its vocabulary from.
     """
     torch.manual_seed(seed)
-    tokenizer = train_tokenizer(["An image with", *class_names], config.max_prompt_length)
+    tokenizer = create_tokenizer(["An image with", *class_names], config.max_prompt_length)
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -143,25 +142,20 @@ def create_base_model(
     )
 
 
-def train_tokenizer(texts: Sequence[str], max_length: int) -> CLIPTokenizer:
-    """Train a CLIP tokenizer whose vocabulary holds every word of the texts as one token."""
-    trainer = trainers.BpeTrainer(
-        special_tokens=["<|startoftext|>", "<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        end_of_word_suffix="</w>",
-        show_progress=False,
+def create_tokenizer(texts: Sequence[str], max_length: int) -> CLIPTokenizer:
+    """Make a CLIP tokenizer of single bytes in which every word of the texts is one token.
+
+    Words are added tokens, not merges: training merges breaks ties differently from run to run.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    symbols = ["<|startoftext|>", "<|endoftext|>", *alphabet, *(f"{item}</w>" for item in alphabet)]
+    vocabulary = {symbol: index for index, symbol in enumerate(symbols)}
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=max_length)
+    words = [word for text in texts for word in text.lower().replace("-", " ").split()]
+    tokenizer.add_tokens(
+        [AddedToken(word, single_word=True, normalized=True) for word in dict.fromkeys(words)]
     )
-    learner = Tokenizer(
-        tokenizer_models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>")  # noqa: S106
-    )
-    learner.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    words = [text.lower().replace("-", " ") for text in texts]
-    learner.train_from_iterator(words * 2, trainer)
-    learned = json.loads(learner.to_str())["model"]
-    merges = [tuple(pair) for pair in learned["merges"]]
-    return CLIPTokenizer(vocab=learned["vocab"], merges=merges, model_max_length=max_length)
+    return tokenizer
 
 
 @dataclass(slots=True)

@@ -69,20 +69,22 @@ def encode_training_set(
     resolution: int,
     cache: Path,
 ) -> TrainingSet:
-    """Encode the images of all layouts once, into a memory-mapped file, and decode their masks.
+    """Encode the images of all layouts into a memory-mapped file, and decode their masks.
+
+    An existing file is used as it is, so it must be of the same images and autoencoder.
 
     Images are squashed to the square, not cropped [G]. A box without mask uses its rectangle.
 
     Args:
         image_paths: image id to file.
         resolution: side of the square, pixels.
-        cache: file for the latents; overwritten.
+        cache: file for the latents; appears when it is complete.
 
     Raises:
         InvalidConfig: the resolution is not a multiple of the autoencoder's factor.
         InvalidDataset: there is no layout, or an image cannot be read.
     """
-    model, device = generator.model, default_device()
+    model = generator.model
     if not layouts:
         raise InvalidDataset("no image has a layout to train on: loosen max_objects")
     if resolution % model.vae_scale_factor:
@@ -91,11 +93,25 @@ def encode_training_set(
             f"{model.vae_scale_factor}"
         )
     size = resolution // model.vae_scale_factor
-    channels = model.vae.config.latent_channels
-    shape = (2, len(layouts), channels, size, size)
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    latents = np.lib.format.open_memmap(cache, mode="w+", dtype=np.float32, shape=shape)
-    vae = model.vae.to(device).eval()
+    if not cache.exists():
+        _encode(generator, layouts, image_paths, resolution, cache)
+    latents = torch.from_numpy(np.load(cache, mmap_mode="c"))
+    return TrainingSet(layouts, latents, [latent_masks(layout, size) for layout in layouts])
+
+
+def _encode(
+    generator: Generator,
+    layouts: Sequence[Layout],
+    image_paths: dict[int, Path],
+    resolution: int,
+    cache: Path,
+) -> None:
+    device = default_device()
+    vae = generator.model.vae.to(device).eval()
+    size = resolution // generator.model.vae_scale_factor
+    shape = (2, len(layouts), vae.config.latent_channels, size, size)
+    temporary = cache.with_suffix(".tmp")
+    latents = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
     for start in range(0, len(layouts), _ENCODE_BATCH):
         batch = layouts[start : start + _ENCODE_BATCH]
         images = np.stack([read_square(image_paths[item.image_id], resolution) for item in batch])
@@ -104,8 +120,7 @@ def encode_training_set(
             encoded = vae.encode(oriented).latent_dist.mean * vae.config.scaling_factor
             latents[row, start : start + len(batch)] = encoded.cpu().numpy()
     latents.flush()
-    masks = [latent_masks(layout, size) for layout in layouts]
-    return TrainingSet(layouts, torch.from_numpy(latents), masks)
+    temporary.replace(cache)
 
 
 def read_square(path: Path, resolution: int) -> np.ndarray:
@@ -268,9 +283,12 @@ def new_state(generator: Generator, config: GeneratorConfig) -> TrainingState:
             decay=config.ema_decay,
             use_ema_warmup=True,
             power=0.75,
-            foreach=True,
+            foreach=rate > 0,
         )
-        for module in (unet, text_encoder)
+        for module, rate in (
+            (unet, config.learning_rate),
+            (text_encoder, config.text_learning_rate),
+        )
     ]
     return TrainingState(generator, head, optimizer, schedule, *averages)
 
@@ -351,7 +369,7 @@ def train_step(state: TrainingState, config: GeneratorConfig, batch: Batch) -> M
     loss, metrics = compute_losses(state, config, batch)
     if not torch.isfinite(loss):
         raise TrainingDiverged(
-            f"step {state.step}: the loss is {float(loss)}; lower learning_rate "
+            f"step {state.step}: the loss is {metrics['loss']}; lower learning_rate "
             f"({config.learning_rate}) and run again, finished stages are kept"
         )
     state.optimizer.zero_grad()

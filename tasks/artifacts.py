@@ -1,6 +1,5 @@
 """What the Prefect UI shows of a stage: the cached artifact as a task, its card, its numbers."""
 
-import logging
 import sys
 import time
 from pathlib import Path
@@ -8,7 +7,7 @@ from types import TracebackType
 from typing import Any, Self, cast
 from uuid import UUID
 
-from prefect import task
+from prefect import get_run_logger, task
 from prefect.artifacts import (
     create_markdown_artifact,
     create_progress_artifact,
@@ -23,8 +22,6 @@ from data.errors import PipelineError
 from data.store import ArtifactStore, Manifest, StageIdentity
 from tasks.cards import CARD_NAME
 from tasks.execution import obtain
-
-logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 15.0
 
@@ -78,7 +75,7 @@ class StageProgress:
             _bars.update(self._bar, completed=done, total=total, status=status)
         elif done >= total or time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            logger.info("%s: %d/%d %s", self._stage, done, total, status)
+            get_run_logger().info("%s: %d/%d %s", self._stage, done, total, status)
 
 
 @task(name="obtain-artifact", task_run_name="{identity.stage}", persist_result=False)

@@ -112,7 +112,7 @@ def _make(
 def _run_child(spec: StepSpec, progress: Progress) -> dict[str, Any]:
     spec_path, log_path = spec.work / "spec.json", spec.work / "log.txt"
     spec_path.write_text(spec.model_dump_json())
-    threads = {"OMP_NUM_THREADS": str(spec.num_workers), "OMP_WAIT_POLICY": "passive"}
+    threads = {"OMP_NUM_THREADS": str(spec.num_workers)}
     last: dict[str, Any] = {}
     with (
         log_path.open("a") as log,

@@ -14,6 +14,7 @@ from models.generator import (
     create_base_model,
     load_base_model,
     prepare_generator,
+    save_base_model,
     save_generator,
 )
 from models.training import (
@@ -36,7 +37,7 @@ def run(context: StepContext[GeneratorConfig]) -> Summary:
     config = context.config
     dataset = Dataset(context.inputs["ingest"])
     layouts = _training_layouts(context, config, dataset)
-    generator = _new_generator(config, dataset, layouts)
+    generator = _new_generator(context, dataset, layouts)
     num_omitted = _count_omitted(generator, layouts)
     training_set = encode_training_set(
         generator,
@@ -80,24 +81,38 @@ def _training_layouts(
     return layouts
 
 
-def _new_generator(config: GeneratorConfig, dataset: Dataset, layouts: list[Layout]) -> Generator:
-    if isinstance(config.base_model, NewModelConfig):
-        paths = dict(dataset.image_paths("train"))
-        chosen = evenly_spaced(layouts, _AUTOENCODER_IMAGES)
-        images = np.stack([read_square(paths[item.image_id], config.resolution) for item in chosen])
-        names = [item.name for item in dataset.categories]
-        base = create_base_model(config.base_model, images, names, config.seed)
-    else:
-        base = load_base_model(config.base_model)
+def _new_generator(
+    context: StepContext[GeneratorConfig], dataset: Dataset, layouts: list[Layout]
+) -> Generator:
+    config = context.config
     grid = LocationGrid(config.location_grid, config.location_grid, config.binning)
     return prepare_generator(
-        base,
+        load_base_model(_base_model_name(context, dataset, layouts)),
         dataset.categories,
         config.layout_conditioning,
         grid,
         config.overflow,
         perception_attributes=config.perception_attributes,
     )
+
+
+def _base_model_name(
+    context: StepContext[GeneratorConfig], dataset: Dataset, layouts: list[Layout]
+) -> str:
+    """The folder or hub id of the base model; a new model is made once, in the work folder."""
+    shape, folder = context.config.base_model, context.work / "base_model"
+    if not isinstance(shape, NewModelConfig):
+        return shape
+    if not folder.exists():
+        paths = dict(dataset.image_paths("train"))
+        chosen = evenly_spaced(layouts, _AUTOENCODER_IMAGES)
+        size = context.config.resolution
+        images = np.stack([read_square(paths[item.image_id], size) for item in chosen])
+        names = [item.name for item in dataset.categories]
+        unfinished = context.work / "base_model.tmp"
+        save_base_model(create_base_model(shape, images, names, context.config.seed), unfinished)
+        unfinished.rename(folder)
+    return str(folder)
 
 
 def _count_omitted(generator: Generator, layouts: list[Layout]) -> int:

@@ -8,6 +8,8 @@ from torchvision.ops import box_iou
 
 from data.boxes import area, iou, mask_to_box, xywh_to_xyxy, xyxy_to_xywh
 
+UNIT = np.array([0, 0, 1, 1])
+
 coordinates = st.floats(0, 1000, width=32)
 boxes_xywh = st.integers(1, 6).flatmap(
     lambda count: arrays(np.float64, (count, 4), elements=coordinates)
@@ -21,7 +23,7 @@ def test_conversion_round_trips(boxes):
 
 @given(boxes_xywh, boxes_xywh)
 def test_iou_equals_torchvision(first, second):
-    first, second = xywh_to_xyxy(first + [0, 0, 1, 1]), xywh_to_xyxy(second + [0, 0, 1, 1])
+    first, second = xywh_to_xyxy(first + UNIT), xywh_to_xyxy(second + UNIT)
     expected = box_iou(torch.from_numpy(first), torch.from_numpy(second)).numpy()
     np.testing.assert_allclose(iou(first, second), expected, atol=1e-12)
 

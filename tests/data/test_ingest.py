@@ -19,7 +19,14 @@ def document(**changes):
     return {
         "images": [{"id": 1, "file_name": "a.png", "width": 8, "height": 6}],
         "annotations": [
-            {"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 1, 4, 3], "area": 12, "iscrowd": 0}
+            {
+                "id": 1,
+                "image_id": 1,
+                "category_id": 3,
+                "bbox": [1, 1, 4, 3],
+                "area": 12,
+                "iscrowd": 0,
+            }
         ],
         "categories": [{"id": 3, "name": "cat"}],
     } | changes

@@ -9,7 +9,10 @@ def test_layouts_hold_things_then_stuff(layouts, dataset):
     assert len(layouts) == 12
     for layout in layouts:
         assert list(layout.is_thing) == sorted(layout.is_thing, reverse=True)
-        assert all((a is None) != thing for a, thing in zip(layout.attributes, layout.is_thing, strict=True))
+        assert all(
+            (a is None) != thing
+            for a, thing in zip(layout.attributes, layout.is_thing, strict=True)
+        )
     assert sum(len(layout.boxes) for layout in layouts) == (
         dataset.objects.filter(pc.field("split") == "train").num_rows
     )

@@ -1,0 +1,87 @@
+import json
+import sys
+
+import pytest
+
+from flows.command_line import main
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys, tmp_path):
+    """Run the command line; returns exit status, standard output and standard error."""
+    monkeypatch.setenv("DETDIFFUSION_HOME", str(tmp_path / "root"))
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["detdiffusion", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capsys.readouterr()
+        return stop.value.code, captured.out, captured.err
+
+    return run
+
+
+def test_plan_of_an_empty_root_is_all_misses(cli):
+    status, out, _ = cli("plan", "smoke")
+    assert status == 0
+    assert out.count("never made") == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "nope"), "unknown preset 'nope': choose one of smoke, demo"),
+        (("run", "smoke", "--set", "train_generator.nope=1"), "train_generator.nope"),
+        (("run", "smoke", "--set", "nonsense"), "write KEY=VALUE"),
+        (("run", "smoke", "--set", "train_generator.num_steps=-1"), "greater than or equal to 1"),
+        (("run", "smoke", "--stage", "nope"), "unknown stage 'nope': choose one of ingest"),
+        (("run", "smoke", "--config", "missing.toml"), "--config missing.toml"),
+        (("run", "smoke", "--set", "ingest.train.instances=/no/such.json"), "ingest.train.images"),
+        (
+            ("plan", "coco-256", "--set", 'ingest.train={"instances":"/no","images":"/no"}'),
+            "ingest.val",
+        ),
+        (("report",), "no evaluation under"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_1(cli, tmp_path, arguments, message):
+    status, out, err = cli(*arguments)
+    assert status == 1
+    assert message in err
+    assert err.count("\n") == 1
+    assert out == ""
+    assert not (tmp_path / "root").exists()
+
+
+def test_options_come_from_a_file_and_then_from_the_line(cli, tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text("[train_generator]\nnum_steps = 0\n")
+    status, _, err = cli("plan", "smoke", "--config", str(file))
+    assert status == 1
+    assert "got 0" in err
+    status, _, _ = cli(
+        "plan", "smoke", "--config", str(file), "--set", "train_generator.num_steps=3"
+    )
+    assert status == 0
+
+
+def test_an_unwritable_root_is_one_line(cli, tmp_path):
+    (tmp_path / "root").write_text("a file")
+    status, _, err = cli("run", "smoke")
+    assert status == 1
+    assert "DETDIFFUSION_HOME" in err.splitlines()[-1]
+
+
+def test_help_names_the_commands(cli):
+    status, out, _ = cli("--help")
+    assert status == 0
+    assert all(command in out for command in ("run", "plan", "report"))
+
+
+def test_json_values_are_parsed():
+    from flows.command_line import parse_assignment
+
+    assert parse_assignment("a.b=[1, 2]") == {"a": {"b": [1, 2]}}
+    assert parse_assignment("a=text") == {"a": "text"}
+    assert parse_assignment("a=null") == json.loads('{"a": null}')

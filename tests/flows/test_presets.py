@@ -1,0 +1,49 @@
+import pytest
+
+from data.errors import InvalidConfig
+from flows.presets import PRESETS, RunConfig, build_run
+from models.config import NewModelConfig
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_a_complete_run(name):
+    assert build_run(name, {}).preset == name
+
+
+def test_overrides_lie_over_the_preset_at_any_depth():
+    run = build_run("demo", {"synthesize": {"sampling": {"guidance_scale": 7.0}}})
+    assert run.synthesize.sampling.guidance_scale == 7.0
+    assert (
+        run.synthesize.sampling.num_inference_steps
+        == (PRESETS["demo"]["synthesize"]["sampling"]["num_inference_steps"])
+    )
+
+
+def test_a_base_model_folder_takes_the_place_of_a_new_model():
+    assert isinstance(build_run("demo", {}).train_generator.base_model, NewModelConfig)
+    run = build_run("demo", {"train_generator": {"base_model": "some/folder"}})
+    assert run.train_generator.base_model == "some/folder"
+
+
+def test_a_run_survives_json():
+    run = build_run("demo", {"train_generator": {"num_steps": 5}})
+    assert RunConfig.model_validate_json(run.model_dump_json()) == run
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides", "message"),
+    [
+        ("nope", {}, "unknown preset 'nope'"),
+        ("demo", {"train_generator": {"nope": 1}}, r"train_generator\.nope"),
+        (
+            "demo",
+            {"train_generator": {"num_steps": 0}},
+            r"train_generator\.num_steps: .* \(got 0\)",
+        ),
+        ("demo", {"nope": 1}, "nope: Extra inputs"),
+        ("demo", {"ingest": 3}, "ingest"),
+    ],
+)
+def test_what_does_not_exist_is_named(preset, overrides, message):
+    with pytest.raises(InvalidConfig, match=message):
+        build_run(preset, overrides)

@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+import torch
+
+from data.errors import InvalidConfig, InvalidModel
+from flows.presets import PRESETS
+from models.config import DetectorConfig
+from models.detector import CocoFolder, Detector, detections_table, train_detector
+from models.feature_extractors import DetectorFeatures, frechet_distances
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # MMDetection and MMEngine warn a lot
+
+
+def settings(name="train_detector", **changes):
+    options = PRESETS["demo"][name] | {
+        "num_iterations": 4,
+        "checkpoint_interval": 2,
+        "batch_size": 2,
+    }
+    overrides = (
+        options["overrides"] | {"model.test_cfg.score_thr": 0.0} | changes.pop("overrides", {})
+    )
+    return DetectorConfig.model_validate(options | {"overrides": overrides} | changes)
+
+
+def train(dataset, tmp_path, config, on_step=lambda step, losses: None):
+    train_set = CocoFolder(dataset.instances_file("train"), dataset.image_folder("train"))
+    train_detector(
+        config, [train_set], dataset.things, tmp_path / "work", tmp_path / "out", on_step
+    )
+    return Detector.load(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["train_detector", "train_scorer"])
+def test_a_detector_trains_is_exported_and_detects(dataset, tmp_path, name):
+    steps = []
+    detector = train(dataset, tmp_path, settings(name), lambda step, losses: steps.append(step))
+    assert steps == [1, 2, 3, 4]
+    found = list(detector.detect(dataset.image_paths("val"), batch_size=4))
+    assert [item.image_id for item in found] == [1, 2, 3, 4, 5, 6]
+    table = detections_table("val", found)
+    assert table.num_rows == sum(len(item.scores) for item in found) > 0
+    assert set(table["category_id"].to_pylist()) <= set(dataset.things)
+    assert 0 <= min(table["score"].to_pylist()) <= max(table["score"].to_pylist()) <= 1
+
+
+def test_a_killed_training_goes_on_from_its_checkpoint(dataset, tmp_path):
+    class Killed(Exception):
+        """Stands for the end of the process."""
+
+    def stop(step, losses):
+        if step == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(dataset, tmp_path, settings(), stop)
+    steps = []
+    train(dataset, tmp_path, settings(), lambda step, losses: steps.append(step))
+    assert steps == [3, 4]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"config": "mmdet::no/such.py"}, {"overrides": {"model.backbone.type": "NoSuchNet"}}],
+)
+def test_a_config_that_does_not_exist_is_refused(dataset, tmp_path, changes):
+    with pytest.raises(InvalidConfig, match="detector config"):
+        train(dataset, tmp_path, settings(**changes))
+
+
+def test_a_folder_that_is_no_detector_is_refused(tmp_path):
+    with pytest.raises(InvalidModel, match="detector folder"):
+        Detector.load(tmp_path)
+
+
+def test_frechet_distance_is_zero_to_itself_and_grows_with_difference(dataset, tmp_path):
+    features = DetectorFeatures(train(dataset, tmp_path, settings()), 64)
+    real = [path for _, path in dataset.image_paths("train")]
+    distances = frechet_distances(features, real, {"same": real, "other": real[:2] * 6}, 64)
+    assert distances["same"] == pytest.approx(0, abs=1e-4 * max(distances["other"], 1))
+    assert distances["other"] > distances["same"]
+
+
+def test_backbone_features_do_not_depend_on_the_batch(dataset, tmp_path):
+    detector = train(dataset, tmp_path, settings())
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 3, 64, 64), np.uint8))
+    together = detector.backbone_features(images)
+    torch.testing.assert_close(detector.backbone_features(images[1:2]), together[1:2])

@@ -1,0 +1,200 @@
+import itertools
+import json
+
+import pytest
+import torch
+
+from data.errors import InvalidConfig, InvalidDataset, InvalidModel, TrainingDiverged
+from models.config import GeneratorConfig, NewModelConfig
+from models.training import (
+    batch_indices,
+    encode_training_set,
+    latent_masks,
+    make_batch,
+    mirror,
+    new_state,
+    read_metrics,
+    train_generator,
+    train_step,
+)
+
+SMALL = GeneratorConfig(
+    base_model=NewModelConfig(),
+    resolution=64,
+    layout_conditioning="both",
+    num_steps=6,
+    batch_size=4,
+    learning_rate=1e-3,
+    text_learning_rate=1e-3,
+    num_warmup_steps=2,
+    checkpoint_interval=2,
+)
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture
+def prepare(new_generator, layouts, dataset, tmp_path):
+    paths = dict(dataset.image_paths("train"))
+    count = itertools.count()
+
+    def create(conditioning="both", **options):
+        generator = new_generator(conditioning, **options)
+        cache = tmp_path / f"latents{next(count)}.npy"
+        training_set = encode_training_set(generator, layouts, paths, 64, cache)
+        return generator, training_set
+
+    return create
+
+
+def weights(generator):
+    model = generator.model
+    return {**model.unet.state_dict(), **model.text_encoder.state_dict()}
+
+
+def train(prepare, work, kill_at=None, config=SMALL):
+    work.mkdir(exist_ok=True)
+    generator, training_set = prepare()
+
+    def on_step(metrics):
+        if metrics["step"] == kill_at:
+            raise Killed
+
+    train_generator(generator, training_set, config, work, "run", on_step)
+    return weights(generator)
+
+
+@pytest.mark.parametrize("kill_at", [1, 2, 5])
+def test_a_killed_run_ends_bit_identical(prepare, tmp_path, kill_at):
+    whole = train(prepare, tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(prepare, tmp_path / "killed", kill_at)
+    resumed = train(prepare, tmp_path / "killed")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    steps = [row["step"] for row in read_metrics(tmp_path / "killed" / "metrics.jsonl")]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_checkpoint_cut_off_while_written_does_no_harm(prepare, tmp_path):
+    whole = train(prepare, tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(prepare, tmp_path / "killed", 3)
+    (tmp_path / "killed" / "checkpoint.tmp").write_bytes(b"half")
+    resumed = train(prepare, tmp_path / "killed")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_checkpoint_of_another_run_is_refused(prepare, tmp_path):
+    train(prepare, tmp_path / "run")
+    generator, training_set = prepare()
+    with pytest.raises(InvalidModel, match="another configuration"):
+        train_generator(generator, training_set, SMALL, tmp_path / "run", "other")
+
+
+def test_training_lowers_the_loss_on_a_fixed_batch(prepare):
+    generator, training_set = prepare()
+    config = SMALL.model_copy(update={"num_steps": 60, "num_warmup_steps": 5})
+    state = new_state(generator, config)
+    batch = make_batch(generator, training_set, config, 0)
+    losses = [train_step(state, config, batch)["loss"] for _ in range(40)]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_divergence_names_the_step_and_leaves_the_weights(prepare):
+    generator, training_set = prepare()
+    state = new_state(generator, SMALL)
+    before = {name: value.clone() for name, value in weights(generator).items()}
+    batch = make_batch(generator, training_set, SMALL, 0)
+    batch.latents.fill_(torch.nan)
+    with pytest.raises(TrainingDiverged, match="step 0: the loss is nan"):
+        train_step(state, SMALL, batch)
+    assert all(torch.equal(before[name], value) for name, value in weights(generator).items())
+
+
+def test_without_perception_loss_the_head_is_not_trained(prepare):
+    generator, training_set = prepare()
+    config = SMALL.model_copy(update={"perception_weight": 0.0})
+    state = new_state(generator, config)
+    metrics = train_step(state, config, make_batch(generator, training_set, config, 0))
+    assert "loss_perception" not in metrics
+    assert all(parameter.grad is None for parameter in state.head.parameters())
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("conditioning", ["tokens", "canvas", "both"])
+def test_every_kind_of_conditioning_and_prediction_trains(prepare, prediction_type, conditioning):
+    generator, training_set = prepare(conditioning, prediction_type=prediction_type)
+    state = new_state(generator, SMALL)
+    metrics = train_step(state, SMALL, make_batch(generator, training_set, SMALL, 0))
+    assert 0 < metrics["loss"] < 10
+
+
+def test_a_frozen_text_encoder_stays_as_it_is(prepare):
+    generator, training_set = prepare()
+    config = SMALL.model_copy(update={"text_learning_rate": 0.0, "num_warmup_steps": 0})
+    before = {k: v.clone() for k, v in generator.model.text_encoder.state_dict().items()}
+    state = new_state(generator, config)
+    train_step(state, config, make_batch(generator, training_set, config, 0))
+    after = generator.model.text_encoder.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_batches_are_functions_of_the_step(prepare):
+    generator, training_set = prepare()
+    first, again, other = (make_batch(generator, training_set, SMALL, k) for k in (3, 3, 4))
+    assert torch.equal(first.noise, again.noise)
+    assert torch.equal(first.input_ids, again.input_ids)
+    assert not torch.equal(first.noise, other.noise)
+
+
+def test_every_epoch_sees_every_image_once():
+    seen = [index for step in range(6) for index in batch_indices(8, 4, 0, step)]
+    assert all(sorted(seen[start : start + 8]) == list(range(8)) for start in (0, 8, 16))
+
+
+def test_mirroring_twice_is_nothing(layouts):
+    assert (mirror(mirror(layouts[0])).boxes == layouts[0].boxes).all()
+
+
+def test_mirrored_latents_are_those_of_the_mirrored_image(prepare):
+    _, training_set = prepare()
+    assert training_set.latents.shape[:2] == (2, 12)
+    assert not torch.equal(training_set.latents[0], training_set.latents[1])
+
+
+def test_a_box_without_mask_uses_its_rectangle(layouts):
+    from dataclasses import replace
+
+    layout = replace(layouts[0], masks=(None,) * len(layouts[0].boxes))
+    masks = latent_masks(layout, 16)
+    left, top, right, bottom = layout.boxes[0]
+    assert masks[0].sum() * 16 == pytest.approx((right - left) * (bottom - top))
+
+
+def test_masks_on_the_latent_grid_keep_their_area(layouts, dataset):
+    areas = dict(
+        zip(dataset.objects["mask"].to_pylist(), dataset.objects["area"].to_pylist(), strict=True)
+    )
+    masks = latent_masks(layouts[0], 16)
+    for mask, counts in zip(masks, layouts[0].masks, strict=True):
+        assert mask.sum() * 16 == pytest.approx(areas[counts])
+
+
+def test_a_resolution_that_does_not_fit_the_autoencoder_is_refused(
+    new_generator, layouts, tmp_path
+):
+    with pytest.raises(InvalidConfig, match="66 is not a multiple"):
+        encode_training_set(new_generator(), layouts, {}, 66, tmp_path / "x.npy")
+
+
+def test_no_layout_is_refused(new_generator, tmp_path):
+    with pytest.raises(InvalidDataset, match="no image has a layout"):
+        encode_training_set(new_generator(), [], {}, 64, tmp_path / "x.npy")
+
+
+def test_metrics_survive_a_cut_off_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps({"step": 1.0}) + '\n{"step"')
+    assert read_metrics(path) == [{"step": 1.0}]
