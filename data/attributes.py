@@ -112,9 +112,3 @@ def extract_attributes(
         },
         schema=ATTRIBUTES,
     )
-
-
-def recall(attributes: pa.Table) -> float:
-    """Share of objects that are easy, NaN if there is none."""
-    easy = pc.equal(attributes["attribute"], str(PerceptionAttribute.EASY))
-    return float(np.mean(easy.to_numpy(zero_copy_only=False))) if attributes.num_rows else np.nan

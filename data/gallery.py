@@ -61,6 +61,11 @@ def contact_sheet(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
     return sheet
 
 
+def in_rows(images: Sequence[np.ndarray], columns: int = 8) -> list[Sequence[np.ndarray]]:
+    """Cut a sequence of images into rows for a contact sheet."""
+    return [images[start : start + columns] for start in range(0, len(images), columns)]
+
+
 def png_bytes(image: np.ndarray) -> bytes:
     """Encode a uint8 image as PNG."""
     buffer = io.BytesIO()

@@ -18,9 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from data.boxes import xyxy_to_xywh
 from data.coco import CocoAnnotation, CocoFile, CocoImage, read_coco, write_coco
 from data.errors import InvalidDataset
+from data.images import image_size
 from data.masks import segmentation_to_counts
 from data.scenes import write_scenes
-from data.store import digest_file
+from data.store import digest_file, folder_digest
 from data.tables import CATEGORIES, IMAGES, OBJECTS, Split, box_array, write_table
 
 Progress = Callable[[int, int], None]
@@ -96,14 +97,14 @@ def source_digest(config: IngestConfig) -> str:
             f"ingest.{missing} is missing: give ingest.{missing}.instances and ingest.{missing}.images"
         )
     digest = hashlib.sha256()
-    for split in filter(None, (config.train, config.val)):
-        _require_paths(split)
-        for path in filter(None, (split.instances, split.stuff)):
-            digest.update(digest_file(path).sha256.encode())
-        for folder, _, names in sorted(os.walk(split.images)):
-            for name in sorted(names):
-                size = (Path(folder) / name).stat().st_size
-                digest.update(f"{folder}/{name}/{size}\n".encode(errors="surrogateescape"))
+    try:
+        for split in filter(None, (config.train, config.val)):
+            _require_paths(split)
+            for path in filter(None, (split.instances, split.stuff)):
+                digest.update(digest_file(path).sha256.encode())
+            digest.update(folder_digest(split.images).encode())
+    except OSError as error:
+        raise InvalidDataset(f"{error.filename} cannot be read: {error.strerror}") from error
     return digest.hexdigest()
 
 
@@ -153,7 +154,7 @@ def ingest(
         for is_thing, file in ((True, things), (False, stuff)):
             if file is None:
                 continue
-            categories |= _categories(file, is_thing=is_thing, path=split.instances)
+            _add_categories(categories, file, is_thing=is_thing, path=split.instances)
             objects += _accepted_objects(file, sizes, name, is_thing=is_thing, refusals=refusals)
     if config.policy == "strict" and refusals.total:
         raise InvalidDataset(
@@ -163,9 +164,10 @@ def ingest(
 
 
 def _user_splits(config: IngestConfig) -> dict[Split, SplitConfig]:
-    source_digest(config)
     if config.train is None or config.val is None:
         return {}
+    _require_paths(config.train)
+    _require_paths(config.val)
     return {"train": config.train, "val": config.val}
 
 
@@ -192,17 +194,21 @@ def _accepted_images(
     seen: set[int] = set()
     root = split.images.resolve()
     for image in file.images:
-        path = root / image.file_name
+        path = Path(
+            os.path.normpath(root / image.file_name)
+        )  # links in the folder may lead out of it
         if image.id in seen:
             refusals.add("duplicate image id", f"{name}/{image.id}")
         elif image.width <= 0 or image.height <= 0:
             refusals.add("image without area", f"{name}/{image.id}")
-        elif not path.resolve().is_relative_to(root):
+        elif not path.is_relative_to(root):
             refusals.add("file name leaves the image folder", f"{name}/{image.file_name}")
         elif not path.is_file():
             refusals.add("image file missing", f"{name}/{image.file_name}")
-        elif path.stat().st_size == 0:
-            refusals.add("image file empty", f"{name}/{image.file_name}")
+        elif (size := image_size(path)) is None:
+            refusals.add("image file unreadable", f"{name}/{image.file_name}")
+        elif size != (image.width, image.height):
+            refusals.add("size differs from the image file's", f"{name}/{image.file_name}")
         else:
             seen.add(image.id)
             yield image
@@ -218,19 +224,24 @@ def _image_row(split: str, image: CocoImage) -> dict[str, Any]:
     }
 
 
-def _categories(file: CocoFile, *, is_thing: bool, path: Path) -> dict[int, dict[str, Any]]:
-    rows = {
-        item.id: {
+def _add_categories(
+    rows: dict[int, dict[str, Any]], file: CocoFile, *, is_thing: bool, path: Path
+) -> None:
+    """Add a file's categories; the same id must mean the same in every file."""
+    for item in file.categories:
+        row = {
             "category_id": item.id,
             "name": item.name,
             "supercategory": item.supercategory,
             "is_thing": is_thing,
         }
-        for item in file.categories
-    }
-    if not rows and is_thing:
-        raise InvalidDataset(f"{path} has no categories")
-    return rows
+        known = rows.setdefault(item.id, row)
+        if (known["name"], known["is_thing"]) != (item.name, is_thing):
+            kind = "thing" if known["is_thing"] else "stuff"
+            raise InvalidDataset(
+                f"{path}: category {item.id} is {item.name!r} here and the {kind} {known['name']!r} "
+                "in another file of the data set"
+            )
 
 
 def _accepted_objects(
@@ -325,12 +336,12 @@ def _write(
         for name, split in splits.items()
     }
     (out / "dataset.json").write_text(json.dumps({"image_folders": folders}))
-    names = {key: row["name"] for key, row in categories.items() if row["is_thing"]}
+    names = {key: row["name"] for key, row in sorted(categories.items()) if row["is_thing"]}
     counts: dict[str, Any] = {}
     for name in splits:
         things = object_table.filter((pc.field("split") == name) & pc.field("is_thing"))
         stuff = object_table.filter((pc.field("split") == name) & ~pc.field("is_thing"))
-        if things.num_rows == 0:
+        if not pc.any(pc.invert(things["is_crowd"])).as_py():
             raise InvalidDataset(f"split {name} has no usable object; {refusals.rows()}")
         pictures = [row for row in images if row["split"] == name]
         _write_instances(out / f"instances_{name}.json", pictures, things, names)

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from data.errors import InvalidDataset
 from data.tables import Dataset, Split, box_array
 
+Item = TypeVar("Item")
 AttributePolicy = Literal["origin", "easy", "hard"]
 
 
@@ -144,12 +145,12 @@ def count_objects(layouts: Iterable[Layout]) -> int:
     return sum(int(layout.is_thing.sum()) for layout in layouts)
 
 
-def evenly_spaced(layouts: Sequence[Layout], num_layouts: int) -> list[Layout]:
-    """Choose at most `num_layouts` layouts, evenly spread over the sequence."""
-    if num_layouts >= len(layouts):
-        return list(layouts)
-    indices = np.linspace(0, len(layouts) - 1, num_layouts).round().astype(int)
-    return [layouts[index] for index in indices]
+def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
+    """Choose at most `count` items, evenly spread over the sequence."""
+    if count >= len(items):
+        return list(items)
+    indices = np.linspace(0, len(items) - 1, count).round().astype(int)
+    return [items[index] for index in indices]
 
 
 def image_seed(run_seed: int, image_id: int, repeat: int) -> int:

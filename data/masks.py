@@ -26,6 +26,7 @@ def segmentation_to_counts(segmentation: Any, height: int, width: int) -> str:
     """
     match segmentation:
         case {"size": [rows, columns], "counts": str(counts)} if (rows, columns) == (height, width):
+            decode_mask(counts, height, width)  # raises ValueError where the runs do not add up
             return counts
         case {"size": [rows, columns], "counts": list(runs)} if (rows, columns) == (
             height,

@@ -23,6 +23,8 @@ from data.errors import StorageError
 
 MANIFEST_NAME = "manifest.json"
 
+_LATEST = "latest"
+
 
 class RuntimeOnly:
     """Marks a config field (`Annotated[int, RuntimeOnly]`) that cannot change a stage's output."""
@@ -110,23 +112,38 @@ def digest_file(path: Path) -> FileRecord:
     return FileRecord(size=path.stat().st_size, sha256=digest)
 
 
+def folder_digest(folder: Path) -> str:
+    """SHA-256 over the names, sizes and times of all files in a folder, none of them read."""
+    digest = hashlib.sha256()
+    for parent, _, names in sorted(os.walk(folder)):
+        for name in sorted(names):
+            facts = (Path(parent) / name).stat()
+            line = f"{parent}/{name}/{facts.st_size}/{facts.st_mtime_ns}\n"
+            digest.update(line.encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
 @contextmanager
 def storage_errors(root: Path) -> Iterator[None]:
     """Turn an unwritable root or a full disk into `StorageError`."""
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageError(
                 f"no space left under {root}: free some or set DETDIFFUSION_HOME elsewhere; "
                 "finished stages are kept and a rerun goes on from them"
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+        if isinstance(error.filename, str | Path) and _concerns(Path(error.filename), root):
             raise StorageError(
                 f"cannot write artifacts under {root} ({error.strerror}): "
                 "set DETDIFFUSION_HOME to a folder you can write to"
             ) from error
         raise
+
+
+def _concerns(path: Path, root: Path) -> bool:
+    return path.is_relative_to(root) or root.is_relative_to(path)
 
 
 class ArtifactStore:
@@ -144,7 +161,7 @@ class ArtifactStore:
         with storage_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             if not os.access(self.root, os.W_OK):
-                raise PermissionError(errno.EACCES, "Permission denied")
+                raise PermissionError(errno.EACCES, "Permission denied", str(self.root))
 
     def path(self, stage: str, key: str) -> Path:
         """Folder of a finished artifact."""
@@ -159,7 +176,10 @@ class ArtifactStore:
 
     def lock(self, stage: str, key: str) -> FileLock:
         """Lock that keeps two processes from making the same artifact at once."""
-        return FileLock(self.work(stage, key) / ".lock")
+        folder = self.root / ".locks"
+        with storage_errors(self.root):
+            folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(folder / f"{stage}-{key}")
 
     def read(self, stage: str, key: str) -> Manifest | None:
         """Read a manifest without checking the files; None if absent or unreadable."""
@@ -181,11 +201,18 @@ class ArtifactStore:
             name for name, record in manifest.files.items() if not _intact(folder / name, record)
         ]
 
-    def newest(self, stage: str) -> Manifest | None:
-        """The stage's most recently made artifact, unchecked."""
-        folders = (self.root / stage).glob("*/") if (self.root / stage).is_dir() else ()
-        manifests = [self.read(stage, folder.name) for folder in folders]
-        return max((m for m in manifests if m), key=lambda m: m.created_at, default=None)
+    def mark_latest(self, manifest: Manifest) -> None:
+        """Point the link `<root>/<stage>/latest` at an artifact that a run has made or used."""
+        link = self.root / manifest.stage / _LATEST
+        temporary = link.with_name(f".{_LATEST}-{os.getpid()}")
+        with storage_errors(self.root):
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(manifest.key)
+            temporary.replace(link)
+
+    def latest(self, stage: str) -> Manifest | None:
+        """The artifact that the last run made or used, unchecked; None if there is none."""
+        return self.read(stage, _LATEST)
 
     def publish(
         self,
@@ -254,21 +281,21 @@ def _sync_tree(folder: Path) -> None:
     _sync(folder)
 
 
-def explain_miss(identity: StageIdentity, newest: Manifest | None) -> str:
-    """Say in one line which part of the key has no artifact, compared with the newest one."""
-    if newest is None:
+def explain_miss(identity: StageIdentity, latest: Manifest | None) -> str:
+    """Say in one line which part of the key has no artifact, compared with the last one used."""
+    if latest is None:
         return "never made"
     changes = []
-    if newest.version != identity.version:
-        changes.append(f"stage version {newest.version} → {identity.version}")
+    if latest.version != identity.version:
+        changes.append(f"stage version {latest.version} → {identity.version}")
     changes += [
         f"{name}: {old!r} → {new!r}"
-        for name, old, new in _differences(newest.config, identity.config)
+        for name, old, new in _differences(latest.config, identity.config)
     ]
     changes += [
         f"input {name} changed"
         for name in identity.inputs
-        if newest.inputs.get(name) != identity.inputs[name]
+        if latest.inputs.get(name) != identity.inputs[name]
     ]
     return "; ".join(changes) or "missing or damaged files"
 

@@ -8,13 +8,15 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
+import httpx
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from data.errors import InvalidConfig, PipelineError
+from data.errors import ArtifactMissing, InvalidConfig, PipelineError, ServiceUnavailable
 from data.store import ArtifactStore, Manifest, StageIdentity, explain_miss
 from flows.presets import RunConfig, build_run, merge
+from tasks.cards import format_value
 from tasks.execution import default_root
 from tasks.stages import STAGES, identify
 
@@ -97,9 +99,9 @@ def run(
         _run_flow(config, stage)
     else:
         typer.echo("Every stage is a hit; nothing to run.")
-    last = store.read(identities[-1].stage, identities[-1].key)
-    if last is not None:
-        _show_results(store, last)
+        for item in identities:
+            store.mark_latest(store.read(item.stage, item.key))
+    _show_results(store, store.latest(identities[-1].stage))
 
 
 def _chosen(identities: dict[str, StageIdentity], stage: str | None) -> list[StageIdentity]:
@@ -109,7 +111,22 @@ def _chosen(identities: dict[str, StageIdentity], stage: str | None) -> list[Sta
 
 
 def _has_server() -> bool:
-    return bool(os.environ.get("PREFECT_API_URL"))
+    """Whether a Prefect server is configured.
+
+    Raises:
+        ServiceUnavailable: it is, and does not answer.
+    """
+    url = os.environ.get("PREFECT_API_URL")
+    if not url:
+        return False
+    try:
+        httpx.get(f"{url}/health", timeout=10).raise_for_status()
+    except httpx.HTTPError as error:
+        raise ServiceUnavailable(
+            f"no Prefect server answers at PREFECT_API_URL={url} ({error}): start one with `make up`, "
+            "or unset the variable to run without"
+        ) from error
+    return True
 
 
 def _run_flow(config: RunConfig, stage: str | None) -> None:
@@ -127,14 +144,14 @@ def _run_flow(config: RunConfig, stage: str | None) -> None:
 
     flow = stages.end_to_end if stage is None else getattr(stages, STAGES[stage].option)
     state = flow(config, return_state=True)
-    if state.is_failed():
+    if not state.is_completed():
         state.result()
 
 
 def _show_results(store: ArtifactStore, manifest: Manifest) -> None:
     folder = store.path(manifest.stage, manifest.key)
     for name, value in manifest.summary.get("results", {}).items():
-        typer.echo(f"{name:>26}  {value:.4g}")
+        typer.echo(f"{name:>26}  {format_value(value)}")
     report_page = folder / "report.html"
     typer.echo(
         f"{'report' if report_page.exists() else 'artifact':>26}  "
@@ -156,9 +173,9 @@ def plan(
         if store.lookup(identity.stage, identity.key):
             table.add_row(identity.stage, "hit", identity.key, "")
         else:
-            newest = store.newest(identity.stage)
-            state = "miss" if newest is None else "stale"
-            table.add_row(identity.stage, state, identity.key, explain_miss(identity, newest))
+            latest = store.latest(identity.stage)
+            state = "miss" if latest is None else "stale"
+            table.add_row(identity.stage, state, identity.key, explain_miss(identity, latest))
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
@@ -169,11 +186,13 @@ def report(
         bool, typer.Option("--json", help="Print one flat JSON object of numbers.")
     ] = False,
 ) -> None:
-    """Show the newest evaluation's numbers and where its report is."""
+    """Show the numbers of the newest run and where its report is."""
     store = ArtifactStore(default_root())
-    manifest = store.newest("evaluate")
+    manifest = store.latest("evaluate")
     if manifest is None:
-        raise InvalidConfig(f"no evaluation under {store.root}: run `detdiffusion run demo` first")
+        raise ArtifactMissing(
+            f"no evaluation under {store.root}: run `detdiffusion run demo` first"
+        )
     if as_json:
         typer.echo(json.dumps(flat_results(store, manifest), indent=1))
     else:

@@ -25,7 +25,10 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    preset: PresetName = "demo"
+    preset: PresetName = Field(
+        "demo",
+        description="Fills in what is not given. A form gives everything: choose it elsewhere.",
+    )
     ingest: IngestConfig
     train_detector: DetectorConfig
     train_scorer: DetectorConfig
@@ -148,7 +151,7 @@ _DEMO: dict[str, Any] = {
         "base_model": {
             "block_out_channels": (64, 64, 128),
             "text_hidden_size": 64,
-            "max_prompt_length": 64,
+            "max_prompt_length": 48,
         },
         "resolution": 64,
         "layout_conditioning": "both",
@@ -165,16 +168,13 @@ _DEMO: dict[str, Any] = {
     "synthesize": {
         "sampling": {
             "sampler": "dpm-solver++",
-            "num_inference_steps": 15,
+            "num_inference_steps": 12,
             "guidance_scale": 2.0,
             "batch_size": 64,
         },
-        "sets": {
-            "train": {"split": "train", "policy": "hard", "num_layouts": 512},
-            "origin": {"split": "val", "policy": "origin", "num_layouts": 256},
-            "easy": {"split": "val", "policy": "easy", "num_layouts": 256},
-            "hard": {"split": "val", "policy": "hard", "num_layouts": 256},
-        },
+        "num_train_layouts": 512,
+        "num_val_layouts": 224,
+        "images_per_val_layout": 1,
     },
     "retrain": {"detector": {**_RTMDET_NARROW, "num_iterations": 550}},
     "evaluate": {"features": "detector"},
@@ -189,7 +189,8 @@ _SMOKE = merge(
         "train_generator": {"num_steps": 12, "batch_size": 8, "checkpoint_interval": 4},
         "synthesize": {
             "sampling": {"num_inference_steps": 3, "batch_size": 8},
-            "sets": {name: {"num_layouts": 8} for name in ("train", "origin", "easy", "hard")},
+            "num_train_layouts": 8,
+            "num_val_layouts": 8,
         },
         "retrain": {"detector": {"num_iterations": 8}},
     },
@@ -216,7 +217,7 @@ def _coco(resolution: int, guidance_scale: float, learning_rate: float) -> dict[
             "learning_rate": learning_rate,
             "text_learning_rate": 0.75 * learning_rate,
         },
-        "synthesize": {"sampling": {"guidance_scale": guidance_scale}},
+        "synthesize": {"sampling": {"guidance_scale": guidance_scale}, "min_area_fraction": 0.02},
         "retrain": {"detector": _FASTER_RCNN},
         "evaluate": {},
     }

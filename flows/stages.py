@@ -29,7 +29,7 @@ def _run(stage: str, config: RunConfig, num_workers: int | None) -> State[Any]:
     identity = identify(configs)[stage]
     cores = num_workers or available_cores()
     state = obtain_artifact(root, identity, configs[stage], cores, return_state=True)
-    if state.is_failed():
+    if not state.is_completed():
         return state
     manifest = state.result()
     show_artifact(root, manifest)
@@ -97,7 +97,7 @@ def end_to_end(config: RunConfig = DEMO) -> State[Any]:
         (evaluate,),
     ):
         states = _together(config, *group)
-        failed = [state for state in states if state.is_failed()]
+        failed = [state for state in states if not state.is_completed()]
         if failed:
             return failed[0]
     return states[0]

@@ -1,9 +1,9 @@
 """Options of the stages that need models. Light: imports neither torch nor any model library."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from data.attributes import AttributeConfig
 from data.layouts import AttributePolicy
@@ -26,7 +26,8 @@ class DetectorConfig(_Options):
         description="MMEngine options by dotted name, such as model.neck.out_channels.",
     )
     pretrained: bool = Field(
-        True, description="Load the weights that the config names; off trains from scratch."
+        True,
+        description="Start from the backbone weights that the config names; off: from scratch.",
     )
     image_size: tuple[int, int] = Field(
         (1333, 800), description="Long and short side that images are resized to, in pixels."
@@ -39,7 +40,9 @@ class DetectorConfig(_Options):
         1000, ge=1, description="Steps between resumable checkpoints."
     )
     seed: int = 0
-    num_workers: Annotated[int, RuntimeOnly] = Field(2, ge=0, description="Data loader processes.")
+    num_workers: int = Field(
+        2, ge=0, description="Data loader processes; each draws its own random flips."
+    )
 
 
 class NewModelConfig(_Options):
@@ -104,30 +107,24 @@ class SamplingConfig(_Options):
     seed: int = 0
 
 
-class SyntheticSetConfig(_Options):
-    """One synthetic data set."""
-
-    split: Literal["train", "val"] = Field(description="Split whose layouts are drawn.")
-    policy: AttributePolicy = Field(description="Attributes: as measured, all easy or all hard.")
-    num_layouts: int | None = Field(None, ge=1, description="Layouts, evenly spread; null is all.")
-    images_per_layout: int = Field(1, ge=1)
-
-
 class SynthesisConfig(_Options):
-    """Which synthetic data sets are made from which layouts."""
+    """Which synthetic images are made.
+
+    Set `train` is added to the real training images; `origin`, `easy` and `hard` are drawn from the
+    same validation layouts and measured.
+    """
 
     sampling: SamplingConfig = SamplingConfig()
     min_things: int = Field(3, ge=0, description="Layouts with fewer things are left out.")
     max_things: int | None = Field(8, ge=1, description="Layouts with more things are left out.")
-    sets: dict[str, SyntheticSetConfig] = Field(
-        default_factory=lambda: {
-            "train": SyntheticSetConfig(split="train", policy="hard"),
-            "origin": SyntheticSetConfig(split="val", policy="origin", images_per_layout=5),
-            "easy": SyntheticSetConfig(split="val", policy="easy"),
-            "hard": SyntheticSetConfig(split="val", policy="hard"),
-        },
-        description="`train` is added to the real images; the others are measured.",
+    min_area_fraction: float = Field(0.0, ge=0, lt=1, description="Smaller boxes are left out.")
+    train_policy: AttributePolicy = Field(
+        "hard", description="Attributes of the training set: as measured, all easy or all hard."
     )
+    num_train_layouts: int | None = Field(None, ge=1, description="Evenly spread; null is all.")
+    num_val_layouts: int | None = Field(None, ge=1, description="Evenly spread; null is all.")
+    images_per_train_layout: int = Field(1, ge=1)
+    images_per_val_layout: int = Field(5, ge=1, description="Five in the paper's protocol.")
 
 
 class ScoringConfig(_Options):
@@ -143,12 +140,28 @@ class AttributeStageConfig(_Options):
     scoring: ScoringConfig = ScoringConfig()
     labelling: AttributeConfig = AttributeConfig()
 
+    @model_validator(mode="after")
+    def _kept_detections_suffice(self) -> Self:
+        if self.labelling.score_threshold < self.scoring.score_threshold:
+            raise ValueError(
+                f"labelling.score_threshold {self.labelling.score_threshold} is below "
+                f"scoring.score_threshold {self.scoring.score_threshold}: lower the latter too"
+            )
+        return self
+
 
 class RetrainConfig(_Options):
     """Which detectors are trained on real and on real + synthetic images."""
 
     detector: DetectorConfig = DetectorConfig()
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="One detector per arm and seed.")
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("each seed may stand once")
+        return seeds
 
 
 class EvaluationConfig(_Options):

@@ -6,7 +6,7 @@ The only module that imports mmdet and mmengine. A trained detector is a folder 
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,20 +103,37 @@ def build_config(
     """
     try:
         config = _read_config(settings.config)
-    except (FileNotFoundError, ValueError, AttributeError) as error:
-        raise InvalidConfig(f"detector config {settings.config!r}: {error}") from error
-    _set_everywhere(config.model, "num_classes", len(categories))
-    if not settings.pretrained:
-        _set_everywhere(config.model, "init_cfg", None)
-    config.model.data_preprocessor["pad_size_divisor"] = 32
-    config.model.data_preprocessor["batch_augments"] = None
-    config.merge_from_dict(_training_options(settings, work))
-    config.merge_from_dict(_data_options(settings, train_sets, categories))
-    try:
-        config.merge_from_dict(settings.overrides)
-    except (KeyError, TypeError, IndexError) as error:
-        raise InvalidConfig(f"detector overrides {settings.overrides}: {error}") from error
+        _set_everywhere(config.model, "num_classes", len(categories))
+        if not settings.pretrained:
+            _set_everywhere(config.model, "init_cfg", None)
+        config.model.data_preprocessor["pad_size_divisor"] = 32
+        config.model.data_preprocessor["batch_augments"] = None
+        config.merge_from_dict(_training_options(settings, work))
+        config.merge_from_dict(_data_options(settings, train_sets, categories))
+        config.merge_from_dict(dotted(settings.overrides))
+        config.optim_wrapper.optimizer["lr"] = settings.learning_rate
+    except (OSError, SyntaxError, ValueError, AttributeError, LookupError, TypeError) as error:
+        raise InvalidConfig(
+            f"detector config {settings.config!r} with overrides {settings.overrides}: {error}"
+        ) from error
     return config
+
+
+def dotted(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested options to dotted names, later ones over earlier ones.
+
+    A mapping with `_delete_` replaces a whole node of the config and is left as it is.
+
+    >>> dotted({"a.b": 1, "a": {"b": 2, "c": {"_delete_": True}}})
+    {'a.b': 2, 'a.c': {'_delete_': True}}
+    """
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        if isinstance(value, Mapping) and "_delete_" not in value:
+            flat |= dotted(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
 
 
 def _read_config(name: str) -> Config:
@@ -163,7 +180,6 @@ def _training_options(settings: DetectorConfig, work: Path) -> dict[str, Any]:
             "val_interval": settings.num_iterations + 1,
         },
         "param_scheduler": scheduler[0 if warmup else 1 :],
-        "optim_wrapper.optimizer.lr": settings.learning_rate,
         "default_hooks.checkpoint": {
             "_delete_": True,
             "type": "CheckpointHook",
@@ -234,7 +250,9 @@ def _load_own_checkpoint(filename: str, map_location: Any = None) -> Any:
 
 
 def _newest_checkpoint(work: Path) -> Path | None:
-    return max(work.glob("iter_*.pth"), key=lambda path: int(path.stem[5:]), default=None)
+    """The checkpoint that MMEngine noted after it was written whole."""
+    note = work / "last_checkpoint"
+    return work / Path(note.read_text()).name if note.exists() else None
 
 
 def train_detector(
@@ -295,7 +313,7 @@ class Detector:
         self._category_ids = np.array(category_ids)
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device | None = None) -> "Detector":
+    def load(cls, folder: Path) -> "Detector":
         """Load a folder written by `train_detector`.
 
         Raises:
@@ -310,7 +328,7 @@ class Detector:
             load_model(model, str(folder / "model.safetensors"))
         except (OSError, RuntimeError, KeyError) as error:
             raise InvalidModel(f"detector folder {folder}: {error}") from error
-        model.to(device or default_device()).eval()
+        model.to(default_device()).eval()
         return cls(model, Compose(config.test_pipeline), [key for key, _ in categories])
 
     @torch.no_grad()

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from faster_coco_eval import COCO, COCOeval_faster
 
 from data.boxes import xyxy_to_xywh
@@ -73,8 +72,3 @@ def _results(detections: pa.Table) -> np.ndarray:
     ]
     boxes_xywh = xyxy_to_xywh(box_array(detections))
     return np.concatenate([columns[0], boxes_xywh, *columns[1:]], axis=1)
-
-
-def of_split(detections: pa.Table, split: str) -> pa.Table:
-    """The detections of one split."""
-    return detections.filter(pc.field("split") == split)

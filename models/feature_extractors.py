@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from data.images import read_square
 from models.detector import Detector
 from models.devices import default_device
-from models.training import read_square
 
 _BATCH = 64
 

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from tokenizers import AddedToken, pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from data.errors import InvalidModel
+from data.errors import InvalidConfig, InvalidModel
 from data.prompts import LocationGrid
 from data.tables import Category
 from models.autoencoder import PatchAutoencoder, pixel_values
@@ -173,9 +173,24 @@ def prepare_generator(
     grid: LocationGrid,
     overflow: str,
     *,
+    resolution: int,
     perception_attributes: bool = True,
 ) -> Generator:
-    """Teach a base model the layout tokens and widen its input for the canvas, in place."""
+    """Teach a base model the layout tokens and widen its input for the canvas, in place.
+
+    Args:
+        resolution: side of the images to train on and to generate, pixels.
+
+    Raises:
+        InvalidConfig: the resolution is not a multiple of the autoencoder's factor.
+        InvalidModel: the tokenizer has location tokens of another grid.
+    """
+    if resolution % model.vae_scale_factor:
+        raise InvalidConfig(
+            f"resolution {resolution} is not a multiple of the autoencoder's factor "
+            f"{model.vae_scale_factor}"
+        )
+    model.unet.register_to_config(sample_size=resolution // model.vae_scale_factor)
     add_layout_tokens(model.tokenizer, model.text_encoder, grid)
     encoder = LayoutEncoder(
         model.tokenizer,

@@ -15,11 +15,11 @@ import torch
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from data.errors import InvalidConfig, InvalidDataset, InvalidModel, TrainingDiverged
+from data.errors import InvalidDataset, InvalidModel, TrainingDiverged
+from data.images import read_square
 from data.layouts import Layout
 from data.masks import decode_mask
 from models.autoencoder import pixel_values
@@ -66,7 +66,6 @@ def encode_training_set(
     generator: Generator,
     layouts: Sequence[Layout],
     image_paths: dict[int, Path],
-    resolution: int,
     cache: Path,
 ) -> TrainingSet:
     """Encode the images of all layouts into a memory-mapped file, and decode their masks.
@@ -77,24 +76,16 @@ def encode_training_set(
 
     Args:
         image_paths: image id to file.
-        resolution: side of the square, pixels.
         cache: file for the latents; appears when it is complete.
 
     Raises:
-        InvalidConfig: the resolution is not a multiple of the autoencoder's factor.
         InvalidDataset: there is no layout, or an image cannot be read.
     """
-    model = generator.model
     if not layouts:
         raise InvalidDataset("no image has a layout to train on: loosen max_objects")
-    if resolution % model.vae_scale_factor:
-        raise InvalidConfig(
-            f"resolution {resolution} is not a multiple of the autoencoder's factor "
-            f"{model.vae_scale_factor}"
-        )
-    size = resolution // model.vae_scale_factor
+    size = generator.model.unet.config.sample_size
     if not cache.exists():
-        _encode(generator, layouts, image_paths, resolution, cache)
+        _encode(generator, layouts, image_paths, cache)
     latents = torch.from_numpy(np.load(cache, mmap_mode="c"))
     return TrainingSet(layouts, latents, [latent_masks(layout, size) for layout in layouts])
 
@@ -103,15 +94,17 @@ def _encode(
     generator: Generator,
     layouts: Sequence[Layout],
     image_paths: dict[int, Path],
-    resolution: int,
     cache: Path,
 ) -> None:
     device = default_device()
     vae = generator.model.vae.to(device).eval()
-    size = resolution // generator.model.vae_scale_factor
+    size = generator.model.unet.config.sample_size
+    resolution = size * generator.model.vae_scale_factor
     shape = (2, len(layouts), vae.config.latent_channels, size, size)
     temporary = cache.with_suffix(".tmp")
     latents = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+    with temporary.open("r+b") as file:  # a sparse file on a full disk would end the process
+        os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
     for start in range(0, len(layouts), _ENCODE_BATCH):
         batch = layouts[start : start + _ENCODE_BATCH]
         images = np.stack([read_square(image_paths[item.image_id], resolution) for item in batch])
@@ -123,30 +116,15 @@ def _encode(
     temporary.replace(cache)
 
 
-def read_square(path: Path, resolution: int) -> np.ndarray:
-    """Read an image as RGB, squashed to a square; uint8 (resolution, resolution, 3).
-
-    Raises:
-        InvalidDataset: the file is missing or not an image.
-    """
-    try:
-        with Image.open(path) as image:
-            rgb = image.convert("RGB")
-            if rgb.size != (resolution, resolution):
-                rgb = rgb.resize((resolution, resolution), Image.Resampling.BICUBIC)
-            return np.asarray(rgb)
-    except OSError as error:
-        raise InvalidDataset(f"image {path} cannot be read: {error}") from error
-
-
 def latent_masks(layout: Layout, size: int) -> Float[Tensor, "objects size size"]:
     """Share of each cell of a square grid that every object covers, in [0, 1]."""
     masks = torch.zeros(len(layout.boxes), size, size)
     for index, counts in enumerate(layout.masks):
         if counts is None:
             mask = np.zeros((layout.height, layout.width), dtype=bool)
-            left, top, right, bottom = layout.boxes[index].round().astype(int)
-            mask[top : max(bottom, top + 1), left : max(right, left + 1)] = True
+            left, top = np.floor(layout.boxes[index, :2]).astype(int)
+            right, bottom = np.ceil(layout.boxes[index, 2:]).astype(int)
+            mask[top:bottom, left:right] = True
         else:
             mask = decode_mask(counts, layout.height, layout.width)
         pixels = torch.from_numpy(mask).float()[None, None]
@@ -283,7 +261,7 @@ def new_state(generator: Generator, config: GeneratorConfig) -> TrainingState:
             decay=config.ema_decay,
             use_ema_warmup=True,
             power=0.75,
-            foreach=rate > 0,
+            foreach=rate > 0,  # which fails where every parameter is frozen
         )
         for module, rate in (
             (unet, config.learning_rate),

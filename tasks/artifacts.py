@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from data.errors import PipelineError
 from data.store import ArtifactStore, Manifest, StageIdentity
-from tasks.cards import CARD_NAME
+from tasks.cards import CARD_NAME, format_value
 from tasks.execution import obtain
 
 _SECONDS_BETWEEN_LINES = 15.0
@@ -99,8 +99,10 @@ def obtain_artifact(
 
 @task(name="show-artifact", persist_result=False)
 def show_artifact(root: Path, manifest: Manifest) -> None:
-    """Publish an artifact's card and its files in the UI."""
-    folder = ArtifactStore(root).path(manifest.stage, manifest.key)
+    """Publish an artifact's card and its numbers in the UI, and mark it as the latest."""
+    store = ArtifactStore(root)
+    store.mark_latest(manifest)
+    folder = store.path(manifest.stage, manifest.key)
     card = folder / CARD_NAME
     create_markdown_artifact(card.read_text(), key=manifest.stage, description=str(folder))
     facts = {
@@ -112,5 +114,5 @@ def show_artifact(root: Path, manifest: Manifest) -> None:
     }
     rows = [{"name": name, "value": str(value)} for name, value in facts.items()]
     numbers = manifest.summary.get("results", manifest.summary.get("metrics", {}))
-    rows += [{"name": name, "value": f"{value:.4g}"} for name, value in numbers.items()]
+    rows += [{"name": name, "value": format_value(value)} for name, value in numbers.items()]
     create_table_artifact(rows, key=f"{manifest.stage}-facts", description=manifest.key)

@@ -24,11 +24,18 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return "*none*"
     header = "| " + " | ".join(rows[0]) + " |"
-    lines = ["| " + " | ".join(map(_cell, row.values())) + " |" for row in rows]
+    lines = ["| " + " | ".join(map(format_value, row.values())) + " |" for row in rows]
     return "\n".join([header, "|" + "---|" * len(rows[0]), *lines])
 
 
-def _cell(value: Any) -> str:
+def format_value(value: Any) -> str:
+    """Show a value to people: floats with four digits, nothing as a dash.
+
+    >>> format_value(0.123456), format_value(None), format_value("text")
+    ('0.1235', '—', 'text')
+    """
+    if value is None:
+        return "—"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

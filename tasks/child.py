@@ -1,7 +1,7 @@
 """A stage's own process: `python -m tasks.child SPEC`, started by `tasks.execution`.
 
 Speaks JSON lines on its standard output: `{"progress": [done, total, status]}`, at the end
-`{"summary": …}` or `{"error": class name, "message": …}`. Everything that libraries print goes to
+`{"summary": …, "device": …}` or `{"error": class name, "message": …}`. Everything that libraries print goes to
 standard error, which the parent sends to a log file.
 """
 
@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from data.errors import PipelineError
 from data.store import storage_errors
 from tasks.context import StepContext
+from tasks.orphans import end_with_parent
 from tasks.stages import STAGES
 
 _MIN_SECONDS_BETWEEN_REPORTS = 1.0
@@ -66,6 +67,7 @@ def _private_stdout() -> TextIO:
 
 def main(spec_path: str) -> int:
     """Run one step; 0 on success, 1 if a user's error was reported."""
+    end_with_parent()
     reporter = _Reporter(_private_stdout())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     spec = StepSpec.model_validate_json(Path(spec_path).read_text())
@@ -86,8 +88,14 @@ def main(spec_path: str) -> int:
     except PipelineError as error:
         reporter.send({"error": type(error).__name__, "message": str(error)})
         return 1
-    reporter.send({"summary": summary})
+    reporter.send({"summary": summary, "device": _device()})
     return 0
+
+
+def _device() -> str:
+    """The device that models ran on; `cpu` where no torch was needed."""
+    torch = sys.modules.get("torch")
+    return "cuda" if torch is not None and torch.cuda.is_available() else "cpu"
 
 
 if __name__ == "__main__":

@@ -12,20 +12,20 @@ import pyarrow.parquet as pq
 from data.attributes import match_boxes
 from data.coco import boxes_by_image, read_coco
 from data.gallery import contact_sheet, draw_layout, png_bytes
-from data.layouts import AttributePolicy, Layout, evenly_spaced, read_layouts
+from data.images import read_square
+from data.layouts import Layout, evenly_spaced, read_layouts
 from data.store import MANIFEST_NAME, Manifest
 from data.tables import Dataset, box_array, write_table
 from models.config import EvaluationConfig
 from models.detector import Detector, detections_table
 from models.evaluation import coco_metrics
 from models.feature_extractors import DetectorFeatures, frechet_distances
-from models.training import read_metrics, read_square
+from models.training import read_metrics
 from tasks.cards import markdown_picture, markdown_table, write_card
 from tasks.context import StepContext, Summary
 from tasks.report import loss_curves, write_report
-from tasks.synthesize import IMAGES, INSTANCES, MANIFEST
+from tasks.synthesize import IMAGES, INSTANCES, POLICIES, PROVENANCE
 
-_POLICIES: tuple[AttributePolicy, ...] = ("origin", "easy", "hard")
 _GALLERY_COLUMNS = 10
 _THUMBNAIL = 64
 _INCEPTION_FEATURES = 2048
@@ -78,7 +78,7 @@ def _score_rows(
     rows = []
     for name, instances, images in (
         ("real", dataset.instances_file("val"), [(key, paths[key]) for key in sources]),
-        *((policy, *_synthetic_set(context, policy)) for policy in _POLICIES),
+        *((policy, *_synthetic_set(context, policy)) for policy in POLICIES),
     ):
         found = detections_table("val", scorer.detect(images, config.batch_size))
         image_ids = [image_id for image_id, _ in images]
@@ -89,7 +89,7 @@ def _score_rows(
 
 
 def _source_image_ids(folder: Path) -> list[int]:
-    column = pq.read_table(folder / MANIFEST, columns=["source_image_id"])["source_image_id"]
+    column = pq.read_table(folder / PROVENANCE, columns=["source_image_id"])["source_image_id"]
     return sorted(set(column.to_pylist()))
 
 
@@ -97,7 +97,7 @@ def _synthetic_set(
     context: StepContext[EvaluationConfig], name: str
 ) -> tuple[Path, list[tuple[int, Path]]]:
     folder = context.inputs["synthesize"] / name
-    rows = pq.read_table(folder / MANIFEST, columns=["image_id", "file_name"]).to_pylist()
+    rows = pq.read_table(folder / PROVENANCE, columns=["image_id", "file_name"]).to_pylist()
     return folder / INSTANCES, [
         (row["image_id"], folder / IMAGES / row["file_name"]) for row in rows
     ]
@@ -109,11 +109,12 @@ def detection_recall(
     """Share of labelled things that have a detection of their class, score and IoU at the limits."""
     truth = boxes_by_image(read_coco(instances))
     kept = detections.filter(pc.field("score") >= config.recall_score_threshold)
+    kept = kept.sort_by("image_id")
     found_image_ids = kept["image_id"].to_numpy()
     boxes, labels = box_array(kept), kept["category_id"].to_numpy()
     hits = []
     for image_id in image_ids:
-        rows = found_image_ids == image_id
+        rows = slice(*np.searchsorted(found_image_ids, [image_id, image_id + 1]))
         true_boxes, true_labels = truth[image_id]
         matches = match_boxes(true_boxes, true_labels, boxes[rows], labels[rows], class_aware=True)
         hits.append(matches.best_iou >= config.recall_iou_threshold)
@@ -127,10 +128,10 @@ def _distances(
     paths = dict(dataset.image_paths("val"))
     real = [paths[key] for key in _source_image_ids(context.inputs["synthesize"] / "origin")]
     candidates: dict[str, list[Path]] = {
-        name: [path for _, path in _synthetic_set(context, name)[1]] for name in _POLICIES
+        name: [path for _, path in _synthetic_set(context, name)[1]] for name in POLICIES
     }
     train_images = [path for _, path in dataset.image_paths("train")]
-    candidates["real"] = train_images[: len(candidates["origin"])]
+    candidates["real"] = evenly_spaced(train_images, len(candidates["origin"]))
     resolution = _resolution(context)
     if config.features == "inception":
         weights, features = config.inception_weights, _INCEPTION_FEATURES
@@ -167,12 +168,12 @@ def _results(
         "detector_map50_real": detector["map50"],
         "hard_share_train": hard_share["train"],
         "score_ap50_real": by_name["real"]["map50"],
-        **{f"score_ap50_{name}": by_name[name]["map50"] for name in _POLICIES},
+        **{f"score_ap50_{name}": by_name[name]["map50"] for name in POLICIES},
         "recall_real": by_name["real"]["recall"],
-        **{f"recall_{name}": by_name[name]["recall"] for name in _POLICIES},
+        **{f"recall_{name}": by_name[name]["recall"] for name in POLICIES},
         "map_real": means["real"],
         "map_real_plus_synthetic": means["real+synthetic"],
-        **{f"frechet_{name}": distances[name] for name in _POLICIES},
+        **{f"frechet_{name}": distances[name] for name in POLICIES},
         "frechet_floor": distances["real"],
     }
 
@@ -182,18 +183,18 @@ def _gallery(context: StepContext[EvaluationConfig], dataset: Dataset) -> np.nda
     attributes = pq.read_table(context.inputs["extract-attributes"] / "attributes.parquet")
     layouts = {item.image_id: item for item in read_layouts(dataset, attributes, "val")}
     paths = dict(dataset.image_paths("val"))
-    origin = pq.read_table(context.inputs["synthesize"] / "origin" / MANIFEST).to_pylist()
+    origin = pq.read_table(context.inputs["synthesize"] / "origin" / PROVENANCE).to_pylist()
     common = set.intersection(
-        *(set(_source_image_ids(context.inputs["synthesize"] / name)) for name in _POLICIES)
+        *(set(_source_image_ids(context.inputs["synthesize"] / name)) for name in POLICIES)
     )
     firsts = [row["source_image_id"] for row in origin if row["repeat"] == 0]
     chosen = evenly_spaced([layouts[key] for key in firsts if key in common], _GALLERY_COLUMNS)
     rows = [[_picture(paths[item.image_id], item) for item in chosen]]
-    for policy in _POLICIES:
+    for policy in POLICIES:
         folder = context.inputs["synthesize"] / policy
         files = {
             row["source_image_id"]: folder / IMAGES / row["file_name"]
-            for row in pq.read_table(folder / MANIFEST).to_pylist()
+            for row in pq.read_table(folder / PROVENANCE).to_pylist()
             if row["repeat"] == 0
         }
         rows.append([_picture(files[i.image_id], i.with_policy(policy)) for i in chosen])

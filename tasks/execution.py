@@ -1,8 +1,9 @@
 """Getting a stage's artifact: from the store if it is there and intact, else from a child process."""
 
+import errno
 import json
-import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -19,16 +20,16 @@ from pydantic import BaseModel
 
 from data import errors
 from data.errors import ArtifactMissing, PipelineError, StageFailed
-from data.store import ArtifactStore, Manifest, StageIdentity
+from data.store import ArtifactStore, Manifest, StageIdentity, storage_errors
 from tasks.child import StepSpec
 from tasks.context import Progress
 from tasks.stages import STAGES
 
-logger = logging.getLogger(__name__)
-
 _PACKAGES = ("torch", "diffusers", "transformers", "mmdet", "mmengine", "prefect")
 _LOG_LINES_SHOWN = 12
 _MEMORY_SAMPLING_SECONDS = 0.5
+_LITTLE_SPACE = 16_000_000
+"""Bytes free under which a stage's end is put down to a full disk: libraries hide the cause."""
 
 
 def default_root() -> Path:
@@ -63,7 +64,8 @@ def obtain(
         inputs = {
             name: _input_folder(store, identity, name) for name in STAGES[identity.stage].inputs
         }
-        return _make(store, identity, config, inputs, num_workers, progress), False
+        with storage_errors(store.root):
+            return _make(store, identity, config, inputs, num_workers, progress), False
 
 
 def _input_folder(store: ArtifactStore, identity: StageIdentity, name: str) -> Path:
@@ -97,12 +99,12 @@ def _make(
     )
     started = time.monotonic()
     with peak_memory() as peak:
-        summary = _run_child(spec, progress)
+        result = _run_child(spec, progress)
     return store.publish(
         identity,
         spec.out,
-        summary=summary,
-        environment=_environment(),
+        summary=result["summary"],
+        environment=_environment() | {"device": result["device"]},
         seconds=time.monotonic() - started,
         peak_memory_bytes=peak[0],
         created_at=datetime.now(UTC).isoformat(),
@@ -117,7 +119,7 @@ def _run_child(spec: StepSpec, progress: Progress) -> dict[str, Any]:
     with (
         log_path.open("a") as log,
         subprocess.Popen(  # noqa: S603  # our own module
-            [sys.executable, "-m", "tasks.child", str(spec_path)],
+            [sys.executable, "-P", "-m", "tasks.child", str(spec_path)],
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
@@ -135,12 +137,14 @@ def _run_child(spec: StepSpec, progress: Progress) -> dict[str, Any]:
     if "error" in last:
         raise _user_error(last["error"], last["message"])
     if child.returncode != 0 or "summary" not in last:
+        if shutil.disk_usage(spec.root).free < _LITTLE_SPACE:
+            raise OSError(errno.ENOSPC, "No space left on device")
         tail = "\n".join(log_path.read_text(errors="replace").splitlines()[-_LOG_LINES_SHOWN:])
         raise StageFailed(
             f"stage {spec.stage} ended with exit status {child.returncode}; run again to go on from its "
             f"last checkpoint. The end of {log_path}:\n{tail}"
         )
-    return dict(last["summary"])
+    return last
 
 
 def _user_error(name: str, message: str) -> PipelineError:

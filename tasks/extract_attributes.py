@@ -5,12 +5,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.attributes import extract_attributes
-from data.gallery import contact_sheet, draw_layout
-from data.layouts import PerceptionAttribute, read_layouts
+from data.gallery import contact_sheet, draw_layout, in_rows
+from data.images import read_square
+from data.layouts import PerceptionAttribute, evenly_spaced, read_layouts
 from data.tables import Dataset, Split, write_table
 from models.config import AttributeStageConfig, ScoringConfig
 from models.detector import Detector, detections_table
-from models.training import read_square
 from tasks.cards import markdown_picture, markdown_table, write_card
 from tasks.context import StepContext, Summary
 
@@ -28,17 +28,18 @@ def run(context: StepContext[AttributeStageConfig]) -> Summary:
         [extract_attributes(dataset, detections, name, config.labelling) for name in _SPLITS]
     )
     write_table(attributes, context.out / "attributes.parquet")
+    by_class = _by_class(dataset, attributes)
     shares = {name: _hard_share(attributes.filter(pc.field("split") == name)) for name in _SPLITS}
     write_card(
         context.out,
         "Perception-aware attributes",
         markdown_table([{"split": name, "share of hard": share} for name, share in shares.items()]),
         "## By class (training images)",
-        markdown_table(_by_class(dataset, attributes)),
+        markdown_table(by_class),
         "## Validation images (green easy, red hard)",
         markdown_picture(_sheet(dataset, attributes), "validation images with attributes"),
     )
-    return {"hard_share": shares, "by_class": _by_class(dataset, attributes)}
+    return {"hard_share": shares, "by_class": by_class}
 
 
 def _detect(
@@ -75,8 +76,8 @@ def _by_class(dataset: Dataset, attributes: pa.Table) -> list[dict[str, object]]
 
 def _sheet(dataset: Dataset, attributes: pa.Table) -> np.ndarray:
     paths = dict(dataset.image_paths("val"))
-    layouts = read_layouts(dataset, attributes, "val")[:24]
+    layouts = evenly_spaced(read_layouts(dataset, attributes, "val"), 24)
     pictures = [
         draw_layout(read_square(paths[item.image_id], _THUMBNAIL), item, 1) for item in layouts
     ]
-    return contact_sheet([pictures[start : start + 8] for start in range(0, len(pictures), 8)])
+    return contact_sheet(in_rows(pictures))

@@ -1,9 +1,9 @@
 """Stage `ingest`: COCO files to tables."""
 
 import numpy as np
-from PIL import Image
 
-from data.gallery import contact_sheet, draw_layout
+from data.gallery import contact_sheet, draw_layout, in_rows
+from data.images import read_square
 from data.ingest import IngestConfig, ingest
 from data.layouts import evenly_spaced, read_layouts
 from data.tables import Dataset
@@ -37,9 +37,9 @@ def run(context: StepContext[IngestConfig]) -> Summary:
 
 def _sheet(dataset: Dataset) -> np.ndarray:
     paths = dict(dataset.image_paths("val"))
-    pictures = []
-    for layout in evenly_spaced(read_layouts(dataset, None, "val"), 24):
-        with Image.open(paths[layout.image_id]) as image:
-            thumbnail = np.asarray(image.convert("RGB").resize((_THUMBNAIL, _THUMBNAIL)))
-        pictures.append(draw_layout(thumbnail, layout, scale=1))
-    return contact_sheet([pictures[start : start + 8] for start in range(0, len(pictures), 8)])
+    layouts = evenly_spaced(read_layouts(dataset, None, "val"), 24)
+    pictures = [
+        draw_layout(read_square(paths[item.image_id], _THUMBNAIL), item, scale=1)
+        for item in layouts
+    ]
+    return contact_sheet(in_rows(pictures))

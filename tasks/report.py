@@ -13,6 +13,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt  # after the choice of backend
 
 from data.gallery import data_uri
+from tasks.cards import format_value
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>detdiffusion report</title>
@@ -67,17 +68,11 @@ def write_report(
         gallery: PNG of the contact sheet.
     """
     environment = Environment(autoescape=True)
-    environment.filters["number"] = _number
+    environment.filters["number"] = format_value
     page = environment.from_string(_PAGE).render(
         results=results, tables=tables, curves=data_uri(curves), gallery=data_uri(gallery)
     )
     path.write_text(page, encoding="utf-8")
-
-
-def _number(value: object) -> str:
-    if value is None:
-        return "—"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def loss_curves(metrics: Sequence[Mapping[str, float]]) -> bytes:

@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-from collections.abc import MutableMapping
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,9 @@ from models.detector import CocoFolder
 from models.devices import limit_threads
 from tasks.cards import markdown_table, write_card
 from tasks.context import StepContext, Summary
-from tasks.synthesize import IMAGES, INSTANCES
+from tasks.orphans import end_with_parent
+from tasks.synthesize import IMAGES, INSTANCES, TRAIN_SET
 from tasks.train_detector import train_and_validate
-
-_SYNTHETIC_SET = "train"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +39,6 @@ class Run:
     dataset: Path
     work: Path
     out: Path
-
-    @property
-    def name(self) -> str:
-        """Arm and seed."""
-        return f"{self.arm}-{self.config.seed}"
 
 
 def run(context: StepContext[RetrainConfig]) -> Summary:
@@ -71,7 +64,7 @@ def run(context: StepContext[RetrainConfig]) -> Summary:
 def _runs(context: StepContext[RetrainConfig]) -> list[Run]:
     dataset = Dataset(context.inputs["ingest"])
     real = CocoFolder(dataset.instances_file("train"), dataset.image_folder("train"))
-    folder = context.inputs["synthesize"] / _SYNTHETIC_SET
+    folder = context.inputs["synthesize"] / TRAIN_SET
     synthetic = CocoFolder(folder / INSTANCES, folder / IMAGES)
     return [
         Run(
@@ -95,31 +88,42 @@ def _train_side_by_side(
     threads = max(context.num_workers // num_processes, 1)
     spawn = multiprocessing.get_context("spawn")
     total = len(runs) * context.config.detector.num_iterations
-    with (
-        spawn.Manager() as manager,
-        ProcessPoolExecutor(num_processes, spawn, limit_threads, (threads,)) as pool,
-    ):
-        steps = manager.dict()
-        futures = [pool.submit(_train, item, steps) for item in runs]
+    steps = spawn.Array("q", len(runs))
+    with ProcessPoolExecutor(num_processes, spawn, _start_worker, (threads, steps)) as pool:
+        futures = [pool.submit(_train, item, index) for index, item in enumerate(runs)]
         waiting = set(futures)
         while waiting:
             done, waiting = wait(waiting, timeout=1, return_when=FIRST_EXCEPTION)
             for future in done:
                 future.result()
-            context.progress(sum(steps.values()), total, f"{len(runs) - len(waiting)} finished")
+            context.progress(sum(steps), total, f"{len(runs) - len(waiting)} finished")
     return [future.result() for future in futures]
 
 
-def _train(item: Run, steps: MutableMapping[str, int]) -> dict[str, float]:
+_steps: Any = None
+"""In a worker: the shared array of every run's steps."""
+
+
+def _start_worker(num_threads: int, steps: Any) -> None:
+    global _steps  # noqa: PLW0603  # the only way into a pool's worker
+    _steps = steps
+    limit_threads(num_threads)
+    end_with_parent()
+
+
+def _train(item: Run, index: int) -> dict[str, float]:
+    """Train one run in a worker, unless an earlier attempt has finished it."""
     record = item.work / "metrics.json"
-    if not record.exists():
+    if not (record.exists() and item.out.exists()):
 
         def on_step(step: int, losses: dict[str, float]) -> None:
-            steps[item.name] = step
+            _steps[index] = step
 
         metrics = train_and_validate(
             item.config, Dataset(item.dataset), item.train_sets, item.work, item.out, on_step
         )
-        record.write_text(json.dumps(metrics))
-    steps[item.name] = item.config.num_iterations
+        temporary = record.with_suffix(".tmp")
+        temporary.write_text(json.dumps(metrics))
+        temporary.replace(record)
+    _steps[index] = item.config.num_iterations
     return dict(json.loads(record.read_text()))

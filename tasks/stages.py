@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from pydantic import BaseModel
 
 from data.errors import InvalidConfig
 from data.ingest import IngestConfig, source_digest
-from data.store import StageIdentity, keyed_options
+from data.store import StageIdentity, digest_file, folder_digest, keyed_options
 from models.config import (
     AttributeStageConfig,
     DetectorConfig,
@@ -90,6 +91,22 @@ STAGES: dict[str, Stage] = {
 """Every stage, after the stages it reads from."""
 
 
+def _foreign_files(config: BaseModel) -> dict[str, str]:
+    """Digests of what an option names outside of the artifact root."""
+    match config:
+        case IngestConfig():
+            return {"source": source_digest(config)}
+        case DetectorConfig(config=name) | RetrainConfig(detector=DetectorConfig(config=name)) if (
+            Path(name).is_file()
+        ):
+            return {"detector_config": digest_file(Path(name)).sha256}
+        case GeneratorConfig(base_model=str(name)) if Path(name).is_dir():
+            return {"base_model": folder_digest(Path(name))}
+        case EvaluationConfig(inception_weights=Path() as path) if path.is_file():
+            return {"inception_weights": digest_file(path).sha256}
+    return {}
+
+
 def identify(configs: Mapping[str, BaseModel]) -> dict[str, StageIdentity]:
     """Compute the identity of every stage's artifact for a run.
 
@@ -106,8 +123,7 @@ def identify(configs: Mapping[str, BaseModel]) -> dict[str, StageIdentity]:
         if not isinstance(config, stage.config):
             raise InvalidConfig(f"stage {stage.name} needs options of type {stage.config.__name__}")
         inputs = {name: identities[name].key for name in stage.inputs}
-        if isinstance(config, IngestConfig):
-            inputs["source"] = source_digest(config)
+        inputs |= _foreign_files(config)
         identities[stage.name] = StageIdentity(
             stage.name, stage.version, keyed_options(config), inputs
         )

@@ -12,18 +12,31 @@ from PIL import Image
 from data.boxes import area, xyxy_to_xywh
 from data.coco import write_coco
 from data.errors import InvalidDataset
-from data.gallery import contact_sheet, draw_layout
-from data.layouts import Layout, count_objects, evenly_spaced, image_seed, read_layouts
-from data.tables import Dataset, write_table
-from models.config import SamplingConfig, SynthesisConfig, SyntheticSetConfig
+from data.gallery import contact_sheet, draw_layout, in_rows
+from data.images import read_square
+from data.layouts import (
+    AttributePolicy,
+    Layout,
+    count_objects,
+    evenly_spaced,
+    image_seed,
+    read_layouts,
+)
+from data.tables import Dataset, Split, write_table
+from models.config import SamplingConfig, SynthesisConfig
 from models.generator import Generator, load_generator
 from models.sampling import sample_batch
-from models.training import read_square
 from tasks.cards import markdown_picture, markdown_table, write_card
 from tasks.context import StepContext, Summary
 
-IMAGES, INSTANCES, MANIFEST = "images", "instances.json", "manifest.parquet"
-"""What a synthetic set's folder holds."""
+TRAIN_SET = "train"
+"""The set that is added to the real training images."""
+
+POLICIES: tuple[AttributePolicy, ...] = ("origin", "easy", "hard")
+"""The measured sets, each named for its policy."""
+
+IMAGES, INSTANCES, PROVENANCE = "images", "instances.json", "provenance.parquet"
+"""What a set's folder holds."""
 
 _THUMBNAIL = 96
 
@@ -56,9 +69,8 @@ def run(context: StepContext[SynthesisConfig]) -> Summary:
     dataset = Dataset(context.inputs["ingest"])
     attributes = pq.read_table(context.inputs["extract-attributes"] / "attributes.parquet")
     generator = load_generator(context.inputs["train-generator"] / "generator")
-    sets = {
-        name: _planned(dataset, attributes, config, chosen) for name, chosen in config.sets.items()
-    }
+    sets = {TRAIN_SET: _planned(dataset, attributes, config, "train", config.train_policy)}
+    sets |= {name: _planned(dataset, attributes, config, "val", name) for name in POLICIES}
     total, done = sum(map(len, sets.values())), 0
     for name, images in sets.items():
         for count in _generate(generator, images, config.sampling, context.out / name):
@@ -75,24 +87,33 @@ def run(context: StepContext[SynthesisConfig]) -> Summary:
 
 
 def _planned(
-    dataset: Dataset, attributes: pa.Table, config: SynthesisConfig, chosen: SyntheticSetConfig
+    dataset: Dataset,
+    attributes: pa.Table,
+    config: SynthesisConfig,
+    split: Split,
+    policy: AttributePolicy,
 ) -> list[SyntheticImage]:
     layouts = read_layouts(
         dataset,
         attributes,
-        chosen.split,
+        split,
         min_things=config.min_things,
         max_things=config.max_things,
+        min_area_fraction=config.min_area_fraction,
     )
     if not layouts:
         raise InvalidDataset(
-            f"no {chosen.split} image has {config.min_things} to {config.max_things} things: "
+            f"no {split} image has {config.min_things} to {config.max_things} things: "
             "change synthesis.min_things and synthesis.max_things"
         )
+    counts = (config.num_train_layouts, config.images_per_train_layout)
+    if split == "val":
+        counts = (config.num_val_layouts, config.images_per_val_layout)
+    num_layouts, num_repeats = counts
     jobs = [
-        (layout.with_policy(chosen.policy), repeat)
-        for layout in evenly_spaced(layouts, chosen.num_layouts or len(layouts))
-        for repeat in range(chosen.images_per_layout)
+        (layout.with_policy(policy), repeat)
+        for layout in evenly_spaced(layouts, num_layouts or len(layouts))
+        for repeat in range(num_repeats)
     ]
     return [
         SyntheticImage(
@@ -135,7 +156,10 @@ def _write_image(image: Image.Image, layout: Layout, path: Path) -> None:
 def _describe(
     generator: Generator, dataset: Dataset, images: list[SyntheticImage], folder: Path
 ) -> None:
-    """Write the COCO instances file and the per-image manifest."""
+    """Write the COCO instances file and the per-image provenance.
+
+    What the canvas shows is labelled even where the prompt had no room for it.
+    """
     pictures: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
@@ -143,7 +167,8 @@ def _describe(
         layout, prompt = item.layout, generator.encoder.prompt(item.layout)
         size = {"width": layout.width, "height": layout.height}
         pictures.append({"id": item.image_id, "file_name": item.file_name, **size})
-        for index in prompt.objects:
+        shown = prompt.objects if generator.encoder.conditioning == "tokens" else None
+        for index in range(len(layout.boxes)) if shown is None else sorted(shown):
             if layout.is_thing[index]:
                 annotations.append(
                     {
@@ -168,7 +193,7 @@ def _describe(
             }
         )
     write_coco(folder / INSTANCES, pictures, annotations, dataset.things)
-    write_table(pa.Table.from_pylist(rows), folder / MANIFEST)
+    write_table(pa.Table.from_pylist(rows), folder / PROVENANCE)
 
 
 def _sheet(folder: Path, images: list[SyntheticImage]) -> str:
@@ -176,5 +201,6 @@ def _sheet(folder: Path, images: list[SyntheticImage]) -> str:
         draw_layout(read_square(folder / IMAGES / item.file_name, _THUMBNAIL), item.layout, 1)
         for item in images[:16]
     ]
-    rows = [pictures[start : start + 8] for start in range(0, len(pictures), 8)]
-    return markdown_picture(contact_sheet(rows), "generated images with the boxes asked for")
+    return markdown_picture(
+        contact_sheet(in_rows(pictures)), "generated images with the boxes asked for"
+    )

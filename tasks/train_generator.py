@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pyarrow.parquet as pq
 
+from data.images import read_square
 from data.layouts import Layout, evenly_spaced, read_layouts
 from data.prompts import LocationGrid
 from data.tables import Dataset
@@ -21,7 +22,6 @@ from models.training import (
     Metrics,
     encode_training_set,
     read_metrics,
-    read_square,
     train_generator,
 )
 from tasks.cards import markdown_table, write_card
@@ -43,7 +43,6 @@ def run(context: StepContext[GeneratorConfig]) -> Summary:
         generator,
         layouts,
         dict(dataset.image_paths("train")),
-        config.resolution,
         context.work / "latents.npy",
     )
 
@@ -92,6 +91,7 @@ def _new_generator(
         config.layout_conditioning,
         grid,
         config.overflow,
+        resolution=config.resolution,
         perception_attributes=config.perception_attributes,
     )
 

@@ -69,10 +69,10 @@ def layouts(dataset, attributes):
 @pytest.fixture
 def new_generator(dataset):
     """Factory of small generators with equal random weights."""
+    from data.images import read_square
     from data.prompts import LocationGrid
     from models.config import NewModelConfig
     from models.generator import create_base_model, prepare_generator
-    from models.training import read_square
 
     shape = NewModelConfig(block_out_channels=(16, 32), text_hidden_size=32, text_layers=1)
     images = np.stack([read_square(path, 64) for _, path in dataset.image_paths("train")])
@@ -81,7 +81,7 @@ def new_generator(dataset):
         names = [item.name for item in dataset.categories]
         base = create_base_model(shape.model_copy(update=options), images, names, seed=0)
         return prepare_generator(
-            base, dataset.categories, conditioning, LocationGrid(8, 8), "error"
+            base, dataset.categories, conditioning, LocationGrid(8, 8), "error", resolution=64
         )
 
     return create

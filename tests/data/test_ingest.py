@@ -72,6 +72,8 @@ def test_a_box_only_data_set_is_legal(write, tmp_path):
         ({"bbox": [1, 1, -4, 3]}, "box without area inside the image"),
         ({"bbox": [100, 1, 4, 3]}, "box without area inside the image"),
         ({"segmentation": [[1]]}, "broken mask (box kept)"),
+        ({"segmentation": {"size": [6, 8], "counts": "Pf4"}}, "broken mask (box kept)"),
+        ({"segmentation": {"size": [6, 9], "counts": [54]}}, "broken mask (box kept)"),
     ],
 )
 def test_a_broken_annotation_is_accounted_for(write, tmp_path, changes, reason):
@@ -87,11 +89,15 @@ def test_a_broken_annotation_is_accounted_for(write, tmp_path, changes, reason):
     [
         ("missing.png", "image file missing"),
         ("../../etc/passwd", "file name leaves the image folder"),
-        ("empty.png", "image file empty"),
+        ("empty.png", "image file unreadable"),
+        ("text.png", "image file unreadable"),
+        ("large.png", "size differs from the image file's"),
     ],
 )
 def test_a_broken_image_is_accounted_for(write, tmp_path, file_name, reason):
     (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("no image")
+    Image.new("RGB", (9, 6)).save(tmp_path / "large.png")
     extra = {"id": 2, "file_name": file_name, "width": 8, "height": 6}
     summary = ingest(write(document(images=[*document()["images"], extra])), tmp_path / "out")
     assert [(row["reason"], row["count"]) for row in summary["refused"]] == [(reason, 1)]
@@ -109,6 +115,34 @@ def test_a_file_of_another_kind_is_refused_by_name(write, tmp_path, content):
 def test_a_data_set_without_images_is_refused(write, tmp_path):
     with pytest.raises(InvalidDataset, match="no usable image"):
         ingest(write(document(images=[], annotations=[])), tmp_path / "out")
+
+
+def test_categories_in_any_order_keep_their_labels(write, tmp_path):
+    categories = [{"id": 9, "name": "dog"}, {"id": 3, "name": "cat"}]
+    ingest(write(document(categories=categories)), tmp_path / "out")
+    dataset = Dataset(tmp_path / "out")
+    written = json.loads(dataset.instances_file("train").read_text())["categories"]
+    assert {item["id"]: item["name"] for item in written} == dataset.things
+    assert [item["id"] for item in written] == list(dataset.things) == [3, 9]
+
+
+def test_an_id_with_two_meanings_is_refused(write, tmp_path):
+    with pytest.raises(InvalidDataset, match="category 3 is 'cat' here and the thing 'dog'"):
+        ingest(write(document(categories=[{"id": 3, "name": "dog"}])), tmp_path / "out")
+
+
+def test_images_may_be_links(write, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "a.png").rename(tmp_path / "elsewhere" / "a.png")
+    (tmp_path / "a.png").symlink_to(tmp_path / "elsewhere" / "a.png")
+    assert ingest(write(document()), tmp_path / "out")["refused"] == []
+
+
+def test_a_link_to_nowhere_is_one_clear_error(write, tmp_path):
+    config = write(document())
+    (tmp_path / "b.png").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InvalidDataset, match=r"b\.png cannot be read"):
+        source_digest(config)
 
 
 def test_one_split_alone_is_refused(write):

@@ -1,4 +1,5 @@
 import errno
+import threading
 from typing import Annotated
 
 import pytest
@@ -98,6 +99,26 @@ def test_a_miss_is_explained_by_what_changed(store):
     assert explain_miss(changed, manifest) == "b.c: 2 → 3; input input changed"
     assert explain_miss(changed, None) == "never made"
     assert explain_miss(identity(a=1, b={"c": 2}), manifest) == "missing or damaged files"
+
+
+def test_the_latest_artifact_is_the_one_last_used(store):
+    first, second = publish(store, identity(a=1)), publish(store, identity(a=2))
+    assert store.latest("stage") is None
+    store.mark_latest(second)
+    store.mark_latest(first)
+    assert store.latest("stage") == first
+    assert (store.root / "stage" / "latest" / "sub" / "file.txt").exists()
+
+
+def test_an_artifact_can_be_published_while_another_process_waits_for_its_lock(store):
+    with store.lock("stage", identity().key):
+        waiting = threading.Thread(
+            target=lambda: store.lock("stage", identity().key).acquire(timeout=9)
+        )
+        waiting.start()
+        publish(store)
+    waiting.join()
+    assert store.lookup("stage", identity().key)
 
 
 def test_an_unwritable_root_is_one_clear_error(tmp_path):

@@ -73,6 +73,14 @@ def test_an_unwritable_root_is_one_line(cli, tmp_path):
     assert "DETDIFFUSION_HOME" in err.splitlines()[-1]
 
 
+def test_a_server_that_does_not_answer_is_one_line(cli, monkeypatch):
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    status, _, err = cli("run", "smoke")
+    assert status == 1
+    assert "make up" in err
+    assert err.count("\n") == 1
+
+
 def test_help_names_the_commands(cli):
     status, out, _ = cli("--help")
     assert status == 0

@@ -61,7 +61,7 @@ def test_a_cold_run_makes_every_artifact_and_the_report(root, manifest):
     from flows.command_line import flat_results
 
     store = ArtifactStore(root)
-    assert all(store.newest(name) for name in STAGE_NAMES)
+    assert all(store.latest(name) for name in STAGE_NAMES)
     results = flat_results(store, manifest)
     expected = {
         "detector_map50_real", "score_ap50_real", "score_ap50_origin", "score_ap50_easy",

@@ -42,6 +42,13 @@ def test_a_run_survives_json():
         ),
         ("demo", {"nope": 1}, "nope: Extra inputs"),
         ("demo", {"ingest": 3}, "ingest"),
+        ("demo", {"retrain": {"seeds": []}}, r"retrain\.seeds"),
+        ("demo", {"retrain": {"seeds": [1, 1]}}, "each seed may stand once"),
+        (
+            "demo",
+            {"extract_attributes": {"labelling": {"score_threshold": 0.01}}},
+            "below scoring.score_threshold",
+        ),
     ],
 )
 def test_what_does_not_exist_is_named(preset, overrides, message):

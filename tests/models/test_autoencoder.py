@@ -13,7 +13,7 @@ def test_with_all_components_nothing_is_lost():
 
 
 def test_the_latents_have_unit_variance_and_zero_mean(dataset):
-    from models.training import read_square
+    from data.images import read_square
 
     images = np.stack([read_square(path, 64) for _, path in dataset.image_paths("train")])
     model = PatchAutoencoder.fit(pixel_values(images))

@@ -5,7 +5,13 @@ import torch
 from data.errors import InvalidConfig, InvalidModel
 from flows.presets import PRESETS
 from models.config import DetectorConfig
-from models.detector import CocoFolder, Detector, detections_table, train_detector
+from models.detector import (
+    CocoFolder,
+    Detector,
+    build_config,
+    detections_table,
+    train_detector,
+)
 from models.feature_extractors import DetectorFeatures, frechet_distances
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MMDetection and MMEngine warn a lot
@@ -66,6 +72,19 @@ def test_a_killed_training_goes_on_from_its_checkpoint(dataset, tmp_path):
 def test_a_config_that_does_not_exist_is_refused(dataset, tmp_path, changes):
     with pytest.raises(InvalidConfig, match="detector config"):
         train(dataset, tmp_path, settings(**changes))
+
+
+def test_nested_overrides_do_not_undo_dotted_ones(dataset, tmp_path):
+    overrides = {"model": {"test_cfg": {"max_per_img": 7}}}
+    config = build_config(settings(overrides=overrides), [], dataset.things, tmp_path)
+    assert config.model.test_cfg.max_per_img == 7
+    assert config.model.backbone.widen_factor == 0.25
+
+
+def test_the_learning_rate_reaches_an_optimizer_that_was_replaced(dataset, tmp_path):
+    config = build_config(settings("train_scorer"), [], dataset.things, tmp_path)
+    assert config.optim_wrapper.optimizer.type == "AdamW"
+    assert config.optim_wrapper.optimizer.lr == PRESETS["demo"]["train_scorer"]["learning_rate"]
 
 
 def test_a_folder_that_is_no_detector_is_refused(tmp_path):

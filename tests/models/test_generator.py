@@ -5,8 +5,15 @@ import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from data.errors import InvalidModel
-from models.generator import create_tokenizer, load_base_model, load_generator, save_generator
+from data.errors import InvalidConfig, InvalidModel
+from data.prompts import LocationGrid
+from models.generator import (
+    create_tokenizer,
+    load_base_model,
+    load_generator,
+    prepare_generator,
+    save_generator,
+)
 
 
 @pytest.fixture
@@ -64,3 +71,19 @@ def test_every_class_name_is_one_token_and_case_does_not_matter():
     assert len(ids) == 5
     assert tokenizer.convert_ids_to_tokens(ids) == ["an", "image", "with", "ball", "house"]
     assert tokenizer.eos_token_id not in ids
+
+
+def test_a_resolution_that_does_not_fit_the_autoencoder_is_refused(new_generator, dataset):
+    model = new_generator("tokens").model
+    with pytest.raises(InvalidConfig, match="66 is not a multiple"):
+        prepare_generator(
+            model, dataset.categories, "tokens", LocationGrid(8, 8), "error", resolution=66
+        )
+
+
+def test_a_loaded_base_samples_at_the_resolution_it_is_trained_at(new_generator, dataset):
+    model = new_generator("tokens").model
+    prepare_generator(
+        model, dataset.categories, "tokens", LocationGrid(8, 8), "error", resolution=32
+    )
+    assert model.unet.config.sample_size == 8

@@ -4,7 +4,7 @@ import json
 import pytest
 import torch
 
-from data.errors import InvalidConfig, InvalidDataset, InvalidModel, TrainingDiverged
+from data.errors import InvalidDataset, InvalidModel, TrainingDiverged
 from models.config import GeneratorConfig, NewModelConfig
 from models.training import (
     batch_indices,
@@ -43,7 +43,7 @@ def prepare(new_generator, layouts, dataset, tmp_path):
     def create(conditioning="both", **options):
         generator = new_generator(conditioning, **options)
         cache = tmp_path / f"latents{next(count)}.npy"
-        training_set = encode_training_set(generator, layouts, paths, 64, cache)
+        training_set = encode_training_set(generator, layouts, paths, cache)
         return generator, training_set
 
     return create
@@ -182,16 +182,9 @@ def test_masks_on_the_latent_grid_keep_their_area(layouts, dataset):
         assert mask.sum() * 16 == pytest.approx(areas[counts])
 
 
-def test_a_resolution_that_does_not_fit_the_autoencoder_is_refused(
-    new_generator, layouts, tmp_path
-):
-    with pytest.raises(InvalidConfig, match="66 is not a multiple"):
-        encode_training_set(new_generator(), layouts, {}, 66, tmp_path / "x.npy")
-
-
 def test_no_layout_is_refused(new_generator, tmp_path):
     with pytest.raises(InvalidDataset, match="no image has a layout"):
-        encode_training_set(new_generator(), [], {}, 64, tmp_path / "x.npy")
+        encode_training_set(new_generator(), [], {}, tmp_path / "x.npy")
 
 
 def test_metrics_survive_a_cut_off_line(tmp_path):

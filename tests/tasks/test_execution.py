@@ -1,6 +1,9 @@
 import os
+import subprocess
+import sys
 import time
 
+import psutil
 import pytest
 
 from data.errors import ArtifactMissing, InvalidDataset, StageFailed
@@ -58,7 +61,7 @@ def test_a_users_error_arrives_as_it_was_raised_and_leaves_no_artifact(store, tm
     config = IngestConfig.model_validate({"train": split, "val": split})
     with pytest.raises(InvalidDataset, match=r"bad\.json is not a COCO file"):
         ingest(store, config)
-    assert store.newest("ingest") is None
+    assert not (store.root / "ingest").exists()
 
 
 def test_a_crash_names_the_log(store, monkeypatch):
@@ -73,6 +76,25 @@ def test_a_stage_without_its_inputs_says_which_to_run(store):
     config = build_run("smoke", {}).train_detector
     with pytest.raises(ArtifactMissing, match="run the stage ingest first"):
         obtain(store, identity, config, num_workers=1, progress=lambda *report: None)
+
+
+def test_a_process_ends_with_its_parent(tmp_path):
+    child = "from tasks.orphans import end_with_parent as e; e(); import time; time.sleep(60)"
+    parent = (
+        "import subprocess, sys, time\n"
+        f"print(subprocess.Popen([sys.executable, '-c', {child!r}]).pid, flush=True)\n"
+        "time.sleep(3)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True
+    ) as process:
+        pid = int(process.stdout.readline())
+        time.sleep(1)
+        process.kill()
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_late_option_changes_the_keys_of_later_stages_alone():
