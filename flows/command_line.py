@@ -95,13 +95,17 @@ def run(
     store = ArtifactStore(default_root())
     identities = _chosen(identify(config.stage_configs()), stage)
     store.create_root()
-    if any(store.lookup(item.stage, item.key) is None for item in identities) or _has_server():
+    manifests = [store.lookup(item.stage, item.key) for item in identities]
+    hits = [manifest for manifest in manifests if manifest is not None]
+    if _has_server() or len(hits) < len(manifests):
         _run_flow(config, stage)
     else:
         typer.echo("Every stage is a hit; nothing to run.")
-        for item in identities:
-            store.mark_latest(store.read(item.stage, item.key))
-    _show_results(store, store.latest(identities[-1].stage))
+        for manifest in hits:
+            store.mark_latest(manifest)
+    last = store.read(identities[-1].stage, identities[-1].key)
+    if last is not None:
+        _show_results(store, last)
 
 
 def _chosen(identities: dict[str, StageIdentity], stage: str | None) -> list[StageIdentity]:

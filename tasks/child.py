@@ -1,8 +1,8 @@
 """A stage's own process: `python -m tasks.child SPEC`, started by `tasks.execution`.
 
-Speaks JSON lines on its standard output: `{"progress": [done, total, status]}`, at the end
-`{"summary": …, "device": …}` or `{"error": class name, "message": …}`. Everything that libraries print goes to
-standard error, which the parent sends to a log file.
+Speaks JSON lines on its standard output: `{"progress": [done, total, status]}`, and at the end
+`{"summary": …, "device": …}` or `{"error": class name, "message": …}`. Everything that libraries print
+goes to standard error, which the parent sends to a log file.
 """
 
 import importlib

@@ -96,7 +96,7 @@ def _train_side_by_side(
             done, waiting = wait(waiting, timeout=1, return_when=FIRST_EXCEPTION)
             for future in done:
                 future.result()
-            context.progress(sum(steps), total, f"{len(runs) - len(waiting)} finished")
+            context.progress(sum(steps[:]), total, f"{len(runs) - len(waiting)} finished")
     return [future.result() for future in futures]
 
 
