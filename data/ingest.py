@@ -42,7 +42,7 @@ class ScenesConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    num_train: int = Field(4000, ge=1)
+    num_train: int = Field(3500, ge=1)
     num_val: int = Field(500, ge=1)
     size: int = Field(64, ge=32, description="Image side, pixels.")
     seed: int = 0

@@ -215,7 +215,7 @@ def _sample_object(rng: np.random.Generator) -> SceneObject:
     return SceneObject(
         category=category,
         box=np.array([left, top, left + width, top + height]),
-        contrast=rng.uniform(0.1, 0.45) if rng.random() < 0.45 else rng.uniform(0.9, 1.0),
+        contrast=rng.uniform(0.08, 0.4) if rng.random() < 0.45 else rng.uniform(0.9, 1.0),
         tint=rng.uniform(0.88, 1.08, size=3),
     )
 

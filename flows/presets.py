@@ -99,7 +99,7 @@ _RTMDET_NARROW = {
     "pretrained": False,
     "image_size": (64, 64),
     "batch_size": 8,
-    "learning_rate": 0.004,
+    "learning_rate": 0.01,
     "num_warmup_iterations": 50,
     "checkpoint_interval": 100,
     "num_workers": 0,
@@ -143,9 +143,9 @@ _YOLOX_NARROW = {
 """YOLOX-tiny at two thirds of its width, with strides 4, 8 and 16 for 64-pixel images."""
 
 _DEMO: dict[str, Any] = {
-    "ingest": {"scenes": {"num_train": 4000, "num_val": 500, "size": 64}},
-    "train_detector": {**_RTMDET_NARROW, "num_iterations": 550},
-    "train_scorer": {**_YOLOX_NARROW, "num_iterations": 550},
+    "ingest": {"scenes": {"num_train": 3500, "num_val": 500, "size": 64}},
+    "train_detector": {**_RTMDET_NARROW, "num_iterations": 500},
+    "train_scorer": {**_YOLOX_NARROW, "num_iterations": 500},
     "extract_attributes": {},
     "train_generator": {
         "base_model": {
@@ -157,7 +157,7 @@ _DEMO: dict[str, Any] = {
         "layout_conditioning": "both",
         "location_grid": 16,
         "min_snr_gamma": 5.0,
-        "num_steps": 1500,
+        "num_steps": 1300,
         "batch_size": 16,
         "learning_rate": 1.5e-3,
         "text_learning_rate": 1e-3,
@@ -176,7 +176,7 @@ _DEMO: dict[str, Any] = {
         "num_val_layouts": 224,
         "images_per_val_layout": 1,
     },
-    "retrain": {"detector": {**_RTMDET_NARROW, "num_iterations": 550}},
+    "retrain": {"detector": {**_RTMDET_NARROW, "num_iterations": 500}},
     "evaluate": {"features": "detector"},
 }
 
