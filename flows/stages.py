@@ -9,7 +9,7 @@ from contextvars import copy_context
 from typing import Any
 
 from prefect import Flow, State, flow
-from prefect.states import Completed
+from prefect.states import Completed, Failed
 
 from flows.presets import RunConfig
 from tasks.artifacts import obtain_artifact, show_artifact
@@ -30,7 +30,7 @@ def _run(stage: str, config: RunConfig, num_workers: int | None) -> State[Any]:
     cores = num_workers or available_cores()
     state = obtain_artifact(root, identity, configs[stage], cores, return_state=True)
     if not state.is_completed():
-        return state
+        return _failure(state)
     manifest = state.result()
     show_artifact(root, manifest)
     return Completed(name=state.name, data=manifest)
@@ -99,8 +99,13 @@ def end_to_end(config: RunConfig = DEMO) -> State[Any]:
         states = _together(config, *group)
         failed = [state for state in states if not state.is_completed()]
         if failed:
-            return failed[0]
-    return states[0]
+            return _failure(failed[0])
+    return Completed(data=states[0].result())
+
+
+def _failure(state: State[Any]) -> State[Any]:
+    """A failed state for the caller with the same message and error, raised by nobody on the way."""
+    return Failed(message=state.message, data=state.result(raise_on_failure=False))
 
 
 def _together(config: RunConfig, *stages: Flow[..., Any]) -> list[State[Any]]:
