@@ -201,6 +201,5 @@ def _sheet(folder: Path, images: list[SyntheticImage]) -> str:
         draw_layout(read_square(folder / IMAGES / item.file_name, _THUMBNAIL), item.layout, 1)
         for item in images[:16]
     ]
-    return markdown_picture(
-        contact_sheet(in_rows(pictures)), "generated images with the boxes asked for"
-    )
+    alt = "generated images with the boxes asked for"
+    return markdown_picture(contact_sheet(in_rows(pictures)), alt, num_pictures=1 + len(POLICIES))
