@@ -94,12 +94,10 @@ _FAST_INFERENCE = {
 }
 """COCO metrics read 100 detections an image; more only cost time."""
 
-_RTMDET_NARROW = {
-    "config": "mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py",
+_NARROW: dict[str, Any] = {
     "pretrained": False,
     "image_size": (64, 64),
     "batch_size": 8,
-    "learning_rate": 0.01,
     "num_warmup_iterations": 50,
     "checkpoint_interval": 100,
     "num_workers": 0,
@@ -110,37 +108,36 @@ _RTMDET_NARROW = {
         "model.neck.out_channels": 64,
         "model.bbox_head.in_channels": 64,
         "model.bbox_head.feat_channels": 64,
-        "model.bbox_head.anchor_generator.strides": [4, 8, 16],
-        "model.bbox_head.loss_cls.beta": 1.0,
-        "model.bbox_head.loss_cls.loss_weight": 2.0,
-        "model.train_cfg.assigner.topk": 5,
         **_FAST_INFERENCE,
     },
 }
-"""RTMDet-tiny at two thirds of its width, with strides 4, 8 and 16 for 64-pixel images."""
+"""A tiny one-stage detector at two thirds of its width, for 64-pixel images."""
 
-_YOLOX_NARROW = {
-    "config": "mmdet::yolox/yolox_tiny_8xb8-300e_coco.py",
-    "pretrained": False,
-    "image_size": (64, 64),
-    "batch_size": 8,
-    "learning_rate": 0.004,
-    "num_warmup_iterations": 50,
-    "checkpoint_interval": 100,
-    "num_workers": 0,
-    "overrides": {
-        "model.backbone.out_indices": [1, 2, 3],
-        "model.backbone.widen_factor": 0.25,
-        "model.neck.in_channels": [32, 64, 128],
-        "model.neck.out_channels": 64,
-        "model.bbox_head.in_channels": 64,
-        "model.bbox_head.feat_channels": 64,
-        "model.bbox_head.strides": [4, 8, 16],
-        **_FAST_INFERENCE,
-        "optim_wrapper.optimizer": {"_delete_": True, "type": "AdamW", "weight_decay": 0.05},
+_RTMDET_NARROW = merge(
+    _NARROW,
+    {
+        "config": "mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py",
+        "learning_rate": 0.01,
+        "overrides": {
+            "model.bbox_head.anchor_generator.strides": [4, 8, 16],
+            "model.bbox_head.loss_cls.beta": 1.0,
+            "model.bbox_head.loss_cls.loss_weight": 2.0,
+            "model.train_cfg.assigner.topk": 5,
+        },
     },
-}
-"""YOLOX-tiny at two thirds of its width, with strides 4, 8 and 16 for 64-pixel images."""
+)
+
+_YOLOX_NARROW = merge(
+    _NARROW,
+    {
+        "config": "mmdet::yolox/yolox_tiny_8xb8-300e_coco.py",
+        "learning_rate": 0.004,
+        "overrides": {
+            "model.bbox_head.strides": [4, 8, 16],
+            "optim_wrapper.optimizer": {"_delete_": True, "type": "AdamW", "weight_decay": 0.05},
+        },
+    },
+)
 
 _DEMO: dict[str, Any] = {
     "ingest": {"scenes": {"num_train": 3500, "num_val": 500, "size": 64}},

@@ -44,7 +44,7 @@ class CocoMetrics:
 def coco_metrics(
     instances: Path, detections: pa.Table, image_ids: Sequence[int] | None = None
 ) -> CocoMetrics:
-    """Evaluate detections against a COCO instances file.
+    """Evaluate detections against a COCO instances file; without any detection all is 0.
 
     Args:
         detections: table with the columns of `data.tables.DETECTIONS`, all of one split.

@@ -98,34 +98,11 @@ def create_base_model(
         images: uint8 (num_images, height, width, 3), to fit the autoencoder to.
         class_names: text that the tokenizer learns its vocabulary from.
     """
-    torch.manual_seed(seed)
     tokenizer = create_tokenizer(["An image with", *class_names], config.max_prompt_length)
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=config.text_hidden_size,
-            intermediate_size=2 * config.text_hidden_size,
-            num_hidden_layers=config.text_layers,
-            num_attention_heads=config.text_hidden_size // 32,
-            max_position_embeddings=config.max_prompt_length,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-    depth = len(config.block_out_channels)
-    unet = UNet2DConditionModel(
-        sample_size=images.shape[1] // config.patch_size,
-        in_channels=config.latent_channels,
-        out_channels=config.latent_channels,
-        block_out_channels=config.block_out_channels,
-        layers_per_block=config.layers_per_block,
-        down_block_types=("DownBlock2D",) * depth,
-        up_block_types=("UpBlock2D",) * depth,
-        cross_attention_dim=config.text_hidden_size,
-        attention_head_dim=4,
-        norm_num_groups=8,
-    )
+    size = images.shape[1] // config.patch_size
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        text_encoder, unet = _new_text_encoder(config, tokenizer), _new_unet(config, size)
     return BaseModel(
         tokenizer=tokenizer,
         text_encoder=text_encoder,
@@ -139,6 +116,39 @@ def create_base_model(
             prediction_type=config.prediction_type,
             steps_offset=1,
         ),
+    )
+
+
+def _new_text_encoder(config: NewModelConfig, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.text_hidden_size,
+            intermediate_size=2 * config.text_hidden_size,
+            num_hidden_layers=config.text_layers,
+            num_attention_heads=config.text_hidden_size // 32,
+            max_position_embeddings=config.max_prompt_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def _new_unet(config: NewModelConfig, size: int) -> UNet2DConditionModel:
+    """Attention in the middle block alone: at higher resolutions it is slow on a CPU."""
+    depth = len(config.block_out_channels)
+    return UNet2DConditionModel(
+        sample_size=size,
+        in_channels=config.latent_channels,
+        out_channels=config.latent_channels,
+        block_out_channels=config.block_out_channels,
+        layers_per_block=config.layers_per_block,
+        down_block_types=("DownBlock2D",) * depth,
+        up_block_types=("UpBlock2D",) * depth,
+        cross_attention_dim=config.text_hidden_size,
+        attention_head_dim=4,
+        norm_num_groups=8,
     )
 
 

@@ -241,8 +241,9 @@ class TrainingState:
 def new_state(generator: Generator, config: GeneratorConfig) -> TrainingState:
     """Set up optimiser, schedule, EMA and perception head for a generator."""
     model, device = generator.model, default_device()
-    torch.manual_seed(config.seed)
-    head = PerceptionHead(up_block_channels(model.unet), model.text_encoder.config.hidden_size)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        head = PerceptionHead(up_block_channels(model.unet), model.text_encoder.config.hidden_size)
     unet = model.unet.to(device, memory_format=torch.channels_last).train()
     text_encoder = model.text_encoder.to(device).train()
     text_encoder.requires_grad_(config.text_learning_rate > 0)

@@ -6,6 +6,10 @@ import shutil
 
 import pytest
 
+from tasks.stages import STAGES
+
+STAGE_NAMES = tuple(STAGES)
+
 pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore"),  # Prefect's server libraries warn a lot
@@ -42,18 +46,6 @@ def state_names(root):
         return [run.state.name for run in runs if run.name in STAGE_NAMES]
 
     return asyncio.run(read())
-
-
-STAGE_NAMES = (
-    "ingest",
-    "train-detector",
-    "train-scorer",
-    "extract-attributes",
-    "train-generator",
-    "synthesize",
-    "retrain",
-    "evaluate",
-)
 
 
 def test_a_cold_run_makes_every_artifact_and_the_report(root, manifest):
