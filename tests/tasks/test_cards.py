@@ -12,7 +12,7 @@ from tasks.cards import markdown_picture, markdown_table, write_card
 
 def test_tables_have_a_row_each():
     table = markdown_table([{"a": 1, "b": 0.123456}, {"a": 2, "b": None}])
-    assert table.splitlines()[2:] == ["| 1 | 0.1235 |", "| 2 | None |"]
+    assert table.splitlines()[2:] == ["| 1 | 0.1235 |", "| 2 | — |"]
     assert markdown_table([]) == "*none*"
 
 
