@@ -20,10 +20,10 @@ from models.generator import (
 )
 from models.training import (
     Metrics,
-    encode_training_set,
     read_metrics,
     train_generator,
 )
+from models.training_set import encode_training_set
 from tasks.cards import markdown_table, write_card
 from tasks.context import StepContext, Summary
 

@@ -4,12 +4,10 @@ import json
 import pytest
 import torch
 
-from data.errors import InvalidDataset, InvalidModel, TrainingDiverged
+from data.errors import InvalidModel, TrainingDiverged
 from models.config import GeneratorConfig, NewModelConfig
 from models.training import (
     batch_indices,
-    encode_training_set,
-    latent_masks,
     make_batch,
     mirror,
     new_state,
@@ -17,6 +15,7 @@ from models.training import (
     train_generator,
     train_step,
 )
+from models.training_set import encode_training_set
 
 SMALL = GeneratorConfig(
     base_model=NewModelConfig(),
@@ -156,35 +155,6 @@ def test_every_epoch_sees_every_image_once():
 
 def test_mirroring_twice_is_nothing(layouts):
     assert (mirror(mirror(layouts[0])).boxes == layouts[0].boxes).all()
-
-
-def test_mirrored_latents_are_those_of_the_mirrored_image(prepare):
-    _, training_set = prepare()
-    assert training_set.latents.shape[:2] == (2, 12)
-    assert not torch.equal(training_set.latents[0], training_set.latents[1])
-
-
-def test_a_box_without_mask_uses_its_rectangle(layouts):
-    from dataclasses import replace
-
-    layout = replace(layouts[0], masks=(None,) * len(layouts[0].boxes))
-    masks = latent_masks(layout, 16)
-    left, top, right, bottom = layout.boxes[0]
-    assert masks[0].sum() * 16 == pytest.approx((right - left) * (bottom - top))
-
-
-def test_masks_on_the_latent_grid_keep_their_area(layouts, dataset):
-    areas = dict(
-        zip(dataset.objects["mask"].to_pylist(), dataset.objects["area"].to_pylist(), strict=True)
-    )
-    masks = latent_masks(layouts[0], 16)
-    for mask, counts in zip(masks, layouts[0].masks, strict=True):
-        assert mask.sum() * 16 == pytest.approx(areas[counts])
-
-
-def test_no_layout_is_refused(new_generator, tmp_path):
-    with pytest.raises(InvalidDataset, match="no image has a layout"):
-        encode_training_set(new_generator(), [], {}, tmp_path / "x.npy")
 
 
 def test_metrics_survive_a_cut_off_line(tmp_path):
