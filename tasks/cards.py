@@ -1,15 +1,21 @@
 """Cards: the Markdown page and pictures by which a stage shows its artifact in the UI and report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from data.gallery import data_uri, png_bytes
+from data.gallery import contact_sheet, data_uri, draw_layout, in_rows, png_bytes
+from data.images import read_square
+from data.layouts import Layout
 
 CARD_NAME = "card.md"
+
+_THUMBNAIL = 96
+"""Side in pixels."""
+
 _MAX_PICTURE_BYTES = 200_000
 """As PNG; the UI wants a card of at most 300 kB, and base64 adds a third."""
 
@@ -48,6 +54,13 @@ def markdown_picture(image: np.ndarray, alt: str, num_pictures: int = 1) -> str:
         image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
         png = png_bytes(image)
     return f"![{alt}]({data_uri(png)})"
+
+
+def layout_sheet(items: Iterable[tuple[Path, Layout]]) -> np.ndarray:
+    """Draw image files as thumbnails with the boxes of their layouts, eight in a row."""
+    return contact_sheet(
+        in_rows([draw_layout(read_square(path, _THUMBNAIL), layout, 1) for path, layout in items])
+    )
 
 
 def write_card(out: Path, title: str, *sections: str) -> None:

@@ -5,17 +5,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.attributes import extract_attributes
-from data.gallery import contact_sheet, draw_layout, in_rows
-from data.images import read_square
 from data.layouts import PerceptionAttribute, evenly_spaced, read_layouts
 from data.tables import Dataset, Split, write_table
 from models.config import AttributeStageConfig, ScoringConfig
 from models.detector import Detector, detections_table
-from tasks.cards import markdown_picture, markdown_table, write_card
+from tasks.cards import layout_sheet, markdown_picture, markdown_table, write_card
 from tasks.context import StepContext, Summary
 
 _SPLITS: tuple[Split, ...] = ("train", "val")
-_THUMBNAIL = 96
 
 
 def run(context: StepContext[AttributeStageConfig]) -> Summary:
@@ -77,7 +74,4 @@ def _by_class(dataset: Dataset, attributes: pa.Table) -> list[dict[str, object]]
 def _sheet(dataset: Dataset, attributes: pa.Table) -> np.ndarray:
     paths = dict(dataset.image_paths("val"))
     layouts = evenly_spaced(read_layouts(dataset, attributes, "val"), 24)
-    pictures = [
-        draw_layout(read_square(paths[item.image_id], _THUMBNAIL), item, 1) for item in layouts
-    ]
-    return contact_sheet(in_rows(pictures))
+    return layout_sheet((paths[item.image_id], item) for item in layouts)

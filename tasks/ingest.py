@@ -2,15 +2,11 @@
 
 import numpy as np
 
-from data.gallery import contact_sheet, draw_layout, in_rows
-from data.images import read_square
 from data.ingest import IngestConfig, ingest
 from data.layouts import evenly_spaced, read_layouts
 from data.tables import Dataset
-from tasks.cards import markdown_picture, markdown_table, write_card
+from tasks.cards import layout_sheet, markdown_picture, markdown_table, write_card
 from tasks.context import StepContext, Summary
-
-_THUMBNAIL = 96
 
 
 def run(context: StepContext[IngestConfig]) -> Summary:
@@ -38,8 +34,4 @@ def run(context: StepContext[IngestConfig]) -> Summary:
 def _sheet(dataset: Dataset) -> np.ndarray:
     paths = dict(dataset.image_paths("val"))
     layouts = evenly_spaced(read_layouts(dataset, None, "val"), 24)
-    pictures = [
-        draw_layout(read_square(paths[item.image_id], _THUMBNAIL), item, scale=1)
-        for item in layouts
-    ]
-    return contact_sheet(in_rows(pictures))
+    return layout_sheet((paths[item.image_id], item) for item in layouts)

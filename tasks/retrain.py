@@ -17,7 +17,7 @@ from tasks.cards import markdown_table, write_card
 from tasks.context import StepContext, Summary
 from tasks.orphans import end_with_parent
 from tasks.synthesize import IMAGES, INSTANCES, TRAIN_SET
-from tasks.train_detector import train_and_validate
+from tasks.train_detector import real_images, train_and_validate
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def run(context: StepContext[RetrainConfig]) -> Summary:
 
 def _runs(context: StepContext[RetrainConfig]) -> list[Run]:
     dataset = Dataset(context.inputs["ingest"])
-    real = CocoFolder(dataset.instances_file("train"), dataset.image_folder("train"))
+    real = real_images(dataset)
     folder = context.inputs["synthesize"] / TRAIN_SET
     synthetic = CocoFolder(folder / INSTANCES, folder / IMAGES)
     return [

@@ -12,8 +12,6 @@ from PIL import Image
 from data.boxes import area, xyxy_to_xywh
 from data.coco import write_coco
 from data.errors import InvalidDataset
-from data.gallery import contact_sheet, draw_layout, in_rows
-from data.images import read_square
 from data.layouts import (
     AttributePolicy,
     Layout,
@@ -26,7 +24,7 @@ from data.tables import Dataset, Split, write_table
 from models.config import SamplingConfig, SynthesisConfig
 from models.generator import Generator, load_generator
 from models.sampling import sample_batch
-from tasks.cards import markdown_picture, markdown_table, write_card
+from tasks.cards import layout_sheet, markdown_picture, markdown_table, write_card
 from tasks.context import StepContext, Summary
 
 TRAIN_SET = "train"
@@ -37,8 +35,6 @@ POLICIES: tuple[AttributePolicy, ...] = ("origin", "easy", "hard")
 
 IMAGES, INSTANCES, PROVENANCE = "images", "instances.json", "provenance.parquet"
 """What a set's folder holds."""
-
-_THUMBNAIL = 96
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +100,7 @@ def _planned(
     if not layouts:
         raise InvalidDataset(
             f"no {split} image has {config.min_things} to {config.max_things} things: "
-            "change synthesis.min_things and synthesis.max_things"
+            "change synthesize.min_things and synthesize.max_things"
         )
     counts = (config.num_train_layouts, config.images_per_train_layout)
     if split == "val":
@@ -197,9 +193,6 @@ def _describe(
 
 
 def _sheet(folder: Path, images: list[SyntheticImage]) -> str:
-    pictures = [
-        draw_layout(read_square(folder / IMAGES / item.file_name, _THUMBNAIL), item.layout, 1)
-        for item in images[:16]
-    ]
+    sheet = layout_sheet((folder / IMAGES / item.file_name, item.layout) for item in images[:16])
     alt = "generated images with the boxes asked for"
-    return markdown_picture(contact_sheet(in_rows(pictures)), alt, num_pictures=1 + len(POLICIES))
+    return markdown_picture(sheet, alt, num_pictures=1 + len(POLICIES))

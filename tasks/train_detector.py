@@ -17,16 +17,20 @@ def run(context: StepContext[DetectorConfig]) -> Summary:
     """Train on the real images, evaluate on the validation images, export the detector."""
     config = context.config
     dataset = Dataset(context.inputs["ingest"])
-    real = CocoFolder(dataset.instances_file("train"), dataset.image_folder("train"))
 
     def on_step(step: int, losses: dict[str, float]) -> None:
         context.progress(step, config.num_iterations, f"loss {losses.get('loss', 0):.3f}")
 
     metrics = train_and_validate(
-        config, dataset, [real], context.work, context.out / "detector", on_step
+        config, dataset, [real_images(dataset)], context.work, context.out / "detector", on_step
     )
     write_card(context.out, f"Detector {config.config}", markdown_table([metrics]))
     return {"metrics": metrics}
+
+
+def real_images(dataset: Dataset) -> CocoFolder:
+    """The real training images and their accepted things."""
+    return CocoFolder(dataset.instances_file("train"), dataset.image_folder("train"))
 
 
 def train_and_validate(
