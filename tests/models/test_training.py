@@ -6,16 +6,10 @@ import torch
 
 from data.errors import InvalidModel, TrainingDiverged
 from models.config import GeneratorConfig, NewModelConfig
-from models.training import (
-    batch_indices,
-    make_batch,
-    mirror,
-    new_state,
-    read_metrics,
-    train_generator,
-    train_step,
-)
-from models.training_set import encode_training_set
+from models.training import read_metrics, train_generator, train_step
+from models.training_batches import batch_indices, make_batch, mirror
+from models.training_set import build_training_set
+from models.training_state import new_state
 
 SMALL = GeneratorConfig(
     base_model=NewModelConfig(),
@@ -27,6 +21,7 @@ SMALL = GeneratorConfig(
     text_learning_rate=1e-3,
     num_warmup_steps=2,
     checkpoint_interval=2,
+    mixed_precision="no",
 )
 
 
@@ -39,11 +34,10 @@ def prepare(new_generator, layouts, dataset, tmp_path):
     paths = dict(dataset.image_paths("train"))
     count = itertools.count()
 
-    def create(conditioning="both", **options):
+    def create(conditioning="both", latents="cached", **options):
         generator = new_generator(conditioning, **options)
-        cache = tmp_path / f"latents{next(count)}.npy"
-        training_set = encode_training_set(generator, layouts, paths, cache)
-        return generator, training_set
+        folder = tmp_path / f"training_set{next(count)}"
+        return generator, build_training_set(generator.model, layouts, paths, folder, latents)
 
     return create
 
@@ -61,7 +55,7 @@ def train(prepare, work, kill_at=None, config=SMALL):
         if metrics["step"] == kill_at:
             raise Killed
 
-    train_generator(generator, training_set, config, work, "run", on_step)
+    train_generator(generator, training_set, config, work, "run", on_step=on_step)
     return weights(generator)
 
 
@@ -97,7 +91,7 @@ def test_training_lowers_the_loss_on_a_fixed_batch(prepare):
     config = SMALL.model_copy(update={"num_steps": 60, "num_warmup_steps": 5})
     state = new_state(generator, config)
     batch = make_batch(generator, training_set, config, 0)
-    losses = [train_step(state, config, batch)["loss"] for _ in range(40)]
+    losses = [train_step(state, config, [batch])["loss"] for _ in range(40)]
     assert losses[-1] < 0.7 * losses[0]
 
 
@@ -108,7 +102,7 @@ def test_divergence_names_the_step_and_leaves_the_weights(prepare):
     batch = make_batch(generator, training_set, SMALL, 0)
     batch.latents.fill_(torch.nan)
     with pytest.raises(TrainingDiverged, match="step 0: the loss is nan"):
-        train_step(state, SMALL, batch)
+        train_step(state, SMALL, [batch])
     assert all(torch.equal(before[name], value) for name, value in weights(generator).items())
 
 
@@ -116,9 +110,9 @@ def test_without_perception_loss_the_head_is_not_trained(prepare):
     generator, training_set = prepare()
     config = SMALL.model_copy(update={"perception_weight": 0.0})
     state = new_state(generator, config)
-    metrics = train_step(state, config, make_batch(generator, training_set, config, 0))
+    metrics = train_step(state, config, [make_batch(generator, training_set, config, 0)])
     assert "loss_perception" not in metrics
-    assert all(parameter.grad is None for parameter in state.head.parameters())
+    assert state.modules.head is None
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -126,7 +120,7 @@ def test_without_perception_loss_the_head_is_not_trained(prepare):
 def test_every_kind_of_conditioning_and_prediction_trains(prepare, prediction_type, conditioning):
     generator, training_set = prepare(conditioning, prediction_type=prediction_type)
     state = new_state(generator, SMALL)
-    metrics = train_step(state, SMALL, make_batch(generator, training_set, SMALL, 0))
+    metrics = train_step(state, SMALL, [make_batch(generator, training_set, SMALL, 0)])
     assert 0 < metrics["loss"] < 10
 
 
@@ -135,7 +129,7 @@ def test_a_frozen_text_encoder_stays_as_it_is(prepare):
     config = SMALL.model_copy(update={"text_learning_rate": 0.0, "num_warmup_steps": 0})
     before = {k: v.clone() for k, v in generator.model.text_encoder.state_dict().items()}
     state = new_state(generator, config)
-    train_step(state, config, make_batch(generator, training_set, config, 0))
+    train_step(state, config, [make_batch(generator, training_set, config, 0)])
     after = generator.model.text_encoder.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
