@@ -19,12 +19,13 @@ _SMALLEST_DECAY = 1e-30
 def synchronized_gradient(
     gradient: Tensor, gather: Callable[[Tensor], Tensor], num_processes: int
 ) -> Tensor:
-    """Average a sparse gradient over all processes, which hold equally many entries of it.
+    """Average a sparse gradient over all processes.
 
     NCCL reduces no sparse tensors, so rows and values are gathered instead.
 
     Args:
-        gather: concatenates the processes' tensors along the first dimension.
+        gather: concatenates the processes' tensors along the first dimension, shorter ones filled up
+            with zeros.
     """
     rows, values = gradient._indices()[0], gradient._values() / num_processes  # noqa: SLF001
     if num_processes > 1:
@@ -48,8 +49,7 @@ class RowAverage:
     @torch.no_grad()
     def catch_up(self, table: Float[Tensor, "rows width"], rows: Int[Tensor, " touched"]) -> None:
         """Bring rows up to date; to be called before they change."""
-        remaining = torch.exp(self._log_decay - self._seen[rows]).to(table.dtype)[:, None]
-        self._average[rows] = table[rows].lerp(self._average[rows], remaining)
+        self._average[rows] = self._current(table[rows], self._average[rows], self._seen[rows])
         self._seen[rows] = self._log_decay
 
     @torch.no_grad()
@@ -60,10 +60,14 @@ class RowAverage:
         self._log_decay += math.log(max(decay, _SMALLEST_DECAY))
         self.catch_up(table, rows)
 
+    @torch.no_grad()
     def read(self, table: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
         """Return the average of every row."""
-        self.catch_up(table, torch.arange(len(table), device=table.device))
-        return self._average
+        return self._current(table, self._average, self._seen)
+
+    def _current(self, table: Tensor, average: Tensor, seen: Tensor) -> Tensor:
+        remaining = torch.exp(self._log_decay - seen).to(table.dtype)[:, None]
+        return table.lerp(average, remaining)
 
     def state_dict(self) -> dict[str, Tensor | float]:
         """Everything that changes."""

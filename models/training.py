@@ -27,11 +27,11 @@ from models.training_batches import Batch, make_batch
 from models.training_set import TrainingSet
 from models.training_state import (
     TrainingState,
-    checkpoints,
     clip_gradients,
     load_checkpoint,
     merge_adapters,
     new_state,
+    newest_checkpoint,
     save_checkpoint,
 )
 
@@ -205,8 +205,9 @@ def train_generator(
     """
     state = new_state(generator, config)
     accelerator = state.accelerator
-    for path in checkpoints(work)[-1:]:
-        load_checkpoint(state, fingerprint, path)
+    checkpoint = newest_checkpoint(work)
+    if checkpoint:
+        load_checkpoint(state, fingerprint, checkpoint)
         logger.info("going on from the checkpoint at step %d", state.step)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -239,11 +240,9 @@ def _timed_step(
     try:
         metrics = train_step(state, config, batches)
     except TrainingDiverged as error:
-        last = checkpoints(work)[-1:]
-        kept = f"the last good checkpoint is {last[0]}" if last else "there is no checkpoint yet"
         raise TrainingDiverged(
-            f"{error}; {kept}. Lower learning_rate ({config.learning_rate}) and run again: finished "
-            "stages are kept"
+            f"{error}; the last good checkpoint is {newest_checkpoint(work) or 'the start'}. Lower "
+            f"learning_rate ({config.learning_rate}) and run again: finished stages are kept"
         ) from error
     speed = config.batch_size / (time.perf_counter() - started)
     return metrics | {"images_per_second": speed, "peak_memory_gb": peak_memory_bytes() / 1e9}

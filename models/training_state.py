@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from jaxtyping import Float, Int
@@ -16,7 +17,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from data.errors import InvalidConfig, InvalidModel
+from data.errors import InvalidConfig, InvalidModel, StorageError
 from models.config import GeneratorConfig
 from models.devices import default_device, resolve_precision
 from models.generator import Generator
@@ -30,6 +31,7 @@ from models.perception import (
 from models.token_table import RowAverage, synchronized_gradient
 
 _EMA_POWER = 0.75
+_CHECKPOINTS = "checkpoint-*.pt"
 
 
 class TrainedModules(nn.Module):
@@ -189,6 +191,7 @@ def _accelerator(config: GeneratorConfig) -> Accelerator:
     device, precision = default_device(), resolve_precision(config.mixed_precision)
     if precision == "fp16" and device.type == "cpu":
         raise InvalidConfig("mixed_precision fp16 needs a GPU: use bf16 or no")
+    AcceleratorState._reset_state()  # noqa: SLF001  # of an earlier training in this process
     return Accelerator(
         cpu=device.type == "cpu",
         mixed_precision=precision,
@@ -210,7 +213,7 @@ def _trained_modules(generator: Generator, config: GeneratorConfig) -> TrainedMo
     text_encoder.get_input_embeddings().sparse = True
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-        text_encoder.gradient_checkpointing_enable()
+        text_encoder.activation_checkpointing_enable()
     modules = TrainedModules(generator, head).to(device)
     # Gathered row by row instead, see `clip_gradients`.
     ignored = [name for name, item in modules.named_parameters() if item is modules.token_table]
@@ -269,7 +272,11 @@ def clip_gradients(state: TrainingState, max_norm: float) -> tuple[float, Tensor
     gradients = [parameter.grad for parameter in dense if parameter.grad is not None]
     of_table = None
     if table.grad is not None:
-        of_table = synchronized_gradient(table.grad, accelerator.gather, accelerator.num_processes)
+        of_table = synchronized_gradient(
+            table.grad,
+            lambda part: accelerator.gather(accelerator.pad_across_processes(part)),
+            accelerator.num_processes,
+        )
         gradients.append(of_table.values())
     norm = nn.utils.get_total_norm(gradients)
     nn.utils.clip_grads_with_norm_(dense, max_norm, norm)
@@ -287,9 +294,9 @@ def merge_adapters(generator: Generator) -> None:
         unet.unload_lora()
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return sorted(folder.glob("checkpoint-*.pt"))
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint."""
+    return max(folder.glob(_CHECKPOINTS), default=None)
 
 
 def save_checkpoint(state: TrainingState, fingerprint: str, folder: Path, keep: int) -> None:
@@ -297,16 +304,26 @@ def save_checkpoint(state: TrainingState, fingerprint: str, folder: Path, keep: 
 
     Args:
         keep: number of newest checkpoints that stay.
+
+    Raises:
+        StorageError: it cannot be written; the checkpoints before it are intact.
     """
     document = {name: part.state_dict() for name, part in state.parts().items()}
     document |= {"step": state.step, "fingerprint": fingerprint}
     temporary = folder / "checkpoint.tmp"
-    with temporary.open("wb") as file:
-        torch.save(document, file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with temporary.open("wb") as file:
+            torch.save(document, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # torch hides the cause in a RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise StorageError(
+            f"the checkpoint of step {state.step} cannot be written to {folder}: {error}. Make room and "
+            f"run again: it goes on from {newest_checkpoint(folder) or 'the start'}"
+        ) from error
     temporary.replace(folder / f"checkpoint-{state.step:08d}.pt")
-    for path in checkpoints(folder)[:-keep]:
+    for path in sorted(folder.glob(_CHECKPOINTS))[:-keep]:
         path.unlink()
 
 
