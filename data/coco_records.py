@@ -82,16 +82,16 @@ def salvage_span(path: Path, span: Span, kind: type[Record]) -> tuple[list[Recor
 
 def _convert(value: Any, kind: type[Record]) -> Record | str:
     """The typed record, or why it is none."""
+    what = kind.__name__.removeprefix("Coco").lower()
     try:
         if isinstance(value, dict):
             raw = {key: _raw(value[key]) for key in _RAW_FIELDS if key in value}
             value = {**value, **raw}
         return msgspec.convert(value, kind, strict=False)
     except msgspec.ValidationError as error:
-        what = kind.__name__.removeprefix("Coco").lower()
         return f"{what} of another form: {error}"
     except (ValueError, RecursionError, TypeError):
-        return "record that is not UTF-8 or nested too deeply"
+        return f"{what} that is not UTF-8 or nested too deeply"
 
 
 def _raw(value: Any) -> msgspec.Raw:

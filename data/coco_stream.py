@@ -151,9 +151,11 @@ def _array_start(file: BinaryIO, name: str, size: int) -> int:
 
 def _guessed_cuts(file: BinaryIO, start: int, limit: int) -> Iterator[int]:
     for target in range(start + CHUNK_BYTES, limit - CHUNK_BYTES // 2, CHUNK_BYTES):
-        file.seek(target - _BOUNDARY_WINDOW)
-        if found := _BOUNDARY.search(file.read(_BOUNDARY_WINDOW)):
-            yield target - _BOUNDARY_WINDOW + found.start() + 1
+        base = max(target - _BOUNDARY_WINDOW, start)
+        file.seek(base)
+        if found := _BOUNDARY.search(file.read(target - base)):
+            start = base + found.start() + 1
+            yield start
 
 
 def _array_end(file: BinaryIO, start: int, limit: int) -> int:
