@@ -62,8 +62,9 @@ def _problem(file: BinaryIO, width: int, height: int) -> str | None:
 
 def _shown_size(image: Image.Image) -> tuple[int, int]:
     """Width and height after the rotation that EXIF asks for."""
-    if image.format == "PNG" and "exif" not in image.info:
-        return image.size  # to look further, Pillow would decode the whole image
+    if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
+        # Pillow states a TIFF's size as shown, and would decode a PNG to look for EXIF at its end.
+        return image.size
     transposed = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
     return image.size[::-1] if transposed else image.size
 

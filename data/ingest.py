@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -144,14 +144,38 @@ def ingest(
         on_progress = _silent  # all images are there
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=".ingest-") as folder:
-        run = _Ingestion(config, Path(folder), num_workers, on_progress)
-        summary = run.read(splits)
+        tables = Path(folder)
+        summary = write_tables(config, splits, tables, num_workers, on_progress)
+        for name in splits:
+            export_boxes(tables, name, tables / f"instances_{name}.json")
         folders = {name: _stored_folder(split.images, out) for name, split in splits.items()}
-        (run.folder / "dataset.json").write_text(json.dumps({"image_folders": folders}))
+        (tables / "dataset.json").write_text(json.dumps({"image_folders": folders}))
         out.mkdir(exist_ok=True)
-        for path in run.folder.iterdir():
+        for path in tables.iterdir():
             path.replace(out / path.name)
     return summary
+
+
+def write_tables(
+    config: IngestConfig,
+    splits: Mapping[Split, SplitConfig],
+    folder: Path,
+    num_workers: int = 1,
+    on_progress: Progress = lambda a, b: None,
+) -> dict[str, Any]:
+    """Write `images.parquet`, `objects.parquet`, `categories.parquet` and `refused.json`.
+
+    Args:
+        config: for its policy and what is to be read.
+        folder: of the tables; exists, and holds unfinished files after an error.
+
+    Returns:
+        Counts by split and the refusals by reason.
+
+    Raises:
+        InvalidDataset: as `ingest`.
+    """
+    return _Ingestion(config, folder, num_workers, on_progress).read(splits)
 
 
 def _silent(done: int, total: int) -> None:
@@ -205,32 +229,30 @@ class _Ingestion:
     """One run over the files of a data set: what is known so far, and the tables being written."""
 
     def __init__(self, config: IngestConfig, folder: Path, num_workers: int, on_progress: Progress):
-        self.folder = folder
+        self._folder = folder
         self._config = config
         self._num_workers = num_workers
         self._progress = ImageProgress(on_progress)
         self._refusals = Refusals()
         self._categories = CategoryTable(self._refusals)
 
-    def read(self, splits: dict[Split, SplitConfig]) -> dict[str, Any]:
+    def read(self, splits: Mapping[Split, SplitConfig]) -> dict[str, Any]:
         """Write the tables; returns counts and refusals."""
         indices = {name: _open(split) for name, split in splits.items()}
         for items in indices.values():
             self._progress.expect(item.index for item in items)
         counts: dict[str, Counter[str]] = {name: Counter() for name in splits}
         with (
-            TableWriter(self.folder / "images.parquet", IMAGES) as images,
-            TableWriter(self.folder / "objects.parquet", OBJECTS) as objects,
+            TableWriter(self._folder / "images.parquet", IMAGES) as images,
+            TableWriter(self._folder / "objects.parquet", OBJECTS) as objects,
         ):
             for name, items in indices.items():
                 self._read_split(name, splits[name].images, items, images, objects, counts[name])
                 images.flush()
                 objects.flush()
         self._check(counts)
-        write_table(self._categories.table(), self.folder / "categories.parquet")
-        (self.folder / "refused.json").write_text(json.dumps(self._refusals.by_reason, indent=1))
-        for name in splits:
-            export_boxes(self.folder, name, self.folder / f"instances_{name}.json")
+        write_table(self._categories.table(), self._folder / "categories.parquet")
+        (self._folder / "refused.json").write_text(json.dumps(self._refusals.by_reason, indent=1))
         return {
             "counts": {name: dict(count) for name, count in counts.items()},
             "refused": self._refusals.rows(),
