@@ -18,7 +18,7 @@ from data.refusals import Refusals
 from data.tables import IMAGES, Split
 from data.workers import Workers
 
-_BATCH = 128
+_BATCH = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +47,29 @@ class ImageRows:
 
 def image_rows(context: ImageContext, records: list[CocoImage]) -> ImageRows:
     """Check images, their files included; ids are taken to be unique."""
-    rows, offences = [], []
-    for item in records:
-        name = _name_inside(context.root, item.file_name)
-        problem = _problem(context, item, name)
-        if problem:
-            shown = item.file_name.encode("utf-8", "backslashreplace").decode()
-            offences.append((problem, f"{context.split}/{shown or item.id}"))
-        else:
-            rows.append((context.split, item.id, name, item.width, item.height))
-    columns = zip(*rows, strict=True) if rows else [()] * len(IMAGES)
-    arrays = [
-        pa.array(list(column), kind) for column, kind in zip(columns, IMAGES.types, strict=True)
+    names = [_name_inside(context.root, item.file_name) for item in records]
+    problems = [_problem(context, item, name) for item, name in zip(records, names, strict=True)]
+    offences = [
+        (problem, f"{context.split}/{_printable(item.file_name) or item.id}")
+        for item, problem in zip(records, problems, strict=True)
+        if problem
     ]
+    kept = [row for row, problem in enumerate(problems) if not problem]
+    items = [records[row] for row in kept]
+    columns = [
+        pa.repeat(context.split, len(kept)),
+        [item.id for item in items],
+        [names[row] for row in kept],
+        [item.width for item in items],
+        [item.height for item in items],
+    ]
+    arrays = [pa.array(column, kind) for column, kind in zip(columns, IMAGES.types, strict=True)]
     batch = pa.RecordBatch.from_arrays(arrays, schema=IMAGES)
     return ImageRows(batch, offences, len(records))
+
+
+def _printable(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _name_inside(root: Path, file_name: str) -> str | None:

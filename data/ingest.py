@@ -239,8 +239,9 @@ class _Ingestion:
     def read(self, splits: Mapping[Split, SplitConfig]) -> dict[str, Any]:
         """Write the tables; returns counts and refusals."""
         indices = {name: _open(split) for name, split in splits.items()}
-        for items in indices.values():
-            self._progress.expect(item.index for item in items)
+        if self._config.check_images:  # all else takes seconds
+            for items in indices.values():
+                self._progress.expect(item.index for item in items)
         counts: dict[str, Counter[str]] = {name: Counter() for name in splits}
         with (
             TableWriter(self._folder / "images.parquet", IMAGES) as images,
@@ -272,7 +273,8 @@ class _Ingestion:
         root = Path(os.path.abspath(folder))  # noqa: PTH100  # links in it stay as they are
         context = ImageContext(split, root, look=self._config.check_images)
         reader = ImageReader(context, self._refusals)
-        with Workers(context, self._num_workers) as workers:
+        num_workers = self._num_workers if context.look else 1
+        with Workers(context, num_workers) as workers:
             for file in files:
                 for rows in reader.read(file.index, workers):
                     images.write(rows.batch)

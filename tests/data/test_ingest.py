@@ -13,7 +13,7 @@ from data import coco_stream
 from data.errors import InvalidDataset
 from data.ingest import IngestConfig, SplitConfig, ingest, source_digest
 from data.masks import decode_mask
-from data.tables import Dataset, box_array
+from data.tables import BOX_COLUMNS, Dataset, box_array
 
 SAMPLE = Path(__file__).parents[3] / "shared" / "coco-sample"
 
@@ -248,6 +248,8 @@ def test_tables_need_no_code_of_ours(ingested):
     for name in ("images", "objects", "categories"):
         schema = pq.read_schema(ingested / f"{name}.parquet")
         assert all(field.metadata[b"description"] for field in schema)
+        measured = {"width", "height", "area", *BOX_COLUMNS} & set(schema.names)
+        assert all(schema.field(name).metadata[b"unit"] for name in measured)
         metadata = pq.read_metadata(ingested / f"{name}.parquet")
         assert metadata.row_group(0).column(0).compression == "ZSTD"
 
