@@ -21,21 +21,29 @@ Offence = tuple[str, str]
 _RAW_FIELDS = ("segmentation", "difficulty")
 
 
+class _AnyRecord(msgspec.Struct):
+    pass
+
+
 def open_index(path: Path) -> CocoIndex:
-    """Find the records of a COCO file.
+    """Find the records of a COCO file, images and categories for certain.
 
     Raises:
         InvalidDataset: the file cannot be read or is not a COCO file.
     """
     try:
         try:
-            return fast_index(path)
+            index = fast_index(path)
+            for name in ("images", "categories"):
+                for span in index.spans[name]:
+                    decode_span(path, span, _AnyRecord)
         except UnprovenIndex:
             return exact_index(path)
     except OSError as error:
         raise InvalidDataset(
             f"{path}: {error.strerror}; give the path of a COCO JSON file"
         ) from error
+    return index
 
 
 def decode_span(path: Path, span: Span, kind: type[Record]) -> list[Record]:
@@ -125,11 +133,14 @@ def map_spans(
             yield result
             resume = span.stop
     except UnprovenIndex:
-        yield from workers.map(work, _exact_jobs(index.path, section, resume))
+        yield from workers.map(work, _exact_jobs(index, section, resume))
 
 
-def _exact_jobs(path: Path, section: Section, resume: int) -> Iterator["SpanJob"]:
-    for span in exact_index(path).spans[section]:
+def _exact_jobs(index: CocoIndex, section: Section, resume: int) -> Iterator["SpanJob"]:
+    path, exact = index.path, exact_index(index.path)
+    if exact.extents() != index.extents():
+        raise InvalidDataset(f"{path}: text inside it looks like images or annotations of its own")
+    for span in exact.spans[section]:
         if span.start >= resume:
             yield SpanJob(path, span, salvage=True)
         elif span.stop > resume:

@@ -83,6 +83,13 @@ class CocoIndex:
     path: Path
     spans: dict[Section, tuple[Span, ...]]
 
+    def extents(self) -> dict[Section, tuple[int, int]]:
+        """Where each array that is not empty begins and ends."""
+        found = {
+            name: (parts[0].start, parts[-1].stop) for name, parts in self.spans.items() if parts
+        }
+        return {name: (start, stop) for name, (start, stop) in found.items() if start < stop}
+
 
 def fast_index(path: Path) -> CocoIndex:
     """Guess where the records lie, in time that hardly depends on the file's size.
@@ -99,7 +106,11 @@ def fast_index(path: Path) -> CocoIndex:
             cuts = [start, *_guessed_cuts(file, start, limit)]
             cuts.append(_array_end(file, cuts[-1], limit))
             spans[name] = _spans(cuts)
-        if _sections_of(file, spans, size) is None:
+        text = _without_records(file, spans, size)
+        twice = any(
+            text.count(b'"' + key + b'":') > 1 for key in _KEYS
+        )  # perhaps nested, perhaps not
+        if twice or _members(text, spans) is None:
             raise UnprovenIndex
     return CocoIndex(path, spans)
 
@@ -113,7 +124,7 @@ def exact_index(path: Path) -> CocoIndex:
     with path.open("rb") as file:
         size = file.seek(0, 2)
         spans = _scan_sections(file, path, size)
-        members = _sections_of(file, spans, size)
+        members = _members(_without_records(file, spans, size), spans)
         if members is None:
             raise InvalidDataset(f"{path} is not a COCO file: it is no JSON object, or cut short")
         for name in SECTIONS:
@@ -204,22 +215,26 @@ def _scan_sections(file: BinaryIO, path: Path, size: int) -> dict[Section, tuple
     return {name: _spans(found) for name, found in cuts.items()}
 
 
-def _sections_of(
-    file: BinaryIO, spans: dict[Section, tuple[Span, ...]], size: int
-) -> dict[str, Any] | None:
-    """The file's members with each section's records replaced by its name; None if there are none.
+def _without_records(file: BinaryIO, spans: dict[Section, tuple[Span, ...]], size: int) -> bytes:
+    """The file's text with each section's records replaced by its name."""
+    arrays = sorted((parts[0].start, parts[-1].stop, name) for name, parts in spans.items())
+    text, position = bytearray(), 0
+    for start, stop, name in arrays:
+        file.seek(position)
+        text += file.read(start - position) + f'"{name}"'.encode()
+        position = stop
+    file.seek(position)
+    return bytes((text + file.read(size - position)).removeprefix(_BYTE_ORDER_MARK))
+
+
+def _members(text: bytes, spans: dict[Section, tuple[Span, ...]]) -> dict[str, Any] | None:
+    """Members of the object that `text` is, if the sections are among them; None otherwise.
 
     The grammar has no context: if this text is an object with `["images"]` as its member, the file
     is one with the images' records in that place.
     """
-    arrays = sorted((parts[0].start, parts[-1].stop, name) for name, parts in spans.items())
-    text, position = bytearray(), 0
-    for start, stop, name in [*arrays, (size, size, None)]:
-        file.seek(position)
-        text += file.read(start - position) + (f'"{name}"'.encode() if name else b"")
-        position = stop
     try:
-        members = decode_json(bytes(text.removeprefix(_BYTE_ORDER_MARK)))
+        members = decode_json(text)
     except ValueError:
         return None
     if not isinstance(members, dict) or any(members.get(name) != [name] for name in spans):
