@@ -1,6 +1,7 @@
 """From the tables back to COCO files."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 
 from data.boxes import xyxy_to_coco
 from data.tables import BOX_COLUMNS, Split, box_array
+from data.workers import Workers
 
 _ROWS = 1 << 14
 _DECIMALS = 9
@@ -37,19 +39,30 @@ class _Object(_Box, omit_defaults=True):
     difficulty: msgspec.Raw = msgspec.Raw(b"null")
 
 
-def export_boxes(folder: Path, split: Split, path: Path) -> None:
+def export_boxes(folder: Path, split: Split, path: Path, num_workers: int = 1) -> None:
     """Write the things of a split as a COCO instances file, boxes alone, in constant memory.
 
     Args:
         folder: holds the tables.
         path: of the new file.
+        num_workers: processes.
     """
+    num_groups = pq.read_metadata(folder / "objects.parquet").num_row_groups
+    with Workers((folder, split), num_workers) as workers:
+        records = workers.map(_encoded_boxes, range(num_groups))
+        _write(folder, split, path, records, is_thing=True)
+
+
+def _encoded_boxes(source: tuple[Path, Split], group: int) -> bytes:
+    folder, split = source
     columns = ["object_id", "image_id", "category_id", "area", "is_crowd"]
-    records = (
-        [_Box(*row) for row in zip(*_values(batch, columns), _boxes_xywh(batch), strict=True)]
-        for batch in _objects(folder, split, [*columns, *BOX_COLUMNS], is_thing=True)
-    )
-    _write(folder, split, path, records, is_thing=True)
+    parts = [
+        [_Box(*row) for row in zip(*_values(table, columns), _boxes_xywh(table), strict=True)]
+        for table in _objects(
+            folder, split, [*columns, *BOX_COLUMNS], is_thing=True, groups=[group]
+        )
+    ]
+    return _encoded(list(chain.from_iterable(parts)))
 
 
 def export_objects(folder: Path, split: Split, path: Path, *, is_thing: bool = True) -> None:
@@ -75,7 +88,7 @@ def export_objects(folder: Path, split: Split, path: Path, *, is_thing: bool = T
         return _Object(object_id, image_id, category_id, area, crowd, box, segmentation, raw)
 
     records = (
-        list(
+        _encoded(
             map(
                 record,
                 zip(*_values(batch, columns), _boxes_xywh(batch), strict=True),
@@ -88,10 +101,16 @@ def export_objects(folder: Path, split: Split, path: Path, *, is_thing: bool = T
 
 
 def _objects(
-    folder: Path, split: Split, columns: Sequence[str], *, is_thing: bool
+    folder: Path,
+    split: Split,
+    columns: Sequence[str],
+    *,
+    is_thing: bool,
+    groups: Sequence[int] | None = None,
 ) -> Iterator[pa.Table]:
     with pq.ParquetFile(folder / "objects.parquet") as file:
-        for batch in file.iter_batches(_ROWS, columns=["split", "is_thing", *columns]):
+        read = ["split", "is_thing", *columns]
+        for batch in file.iter_batches(_ROWS, row_groups=groups, columns=read):
             wanted = (pc.field("split") == split) & (pc.field("is_thing") == is_thing)
             yield pa.Table.from_batches([batch]).filter(wanted)
 
@@ -110,19 +129,19 @@ def _boxes_xywh(table: pa.Table) -> list[list[float]]:
     return xyxy_to_coco(box_array(table)).tolist()
 
 
-def _images(folder: Path, split: Split) -> Iterator[list[_Image]]:
+def _images(folder: Path, split: Split) -> Iterator[bytes]:
     with pq.ParquetFile(folder / "images.parquet") as file:
         for batch in file.iter_batches(_ROWS):
             table = pa.Table.from_batches([batch]).filter(pc.field("split") == split)
             names = ("image_id", "file_name", "width", "height")
-            yield [_Image(*row) for row in zip(*_values(table, names), strict=True)]
+            yield _encoded(_Image(*row) for row in zip(*_values(table, names), strict=True))
 
 
 def _write(
     folder: Path,
     split: Split,
     path: Path,
-    annotations: Iterator[Sequence[_Box]],
+    annotations: Iterator[bytes],
     *,
     is_thing: bool,
 ) -> None:
@@ -142,11 +161,15 @@ def _write(
         file.write(b',\n"categories": ' + msgspec.json.encode(categories) + b"}\n")
 
 
-def _write_array(file: BinaryIO, chunks: Iterator[Sequence[msgspec.Struct]]) -> None:
+def _encoded(records: Iterable[msgspec.Struct]) -> bytes:
+    """Records as the text between the brackets of an array."""
+    return msgspec.json.encode(list(records))[1:-1]
+
+
+def _write_array(file: BinaryIO, parts: Iterable[bytes]) -> None:
     file.write(b"[")
     separator = b""
-    for chunk in chunks:
-        if chunk:
-            file.write(separator + msgspec.json.encode(chunk)[1:-1])
-            separator = b",\n"
+    for part in filter(None, parts):
+        file.write(separator + part)
+        separator = b",\n"
     file.write(b"]")

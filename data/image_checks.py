@@ -116,7 +116,7 @@ class ImageReader:
         """
         for rows in workers.map(image_rows, self._new_records(index)):
             self.refusals.add_all(rows.offences)
-            self._ids.append(rows.batch["image_id"].to_numpy())
+            self._ids.append(rows.batch["image_id"].to_numpy().copy())
             sizes = np.stack([rows.batch["height"], rows.batch["width"]], axis=1)
             self._sizes.append(sizes.astype(np.int32))
             yield rows

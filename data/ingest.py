@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
@@ -147,7 +148,7 @@ def ingest(
         tables = Path(folder)
         summary = write_tables(config, splits, tables, num_workers, on_progress)
         for name in splits:
-            export_boxes(tables, name, tables / f"instances_{name}.json")
+            export_boxes(tables, name, tables / f"instances_{name}.json", num_workers)
         folders = {name: _stored_folder(split.images, out) for name, split in splits.items()}
         (tables / "dataset.json").write_text(json.dumps({"image_folders": folders}))
         out.mkdir(exist_ok=True)
@@ -270,17 +271,7 @@ class _Ingestion:
         count: Counter[str],
     ) -> None:
         count.update(images=0, things=0, crowds=0, stuff=0)
-        root = Path(os.path.abspath(folder))  # noqa: PTH100  # links in it stay as they are
-        context = ImageContext(split, root, look=self._config.check_images)
-        reader = ImageReader(context, self._refusals)
-        num_workers = self._num_workers if context.look else 1
-        with Workers(context, num_workers) as workers:
-            for file in files:
-                for rows in reader.read(file.index, workers):
-                    images.write(rows.batch)
-                    count["images"] += rows.batch.num_rows
-                    self._progress.advance(rows.num_records)
-        image_ids, sizes = reader.accepted()
+        image_ids, sizes = self._read_images(split, folder, files, images, count)
         seen = {True: IdSet(), False: IdSet()}
         for file in files:
             known = self._categories.add(file.index, split, is_thing=file.is_thing)
@@ -294,6 +285,26 @@ class _Ingestion:
                     count["things" if file.is_thing else "stuff"] += batch.num_rows
                     if file.is_thing:
                         count["crowds"] += pc.sum(batch["is_crowd"]).as_py() or 0
+
+    def _read_images(
+        self,
+        split: Split,
+        folder: Path,
+        files: list[_File],
+        images: TableWriter,
+        count: Counter[str],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Write the images of a split; returns their ids and sizes, all that later checks need."""
+        root = Path(os.path.abspath(folder))  # noqa: PTH100  # links in it stay as they are
+        context = ImageContext(split, root, look=self._config.check_images)
+        reader = ImageReader(context, self._refusals)
+        with Workers(context, self._num_workers if context.look else 1) as workers:
+            for file in files:
+                for rows in reader.read(file.index, workers):
+                    images.write(rows.batch)
+                    count["images"] += rows.batch.num_rows
+                    self._progress.advance(rows.num_records)
+        return reader.accepted()
 
     def _unique(self, rows: ObjectRows, seen: IdSet, split: Split) -> pa.RecordBatch:
         self._refusals.add_all(rows.offences)
