@@ -1,7 +1,7 @@
 """Layouts: what stands where in an image, and how hard each thing is to detect."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal, TypeVar
@@ -54,12 +54,35 @@ class Layout:
         """Boxes in fractions of the image's sides, float64 (num_objects, 4)."""
         return self.boxes / np.array([self.width, self.height, self.width, self.height])
 
-    def with_policy(self, policy: AttributePolicy) -> "Layout":
-        """Return the layout with its things' attributes as measured, all easy or all hard."""
-        if policy == "origin":
-            return self
-        chosen = PerceptionAttribute(policy)
-        return replace(self, attributes=tuple(chosen if thing else None for thing in self.is_thing))
+    def with_policy(
+        self, policy: AttributePolicy, of_categories: Mapping[int, AttributePolicy] | None = None
+    ) -> "Layout":
+        """Return the layout with its things' attributes as measured, all easy or all hard.
+
+        Args:
+            of_categories: category id to the policy that its boxes get instead.
+        """
+        policies = [(of_categories or {}).get(int(key), policy) for key in self.category_ids]
+        chosen = {
+            index: PerceptionAttribute(name)
+            for index, name in enumerate(policies)
+            if name != "origin" and self.is_thing[index]
+        }
+        return self.with_attributes(chosen)
+
+    def with_attributes(self, attributes: Mapping[int, PerceptionAttribute]) -> "Layout":
+        """Return the layout with other attributes for single boxes, by their index.
+
+        Raises:
+            IndexError: there is no such box.
+            ValueError: the box is of stuff, which has no attribute.
+        """
+        changed = list(self.attributes)
+        for index, attribute in attributes.items():
+            if not self.is_thing[index]:
+                raise ValueError(f"image {self.image_id}: box {index} is of stuff")
+            changed[index] = attribute
+        return replace(self, attributes=tuple(changed))
 
     def without_attributes(self) -> "Layout":
         """Return the layout with no attributes (the paper's ablation, GeoDiffusion's prompt)."""
@@ -135,6 +158,10 @@ def _object_attributes(
     if attributes is None:
         return [None] * objects.num_rows
     rows = attributes.filter(pc.field("split") == split)
+    if rows.num_rows == 0 and pc.any(objects["is_thing"]).as_py():
+        raise InvalidDataset(
+            f"the attribute table is empty for split {split}: run the stage extract-attributes again"
+        )
     known = dict(zip(rows["object_id"].to_pylist(), rows["attribute"].to_pylist(), strict=True))
     values: list[PerceptionAttribute | None] = []
     for object_id, thing in zip(

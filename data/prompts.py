@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from data.errors import LayoutOverflow
+from data.errors import InvalidDataset, LayoutOverflow
 from data.layouts import Layout, PerceptionAttribute
 
 PREFIX = "An image with"
@@ -107,8 +107,11 @@ def build_prompt(
             boxes and name the others in `Prompt.omitted`.
 
     Raises:
-        LayoutOverflow: the layout does not fit and the policy is `error`.
+        InvalidDataset: the layout has no boxes.
+        LayoutOverflow: the layout does not fit and the policy is `error`, or no box fits.
     """
+    if len(layout.boxes) == 0:
+        raise InvalidDataset(f"the layout of image {layout.image_id} has no boxes: leave it out")
     order = range(len(layout.boxes)) if order is None else order
     phrases = [phrase(layout, index, class_names, grid) for index in order]
     lengths = [len(tokenize(words)) + len(tokens) for words, tokens in phrases]
@@ -116,12 +119,17 @@ def build_prompt(
     kept = set(range(len(phrases)))
     if start + sum(lengths) + 1 > max_length:
         if overflow == "error":
+            first = _first_over(order, lengths, max_length - start - 1)
             raise LayoutOverflow(
                 f"image {layout.image_id}: {len(phrases)} objects need {start + sum(lengths) + 1} tokens "
-                f"and the tokenizer holds {max_length}; filter to fewer objects (max_things) or use "
-                "overflow=largest-first"
+                f"and the tokenizer holds {max_length}: there is no room from box {first} on; filter to "
+                "fewer objects (max_things) or use overflow=largest-first"
             )
         kept = _largest_that_fit(layout, order, lengths, max_length - start - 1)
+        if not kept:
+            raise LayoutOverflow(
+                f"image {layout.image_id}: none of its boxes fits into {max_length} tokens"
+            )
     spans, position = [], start
     for index, length in enumerate(lengths):
         if index in kept:
@@ -142,6 +150,10 @@ def build_prompt(
         spans=tuple(spans),
         omitted=tuple(item for i, item in enumerate(order) if i not in kept),
     )
+
+
+def _first_over(order: Sequence[int], lengths: Sequence[int], budget: int) -> int:
+    return order[int(np.argmax(np.cumsum(lengths) > budget))]
 
 
 def _largest_that_fit(

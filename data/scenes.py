@@ -1,8 +1,8 @@
 """Scenes: an embedded, procedural detection data set in COCO-Thing-Stuff's layout on disk.
 
 Small outdoor pictures with eight thing classes told apart by shape and texture on four kinds of
-stuff, exact masks, and graded sources of difficulty (faded, dark, occluded, truncated, small), each
-recorded per object under the extra annotation key `difficulty`.
+stuff, exact masks, and graded sources of difficulty (faded, dark, blurred, occluded, truncated, small,
+in clutter), each recorded per object under the extra annotation key `difficulty`.
 """
 
 import json
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from data.boxes import area, mask_to_box, xyxy_to_xywh
 from data.masks import encode_mask
@@ -37,12 +38,14 @@ class SceneObject:
         category: index into `THINGS`.
         box: full extent, xyxy in fractions of the image side; may reach outside the image.
         contrast: opacity in (0, 1]; low values fade the object into what is behind it.
+        blur: standard deviation of its defocus as a fraction of the image side; 0 is sharp.
         tint: colour jitter per RGB channel, a factor around 1.
     """
 
     category: int
     box: np.ndarray
     contrast: float
+    blur: float
     tint: np.ndarray
 
 
@@ -58,6 +61,8 @@ class Scene:
         hue: sky colour, 0 (noon) to 1 (dusk).
         phase: phase of waves and ripples in radians.
         brightness: exposure factor in (0, 1].
+        litter: small unlabelled spots on the ground, behind all things: (num_spots, 6) with centre
+            x, y and radius in fractions of the image side, then RGB.
     """
 
     objects: tuple[SceneObject, ...]
@@ -67,6 +72,7 @@ class Scene:
     hue: float
     phase: float
     brightness: float
+    litter: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +84,14 @@ class RenderedScene:
         masks: visible part of each object, bool, (num_objects, size, size).
         full_areas: unoccluded, untruncated area of each object in pixels.
         stuff: index into `STUFF` of every pixel's background, (size, size).
+        litter: pixels with a spot of litter, seen or hidden, bool (size, size).
     """
 
     image: np.ndarray
     masks: np.ndarray
     full_areas: np.ndarray
     stuff: np.ndarray
+    litter: np.ndarray
 
 
 def _rgb(red: int, green: int, blue: int) -> np.ndarray:
@@ -189,7 +197,13 @@ def sample_scene(rng: np.random.Generator) -> Scene:
         hue=rng.random(),
         phase=rng.uniform(0, 2 * np.pi),
         brightness=rng.uniform(0.35, 0.6) if rng.random() < 0.15 else rng.uniform(0.9, 1.0),
+        litter=_sample_litter(rng, horizon, int(rng.integers(30, 70)) if rng.random() < 0.2 else 0),
     )
+
+
+def _sample_litter(rng: np.random.Generator, horizon: float, num_spots: int) -> np.ndarray:
+    low, high = (0.0, horizon, 0.012, 20, 20, 20), (1.0, 1.0, 0.04, 250, 250, 250)
+    return rng.uniform(low, high, size=(num_spots, 6))
 
 
 def _sample_objects(rng: np.random.Generator, num_objects: int) -> tuple[SceneObject, ...]:
@@ -216,6 +230,7 @@ def _sample_object(rng: np.random.Generator) -> SceneObject:
         category=category,
         box=np.array([left, top, left + width, top + height]),
         contrast=rng.uniform(0.08, 0.4) if rng.random() < 0.45 else rng.uniform(0.9, 1.0),
+        blur=rng.uniform(0.015, 0.05) if rng.random() < 0.15 else 0.0,
         tint=rng.uniform(0.88, 1.08, size=3),
     )
 
@@ -235,15 +250,18 @@ def render_scene(scene: Scene, size: int) -> RenderedScene:
     side = size * _SUPERSAMPLING
     background, stuff = _render_background(scene, size)
     canvas = background.repeat(_SUPERSAMPLING, axis=0).repeat(_SUPERSAMPLING, axis=1)
+    litter = _render_litter(scene.litter, canvas)
     owners = np.full((side, side), -1)
     full_areas = []
     for index, item in enumerate(scene.objects):
-        rows, columns, outline, colour = _render_sprite(item, side)
+        left, top, outline, colour = _render_sprite(item, side)
         full_areas.append(area(item.box) * size**2 * float(outline.mean()))
-        region, inside = canvas[rows, columns], _crop(outline, rows, columns, item.box, side)
-        paint = _crop(colour, rows, columns, item.box, side)
-        region[inside] += item.contrast * (paint[inside] - region[inside])
+        rows, columns, inside = _crop(outline, top, left, side)
         owners[rows, columns][inside] = index
+        left, top, opacity, colour = _defocus(outline, colour, left, top, item.blur * side)
+        rows, columns, share = _crop(item.contrast * opacity[..., None], top, left, side)
+        region, paint = canvas[rows, columns], _crop(colour, top, left, side)[2]
+        region += share * (paint - region)
     pixels = _downsample(canvas * scene.brightness)
     coverage = [_downsample(owners == index) >= 0.5 for index in range(len(scene.objects))]
     return RenderedScene(
@@ -251,6 +269,7 @@ def render_scene(scene: Scene, size: int) -> RenderedScene:
         masks=np.array(coverage, dtype=bool).reshape(-1, size, size),
         full_areas=np.array(full_areas),
         stuff=stuff,
+        litter=_downsample(litter) >= 0.5,
     )
 
 
@@ -266,24 +285,49 @@ def _pixel_box(box: np.ndarray, side: int) -> tuple[int, int, int, int]:
     return left, top, max(right, left + 1), max(bottom, top + 1)
 
 
-def _render_sprite(item: SceneObject, side: int) -> tuple[slice, slice, np.ndarray, np.ndarray]:
-    """Rasterise one sprite at its full extent; the slices say which part lies in the image."""
+def _render_litter(spots: np.ndarray, canvas: np.ndarray) -> np.ndarray:
+    """Paint the spots in place; return where they are."""
+    side = len(canvas)
+    y, x = np.mgrid[:side, :side] / side
+    covered = np.zeros((side, side), dtype=bool)
+    for centre_x, centre_y, radius, *colour in spots:
+        spot = np.abs(x - centre_x) + np.abs(y - centre_y) < radius
+        canvas[spot] = colour
+        covered |= spot
+    return covered
+
+
+def _render_sprite(item: SceneObject, side: int) -> tuple[int, int, np.ndarray, np.ndarray]:
+    """Rasterise one sprite at its full extent: its left and top, its outline and its colours."""
     left, top, right, bottom = _pixel_box(item.box, side)
     u = (np.arange(right - left) + 0.5) / (right - left) * 2 - 1
     v = (np.arange(bottom - top) + 0.5) / (bottom - top) * 2 - 1
     grid_u, grid_v = np.meshgrid(u, v)
     outline, colour = _SPRITES[item.category](grid_u, grid_v)
     shading = 1.08 - 0.2 * (grid_v[..., None] + 1) / 2
-    rows = slice(max(top, 0), min(bottom, side))
-    columns = slice(max(left, 0), min(right, side))
-    return rows, columns, outline, np.clip(colour * item.tint * shading, 0, 255)
+    return left, top, outline, np.clip(colour * item.tint * shading, 0, 255)
 
 
-def _crop(
-    values: np.ndarray, rows: slice, columns: slice, box: np.ndarray, side: int
-) -> np.ndarray:
-    left, top, _, _ = _pixel_box(box, side)
-    return values[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+def _defocus(
+    outline: np.ndarray, colour: np.ndarray, left: int, top: int, sigma: float
+) -> tuple[int, int, np.ndarray, np.ndarray]:
+    """Blur a sprite over its borders: its new left and top, its opacity and its colours."""
+    if sigma == 0:
+        return left, top, outline.astype(np.float64), colour
+    margin = int(np.ceil(3 * sigma))
+    sides = ((margin, margin), (margin, margin))
+    opacity = gaussian_filter(np.pad(outline.astype(np.float64), sides), sigma)
+    weighted = np.pad(colour * outline[..., None], (*sides, (0, 0)))
+    weighted = gaussian_filter(weighted, (sigma, sigma, 0))
+    return left - margin, top - margin, opacity, weighted / np.maximum(opacity, 1e-6)[..., None]
+
+
+def _crop(values: np.ndarray, top: int, left: int, side: int) -> tuple[slice, slice, np.ndarray]:
+    """Rows and columns of the image that a sprite at (left, top) covers, and that part of it."""
+    rows = slice(max(top, 0), min(top + values.shape[0], side))
+    columns = slice(max(left, 0), min(left + values.shape[1], side))
+    part = values[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+    return rows, columns, part
 
 
 def _render_background(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -334,8 +378,20 @@ def _annotations(scene: Scene, rendered: RenderedScene) -> Iterator[dict[str, An
                 "truncation": round(1 - inside, 3),
                 "occlusion": round(max(0.0, 1 - mask.sum() / (full_area * inside)), 3),
                 "size": round(float(np.sqrt(mask.sum()) / mask.shape[0]), 3),
+                "blur": round(item.blur, 3),
+                "clutter": round(_litter_around(item.box, rendered), 3),
             },
         }
+
+
+def _litter_around(box: np.ndarray, rendered: RenderedScene) -> float:
+    """Share of litter among the background pixels of the box, widened by half of its sides."""
+    size = len(rendered.litter)
+    margin = np.tile(box[2:] - box[:2], 2) * [-0.25, -0.25, 0.25, 0.25]
+    left, top, right, bottom = np.clip((box + margin) * size, 0, size).astype(int)
+    background = ~rendered.masks[:, top:bottom, left:right].any(axis=0)
+    litter = rendered.litter[top:bottom, left:right] & background
+    return float(litter.sum() / max(background.sum(), 1))
 
 
 def _stuff_annotations(rendered: RenderedScene) -> Iterator[dict[str, Any]]:

@@ -139,6 +139,13 @@ _YOLOX_NARROW = merge(
     },
 )
 
+_FAST_SAMPLING = {
+    "sampler": "dpm-solver++",
+    "num_inference_steps": 12,
+    "guidance_scale": 2.0,
+    "batch_size": 64,
+}
+
 _DEMO: dict[str, Any] = {
     "ingest": {"scenes": {"num_train": 3500, "num_val": 500, "size": 64}},
     "train_detector": {**_RTMDET_NARROW, "num_iterations": 500},
@@ -160,15 +167,11 @@ _DEMO: dict[str, Any] = {
         "text_learning_rate": 1e-3,
         "num_warmup_steps": 100,
         "ema_decay": 0.995,
+        "probe": {"interval": 260, "sampling": _FAST_SAMPLING},
         "checkpoint_interval": 100,
     },
     "synthesize": {
-        "sampling": {
-            "sampler": "dpm-solver++",
-            "num_inference_steps": 12,
-            "guidance_scale": 2.0,
-            "batch_size": 64,
-        },
+        "sampling": _FAST_SAMPLING,
         "num_train_layouts": 512,
         "num_val_layouts": 224,
         "images_per_val_layout": 1,
@@ -183,7 +186,12 @@ _SMOKE = merge(
         "ingest": {"scenes": {"num_train": 48, "num_val": 16}},
         "train_detector": {"num_iterations": 8},
         "train_scorer": {"num_iterations": 8},
-        "train_generator": {"num_steps": 12, "batch_size": 8, "checkpoint_interval": 4},
+        "train_generator": {
+            "num_steps": 12,
+            "batch_size": 8,
+            "checkpoint_interval": 4,
+            "probe": {"interval": 6, "num_layouts": 4, "sampling": {"num_inference_steps": 3}},
+        },
         "synthesize": {
             "sampling": {"num_inference_steps": 3, "batch_size": 8},
             "num_train_layouts": 8,
@@ -213,6 +221,7 @@ def _coco(resolution: int, guidance_scale: float, learning_rate: float) -> dict[
             "min_area_fraction": 0.02,
             "learning_rate": learning_rate,
             "text_learning_rate": 0.75 * learning_rate,
+            "probe": {"sampling": {"guidance_scale": guidance_scale}},
         },
         "synthesize": {
             "sampling": {"guidance_scale": guidance_scale},

@@ -14,12 +14,15 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from data.errors import InvalidModel
 from data.layouts import Layout, PerceptionAttribute
-from data.prompts import ATTRIBUTE_TOKENS, LocationGrid, Prompt, build_prompt
+from data.prompts import ATTRIBUTE_TOKENS, PREFIX, LocationGrid, Prompt, build_prompt
 from data.tables import Category
 
 LayoutConditioning = Literal["tokens", "canvas", "both"]
 
 _ATTRIBUTE_INDEX = {None: 0, PerceptionAttribute.EASY: 1, PerceptionAttribute.HARD: 2}
+_SHORTEST_PHRASE = 4
+"""A class of one token, two corners, an attribute."""
+
 _FREQUENCIES = (0.5, 1.0, 2.0)
 """Of the canvas' sine and cosine channels, in half periods per unit of in-box coordinate."""
 
@@ -50,21 +53,36 @@ def add_layout_tokens(
 ) -> None:
     """Add location and attribute tokens that the tokenizer lacks, and rows for them to the encoder.
 
-    Location rows start as 2-D sin-cos at the norm of the existing rows [G]; attribute rows as the
-    mean of the existing rows. Both arguments are changed in place.
+    Location rows start as 2-D sin-cos at the norm of the existing rows [G]; the rows of `<easy>` and
+    `<hard>` one standard deviation above and below the mean of the existing rows [D], so that they
+    differ under a frozen text encoder too. Both arguments are changed in place.
 
     Raises:
-        InvalidModel: the tokenizer has some of the grid's tokens but not all.
+        InvalidModel: the tokenizer has location tokens of another grid, no room for the shortest
+            prompt, or more tokens than the text encoder has rows.
     """
     known = tokenizer.get_vocab()
+    room = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
+    if room < len(tokenizer(PREFIX).input_ids) + _SHORTEST_PHRASE:
+        raise InvalidModel(f"prompts of {room} tokens have no room for a single box")
     missing = [token for token in grid.tokens if token not in known]
     if missing and len(missing) < len(grid.tokens):
         raise InvalidModel(
             f"the tokenizer knows {len(grid.tokens) - len(missing)} of the {len(grid.tokens)} location "
             f"tokens of a {grid.rows}×{grid.columns} grid: use the grid that it was made for"
         )
+    if len(tokenizer) > len(text_encoder.get_input_embeddings().weight):
+        raise InvalidModel(
+            f"the tokenizer has {len(tokenizer)} tokens and the text encoder "
+            f"{len(text_encoder.get_input_embeddings().weight)} rows: they are of different models"
+        )
+    if f"<l{len(grid.tokens)}>" in known:
+        raise InvalidModel(
+            f"the tokenizer has location tokens of a larger grid than {grid.rows}×{grid.columns}: use "
+            "the grid that it was made for"
+        )
     embedding = text_encoder.get_input_embeddings().weight.detach()
-    norm, mean = embedding.norm(dim=1).mean(), embedding.mean(dim=0)
+    norm, mean, spread = embedding.norm(dim=1).mean(), embedding.mean(dim=0), embedding.std(dim=0)
     attributes = [token for token in ATTRIBUTE_TOKENS if token not in known]
     tokenizer.add_tokens([*missing, *attributes])
     text_encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -75,7 +93,8 @@ def add_layout_tokens(
             first = tokenizer.convert_tokens_to_ids(missing[0])
             rows[first : first + len(missing)] = table * norm / table.norm(dim=1, keepdim=True)
         for token in attributes:
-            rows[tokenizer.convert_tokens_to_ids(token)] = mean
+            sign = 1 if token == ATTRIBUTE_TOKENS[0] else -1
+            rows[tokenizer.convert_tokens_to_ids(token)] = mean + sign * spread
 
 
 def widen_input(unet: UNet2DConditionModel, extra_channels: int) -> None:

@@ -10,6 +10,9 @@ from data.filters import ProtocolName
 from data.layouts import AttributePolicy
 from data.store import RuntimeOnly
 
+Precision = Literal["auto", "no", "bf16", "fp16"]
+_PRECISION = "Of matrix products; auto: bf16 where the hardware multiplies it, else full."
+
 
 class _Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,6 +62,25 @@ class NewModelConfig(_Options):
     prediction_type: Literal["epsilon", "v_prediction"] = "v_prediction"
 
 
+class SamplingConfig(_Options):
+    """How images are drawn from the generator."""
+
+    sampler: Literal["pndm", "unipc", "dpm-solver++"] = "pndm"
+    num_inference_steps: int = Field(50, ge=1)
+    guidance_scale: float = Field(4.5, ge=0)
+    mixed_precision: Precision = Field("auto", description=_PRECISION)
+    batch_size: int = Field(16, ge=1, description="Layouts per batch; part of the key.")
+    seed: int = 0
+
+
+class ProbeConfig(_Options):
+    """Samples of a fixed set of layouts during training, which show early whether boxes have effect."""
+
+    interval: int = Field(1000, ge=0, description="Steps between probes; 0 is off.")
+    num_layouts: int = Field(32, ge=1, description="Validation layouts, evenly spread.")
+    sampling: SamplingConfig = SamplingConfig(sampler="unipc", num_inference_steps=20)
+
+
 class GeneratorConfig(_Options):
     """How the layout-conditioned diffusion model is made and trained."""
 
@@ -77,8 +99,17 @@ class GeneratorConfig(_Options):
     )
     perception_attributes: bool = Field(True, description="Put <easy>/<hard> into the prompt.")
     perception_weight: float = Field(0.01, ge=0, description="λ of the perception loss; 0 is off.")
+    perception_head: Literal["instance", "semantic"] = Field(
+        "instance", description="One mask per prompt box, or per-pixel classes."
+    )
     foreground_weight: float = Field(2.0, gt=0, description="w of the foreground re-weighting.")
     foreground_power: float = Field(0.2, ge=0, description="p of the foreground re-weighting.")
+    foreground_overlap: Literal["smallest", "last"] = Field(
+        "smallest", description="Which box a cell in several belongs to; released code: last."
+    )
+    foreground_things_only: bool = Field(
+        True, description="Stuff is background; the released code counts it as foreground."
+    )
     min_snr_gamma: float | None = Field(
         None, gt=0, description="γ of min-SNR weighting; null is off."
     )
@@ -93,19 +124,44 @@ class GeneratorConfig(_Options):
     num_warmup_steps: int = Field(3000, ge=0)
     weight_decay: float = Field(1e-2, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
-    ema_decay: float = Field(0.9999, ge=0, lt=1)
+    ema_decay: float | None = Field(
+        0.9999, ge=0, lt=1, description="Of the averaged weights; null exports the last weights."
+    )
+    optimizer: Literal["adamw", "adamw-8bit"] = Field(
+        "adamw", description="8-bit moments need the package bitsandbytes."
+    )
+    lora_rank: int | None = Field(
+        None,
+        ge=1,
+        description="Train low-rank adapters of the UNet's attention instead of all of it.",
+    )
+    mixed_precision: Precision = Field("auto", description=_PRECISION)
     seed: int = 0
+    probe: ProbeConfig = ProbeConfig()
+    latents: Annotated[Literal["cached", "online"], RuntimeOnly] = Field(
+        "cached", description="Encode every image once into a file, or whenever it is used."
+    )
+    gradient_accumulation_steps: Annotated[int, RuntimeOnly] = Field(
+        1, ge=1, description="Parts that each process cuts its share of a batch into."
+    )
+    gradient_checkpointing: Annotated[bool, RuntimeOnly] = Field(
+        False, description="Compute activations twice to need less memory."
+    )
+    num_processes: Annotated[int, RuntimeOnly] = Field(
+        1, ge=1, description="Data-parallel processes that share a batch, one for each GPU."
+    )
     checkpoint_interval: Annotated[int, RuntimeOnly] = Field(1000, ge=1, description="Steps.")
+    keep_checkpoints: Annotated[int, RuntimeOnly] = Field(2, ge=1, description="Newest ones kept.")
 
-
-class SamplingConfig(_Options):
-    """How images are drawn from the generator."""
-
-    sampler: Literal["pndm", "unipc", "dpm-solver++"] = "pndm"
-    num_inference_steps: int = Field(50, ge=1)
-    guidance_scale: float = Field(4.5, ge=0)
-    batch_size: int = Field(16, ge=1, description="Layouts per batch; part of the key.")
-    seed: int = 0
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        parts = self.num_processes * self.gradient_accumulation_steps
+        if self.batch_size % parts:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of num_processes × "
+                f"gradient_accumulation_steps = {parts}"
+            )
+        return self
 
 
 class SynthesisConfig(_Options):
@@ -127,6 +183,9 @@ class SynthesisConfig(_Options):
     )
     train_policy: AttributePolicy = Field(
         "hard", description="Attributes of the training set: as measured, all easy or all hard."
+    )
+    class_policies: dict[str, AttributePolicy] = Field(
+        default_factory=dict, description="Policies of single classes, over `train_policy`."
     )
     num_train_layouts: int | None = Field(None, ge=1, description="Evenly spread; null is all.")
     num_val_layouts: int | None = Field(None, ge=1, description="Evenly spread; null is all.")

@@ -1,13 +1,40 @@
-"""Where to run."""
+"""Where to run, and in which precision."""
+
+import resource
 
 import torch
 
+from models.config import Precision
+
 
 def default_device() -> torch.device:
-    """The first CUDA device where there is one, else the CPU."""
+    """The current CUDA device where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def limit_threads(num_threads: int) -> None:
     """Let torch use at most this many CPU threads in this process."""
     torch.set_num_threads(num_threads)
+
+
+def resolve_precision(precision: Precision) -> str:
+    """Turn `auto` into `bf16` where the hardware multiplies bfloat16 matrices, else into `no`."""
+    if precision != "auto":
+        return precision
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    return "bf16" if torch.cpu._is_amx_tile_supported() else "no"  # noqa: SLF001  # no public name
+
+
+def autocast(precision: Precision) -> torch.autocast:
+    """Context in which matrix products run in a precision."""
+    resolved = resolve_precision(precision)
+    dtype = torch.float16 if resolved == "fp16" else torch.bfloat16
+    return torch.autocast(default_device().type, dtype, enabled=resolved != "no")
+
+
+def peak_memory_bytes() -> int:
+    """Most memory in use so far: on the CUDA device, or resident in this process."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

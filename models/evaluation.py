@@ -2,14 +2,16 @@
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from faster_coco_eval import COCO, COCOeval_faster
 
+from data.attributes import match_boxes
 from data.boxes import xyxy_to_xywh
 from data.tables import box_array
 
@@ -39,6 +41,31 @@ class CocoMetrics:
     def as_row(self) -> dict[str, float]:
         """The numbers as a table row."""
         return asdict(self)
+
+
+def detection_recall(
+    truth: Mapping[int, tuple[np.ndarray, np.ndarray]],
+    detections: pa.Table,
+    *,
+    score_threshold: float = 0.3,
+    iou_threshold: float = 0.5,
+) -> float:
+    """Share of true boxes that have a detection of their class, score and IoU at the limits.
+
+    Args:
+        truth: image id to boxes (num_boxes, 4), xyxy, and their category ids.
+        detections: table with the columns of `data.tables.DETECTIONS`, all of one split.
+    """
+    kept = detections.filter(pc.field("score") >= score_threshold).sort_by("image_id")
+    image_ids, boxes, labels = kept["image_id"].to_numpy(), box_array(kept), kept["category_id"]
+    labels = labels.to_numpy()
+    hits = [np.zeros(0, dtype=bool)]
+    for image_id, (true_boxes, true_labels) in truth.items():
+        rows = slice(*np.searchsorted(image_ids, [image_id, image_id + 1]))
+        matches = match_boxes(true_boxes, true_labels, boxes[rows], labels[rows], class_aware=True)
+        hits.append(matches.best_iou >= iou_threshold)
+    found = np.concatenate(hits)
+    return float(found.mean()) if len(found) else 0.0
 
 
 def coco_metrics(

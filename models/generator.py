@@ -193,8 +193,10 @@ def prepare_generator(
 
     Raises:
         InvalidConfig: the resolution is not a multiple of the autoencoder's factor.
-        InvalidModel: the tokenizer has location tokens of another grid.
+        InvalidModel: the base model is of another architecture than Stable Diffusion v1, or its
+            tokenizer has location tokens of another grid.
     """
+    _check_architecture(model)
     if resolution % model.vae_scale_factor:
         raise InvalidConfig(
             f"resolution {resolution} is not a multiple of the autoencoder's factor "
@@ -213,6 +215,22 @@ def prepare_generator(
     if encoder.canvas_channels:
         widen_input(model.unet, encoder.canvas_channels)
     return Generator(model, encoder)
+
+
+def _check_architecture(model: BaseModel) -> None:
+    unet, text, vae = model.unet.config, model.text_encoder.config, model.vae.config
+    for name, found, needed in (
+        ("input channels of the UNet", unet.in_channels, vae.latent_channels),
+        ("output channels of the UNet", unet.out_channels, vae.latent_channels),
+        ("cross_attention_dim of the UNet", unet.cross_attention_dim, text.hidden_size),
+        ("addition_embed_type of the UNet", unet.addition_embed_type, None),
+        ("class_embed_type of the UNet", unet.class_embed_type, None),
+    ):
+        if found != needed:
+            raise InvalidModel(
+                f"the base model is not of Stable Diffusion v1's architecture: {name} is {found} and "
+                f"must be {needed}"
+            )
 
 
 def save_generator(generator: Generator, folder: Path) -> None:

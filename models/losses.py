@@ -1,5 +1,7 @@
 """The loss of DetDiffusion: L = L_ldm + λ L_p. Pure functions of tensors."""
 
+from typing import Literal
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -13,17 +15,19 @@ def foreground_weights(
     width: int,
     weight: float = 2.0,
     power: float = 0.2,
+    overlap: Literal["smallest", "last"] = "smallest",
 ) -> Float[Tensor, "batch height width"]:
     """GeoDiffusion's foreground re-weighting map m, of mean 1 over each latent grid.
 
     A cell whose centre lies in a foreground box gets m' = w / c^p with
     c = (box height + 1)(box width + 1) in latent cells, any other cell m' = 1 / (H W)^p, and
-    m = H W m' / Σ m'. Where boxes overlap the smallest one wins.
+    m = H W m' / Σ m'.
 
     Args:
         boxes_latent: xyxy in latent cells; rows with `is_foreground` false are ignored.
         weight: w.
         power: p.
+        overlap: the box that wins where several overlap; the released code lets the last one.
 
     >>> boxes = torch.tensor([[[0.0, 0.0, 1.0, 1.0]]])
     >>> m = foreground_weights(boxes, torch.tensor([[True]]), 2, 2, weight=2.0, power=0.0)
@@ -37,9 +41,15 @@ def foreground_weights(
     in_rows = (y >= top[..., None]) & (y < bottom[..., None])
     inside = in_rows[..., :, None] & in_columns[..., None, :] & is_foreground[..., None, None]
     sizes = (bottom - top + 1) * (right - left + 1)
-    smallest = torch.where(inside, sizes[..., None, None], torch.inf).amin(dim=1)
+    owner_sizes = torch.where(inside, sizes[..., None, None], torch.inf)
+    if overlap == "last":
+        order = torch.arange(1, sizes.shape[1] + 1, device=sizes.device)[:, None, None]
+        last = (inside * order).argmax(dim=1, keepdim=True)
+        chosen = owner_sizes.gather(1, last)[:, 0]
+    else:
+        chosen = owner_sizes.amin(dim=1)
     background = float(height * width) ** -power
-    raw = torch.where(smallest.isinf(), background, weight * smallest**-power)
+    raw = torch.where(chosen.isinf(), background, weight * chosen**-power)
     return raw / raw.mean(dim=(1, 2), keepdim=True)
 
 
@@ -71,20 +81,31 @@ def mask_loss(
     target: Float[Tensor, "batch objects height width"],
     valid: Bool[Tensor, "batch objects"],
 ) -> Float[Tensor, " batch"]:
-    """L_m: per-pixel binary cross-entropy, averaged over each sample's valid objects."""
+    """L_m of the instance head: binary cross-entropy, averaged over each sample's valid objects."""
     per_object = functional.binary_cross_entropy_with_logits(
         logits.float(), target, reduction="none"
     ).mean(dim=(2, 3))
     return _mean_over_objects(per_object, valid)
 
 
+def class_loss(
+    logits: Float[Tensor, "batch classes height width"],
+    target: Float[Tensor, "batch classes height width"],
+) -> Float[Tensor, " batch"]:
+    """L_m of the semantic head: per-pixel cross-entropy against shares that sum to 1.
+
+    >>> round(class_loss(torch.zeros(1, 4, 2, 2), torch.full((1, 4, 2, 2), 0.25)).exp().item(), 5)
+    4.0
+    """
+    return functional.cross_entropy(logits.float(), target, reduction="none").mean(dim=(1, 2))
+
+
 def dice_loss(
-    logits: Float[Tensor, "batch objects height width"],
+    probability: Float[Tensor, "batch objects height width"],
     target: Float[Tensor, "batch objects height width"],
     valid: Bool[Tensor, "batch objects"],
 ) -> Float[Tensor, " batch"]:
     """L_d: 1 - (2 Σ p g + 1) / (Σ p + Σ g + 1), averaged over each sample's valid objects."""
-    probability = logits.float().sigmoid()
     overlap = (probability * target).sum(dim=(2, 3))
     total = probability.sum(dim=(2, 3)) + target.sum(dim=(2, 3))
     return _mean_over_objects(1 - (2 * overlap + 1) / (total + 1), valid)
@@ -110,12 +131,12 @@ def perception_loss(
 
 
 def mask_iou(
-    logits: Float[Tensor, "batch objects height width"],
+    predicted: Bool[Tensor, "batch objects height width"],
     target: Float[Tensor, "batch objects height width"],
     valid: Bool[Tensor, "batch objects"],
 ) -> Float[Tensor, ""]:
-    """Mean IoU of the thresholded masks over all valid objects; NaN if there is none."""
-    predicted, true = logits > 0, target >= 0.5
+    """Mean IoU with masks of at least half a cell, over all valid objects; NaN if there is none."""
+    true = target >= 0.5
     overlap = (predicted & true).sum(dim=(2, 3)).float()
     union = (predicted | true).sum(dim=(2, 3)).float()
     return (overlap / union.clamp(min=1))[valid].mean()

@@ -16,7 +16,7 @@ from torch import Tensor
 from data.layouts import Layout
 from models.autoencoder import to_uint8
 from models.config import SamplingConfig
-from models.devices import default_device
+from models.devices import autocast, default_device
 from models.generator import Generator
 
 _SAMPLERS: dict[str, tuple[type[SchedulerMixin], dict[str, object]]] = {
@@ -60,7 +60,9 @@ def sample_batch(
         scaled = sampler.scale_model_input(latents, timestep)
         inputs = torch.cat([torch.cat([scaled, scaled]), canvas], dim=1)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-        empty, conditional = model.unet(inputs, timestep, states).sample.chunk(2)
+        with autocast(config.mixed_precision):
+            prediction = model.unet(inputs, timestep, states).sample.float()
+        empty, conditional = prediction.chunk(2)
         guided = empty + config.guidance_scale * (conditional - empty)
         latents = sampler.step(guided, timestep, latents).prev_sample
     return to_uint8(model.vae.decode(latents / model.vae.config.scaling_factor).sample)

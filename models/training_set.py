@@ -1,13 +1,14 @@
-"""What the generator is trained on: latents encoded once, masks on the latent grid."""
+"""What the generator is trained on: latents and masks on the latent grid, in memory-mapped files."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -17,79 +18,158 @@ from data.layouts import Layout
 from data.masks import decode_mask
 from models.autoencoder import pixel_values
 from models.devices import default_device
-from models.generator import Generator
+from models.generator import BaseModel
 
-_ENCODE_BATCH = 32
+_CHUNK = 32
+"""Images encoded at once."""
+
+Progress = Callable[[int, int], None]
+"""Called with images done and images in total."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingSet:
-    """Layouts with their latents, both orientations, and masks on the latent grid.
+    """Layouts with the latents of their images and their masks.
 
     Attributes:
         layouts: one per image.
-        latents: scaled means, (2, num_images, channels, height, width); row 1 is mirrored.
-        masks: share of each cell that the object covers, per image (num_objects, height, width).
+        model: whose autoencoder encodes.
+        image_paths: image id to file.
+        moments: latent mean and log-variance, (2, num_images, 2 × channels, height, width), row 1 of
+            the mirrored images; None to encode whenever an image is used.
+        coverage: share of each cell that an object covers, 0 to 255, (num_objects, height, width).
+        first_objects: place of each image's first object in `coverage`, then the number of objects.
     """
 
     layouts: Sequence[Layout]
-    latents: Tensor
-    masks: Sequence[Tensor]
+    model: BaseModel
+    image_paths: dict[int, Path]
+    moments: np.ndarray | None
+    coverage: np.ndarray
+    first_objects: np.ndarray
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a latent."""
+        size = self.model.unet.config.sample_size
+        return self.model.vae.config.latent_channels, size, size
+
+    def latents(
+        self,
+        indices: Sequence[int],
+        flips: Bool[Tensor, " batch"],
+        noise: Float[Tensor, "batch channels height width"],
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Scaled latents z = s (μ + σ noise) of images or their mirror images."""
+        if self.moments is None:
+            moments = self._encode(indices, flips)
+        else:
+            moments = torch.from_numpy(self.moments[flips.long().numpy(), list(indices)])
+        mean, logvar = moments.chunk(2, dim=1)
+        return (mean + (0.5 * logvar).exp() * noise) * self.model.vae.config.scaling_factor
+
+    def masks(self, index: int) -> Float[Tensor, "objects height width"]:
+        """Share of each cell that an image's objects cover, in [0, 1]."""
+        first, last = self.first_objects[index : index + 2]
+        return torch.from_numpy(np.array(self.coverage[first:last])).float() / 255
+
+    def _encode(self, indices: Sequence[int], flips: Bool[Tensor, " batch"]) -> Tensor:
+        images = _read([self.layouts[index] for index in indices], self.image_paths, self.model)
+        pixels = torch.where(flips[:, None, None, None], images.flip(-1), images)
+        return _moments(self.model, pixels)
 
 
-@torch.no_grad()
-def encode_training_set(
-    generator: Generator,
+def build_training_set(
+    model: BaseModel,
     layouts: Sequence[Layout],
     image_paths: dict[int, Path],
-    cache: Path,
+    folder: Path,
+    latents: Literal["cached", "online"] = "cached",
+    on_progress: Progress = lambda done, total: None,
 ) -> TrainingSet:
-    """Encode the images of all layouts into a memory-mapped file, and decode their masks.
+    """Encode the images of all layouts and decode their masks into memory-mapped files, once.
 
-    An existing file is used as it is, so it must be of the same images and autoencoder.
-
-    Images are squashed to the square, not cropped [G]. A box without mask uses its rectangle.
+    Existing files are used as they are, so they must be of the same layouts and autoencoder. Images
+    are squashed to the square, not cropped [G]. A box without mask uses its rectangle.
 
     Args:
         image_paths: image id to file.
-        cache: file for the latents; appears when it is complete.
+        folder: for the files, which appear when they are complete.
+        latents: `online` leaves the encoding to the training.
 
     Raises:
         InvalidDataset: there is no layout, or an image cannot be read.
     """
     if not layouts:
         raise InvalidDataset("no image has a layout to train on: loosen max_objects")
-    size = generator.model.unet.config.sample_size
-    if not cache.exists():
-        _encode(generator, layouts, image_paths, cache)
-    latents = torch.from_numpy(np.load(cache, mmap_mode="c"))
-    return TrainingSet(layouts, latents, [latent_masks(layout, size) for layout in layouts])
+    folder.mkdir(exist_ok=True)
+    counts = [len(layout.boxes) for layout in layouts]
+    size = model.unet.config.sample_size
+    coverage = folder / "masks.npy"
+    if not coverage.exists():
+        _write(coverage, np.uint8, (sum(counts), size, size), _coverages(layouts, size))
+    moments = folder / "latents.npy"
+    if latents == "cached" and not moments.exists():
+        shape = (2, len(layouts), 2 * model.vae.config.latent_channels, size, size)
+        parts = _encoded(model, layouts, image_paths, on_progress)
+        _write(moments, np.float32, shape, parts)
+    return TrainingSet(
+        layouts=layouts,
+        model=model,
+        image_paths=image_paths,
+        moments=np.load(moments, mmap_mode="r") if latents == "cached" else None,
+        coverage=np.load(coverage, mmap_mode="r"),
+        first_objects=np.cumsum([0, *counts]),
+    )
 
 
-def _encode(
-    generator: Generator,
-    layouts: Sequence[Layout],
-    image_paths: dict[int, Path],
-    cache: Path,
-) -> None:
-    device = default_device()
-    vae = generator.model.vae.to(device).eval()
-    size = generator.model.unet.config.sample_size
-    resolution = size * generator.model.vae_scale_factor
-    shape = (2, len(layouts), vae.config.latent_channels, size, size)
-    temporary = cache.with_suffix(".tmp")
-    latents = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+Part = tuple[Any, np.ndarray]
+"""Place in an array, and what stands there."""
+
+
+def _write(path: Path, dtype: type, shape: tuple[int, ...], parts: Iterable[Part]) -> None:
+    """Fill an array file part by part; it gets its name when it is complete."""
+    temporary = path.with_suffix(".tmp")
+    array = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
     with temporary.open("r+b") as file:  # a sparse file on a full disk would end the process
         os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
-    for start in range(0, len(layouts), _ENCODE_BATCH):
-        batch = layouts[start : start + _ENCODE_BATCH]
-        images = np.stack([read_square(image_paths[item.image_id], resolution) for item in batch])
-        pixels = pixel_values(images).to(device)
+    for place, values in parts:
+        array[place] = values
+    array.flush()
+    temporary.replace(path)
+
+
+def _encoded(
+    model: BaseModel, layouts: Sequence[Layout], image_paths: dict[int, Path], on_progress: Progress
+) -> Iterator[Part]:
+    for start in range(0, len(layouts), _CHUNK):
+        part = layouts[start : start + _CHUNK]
+        pixels = _read(part, image_paths, model)
         for row, oriented in enumerate((pixels, pixels.flip(-1))):
-            encoded = vae.encode(oriented).latent_dist.mean * vae.config.scaling_factor
-            latents[row, start : start + len(batch)] = encoded.cpu().numpy()
-    latents.flush()
-    temporary.replace(cache)
+            yield np.s_[row, start : start + len(part)], _moments(model, oriented).numpy()
+        on_progress(start + len(part), len(layouts))
+
+
+def _read(layouts: Sequence[Layout], image_paths: dict[int, Path], model: BaseModel) -> Tensor:
+    resolution = model.unet.config.sample_size * model.vae_scale_factor
+    images = [read_square(image_paths[layout.image_id], resolution) for layout in layouts]
+    return pixel_values(np.stack(images))
+
+
+@torch.no_grad()
+def _moments(model: BaseModel, pixels: Tensor) -> Tensor:
+    """Latent mean and log-variance, one above the other, on the CPU."""
+    device = default_device()
+    distribution = model.vae.to(device).eval().encode(pixels.to(device)).latent_dist
+    return torch.cat([distribution.mean, distribution.logvar], dim=1).cpu()
+
+
+def _coverages(layouts: Sequence[Layout], size: int) -> Iterator[Part]:
+    first = 0
+    for layout in layouts:
+        masks = latent_masks(layout, size)
+        yield np.s_[first : first + len(masks)], (masks * 255).round().byte().numpy()
+        first += len(masks)
 
 
 def latent_masks(layout: Layout, size: int) -> Float[Tensor, "objects size size"]:

@@ -6,19 +6,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data.attributes import match_boxes
 from data.coco import boxes_by_image, read_coco
 from data.gallery import contact_sheet, draw_layout, png_bytes
 from data.images import read_square
 from data.layouts import Layout, evenly_spaced, read_layouts
 from data.store import MANIFEST_NAME, Manifest
-from data.tables import Dataset, box_array, write_table
+from data.tables import Dataset, write_table
 from models.config import EvaluationConfig
 from models.detector import Detector, detections_table
-from models.evaluation import coco_metrics
+from models.evaluation import coco_metrics, detection_recall
 from models.feature_extractors import DetectorFeatures, frechet_distances
 from models.training import read_metrics
 from tasks.cards import markdown_picture, markdown_table, write_card
@@ -83,7 +81,13 @@ def _score_rows(
         found = detections_table("val", scorer.detect(images, config.batch_size))
         image_ids = [image_id for image_id, _ in images]
         metrics = coco_metrics(instances, found, image_ids)
-        recall = detection_recall(instances, found, image_ids, config)
+        truth = boxes_by_image(read_coco(instances))
+        recall = detection_recall(
+            {key: truth[key] for key in image_ids},
+            found,
+            score_threshold=config.recall_score_threshold,
+            iou_threshold=config.recall_iou_threshold,
+        )
         rows.append({"images": name, "recall": recall, **metrics.as_row()})
     return rows
 
@@ -101,24 +105,6 @@ def _synthetic_set(
     return folder / INSTANCES, [
         (row["image_id"], folder / IMAGES / row["file_name"]) for row in rows
     ]
-
-
-def detection_recall(
-    instances: Path, detections: pa.Table, image_ids: list[int], config: EvaluationConfig
-) -> float:
-    """Share of labelled things that have a detection of their class, score and IoU at the limits."""
-    truth = boxes_by_image(read_coco(instances))
-    kept = detections.filter(pc.field("score") >= config.recall_score_threshold)
-    kept = kept.sort_by("image_id")
-    found_image_ids = kept["image_id"].to_numpy()
-    boxes, labels = box_array(kept), kept["category_id"].to_numpy()
-    hits = []
-    for image_id in image_ids:
-        rows = slice(*np.searchsorted(found_image_ids, [image_id, image_id + 1]))
-        true_boxes, true_labels = truth[image_id]
-        matches = match_boxes(true_boxes, true_labels, boxes[rows], labels[rows], class_aware=True)
-        hits.append(matches.best_iou >= config.recall_iou_threshold)
-    return float(np.concatenate(hits).mean())
 
 
 def _distances(

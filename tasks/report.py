@@ -79,10 +79,10 @@ def loss_curves(metrics: Sequence[Mapping[str, float]]) -> bytes:
     """Plot the training metrics over the steps, smoothed over a fiftieth of the run; PNG bytes."""
     shown = {name: title for name, title in _CURVES.items() if name in metrics[-1]}
     figure, axes = plt.subplots(1, len(shown), figsize=(4.2 * len(shown), 3), squeeze=False)
-    steps = np.array([row["step"] for row in metrics])
-    window = max(len(steps) // 50, 1)
+    window = max(len(metrics) // 50, 1)
     for axis, (name, title) in zip(axes[0], shown.items(), strict=True):
-        values = np.array([row[name] for row in metrics])
+        known = [(row["step"], row[name]) for row in metrics if name in row]
+        steps, values = np.array(known).T
         smooth = np.convolve(values, np.ones(window) / window, mode="valid")
         axis.plot(steps[window - 1 :], smooth)
         axis.set(title=title, xlabel="step")

@@ -58,14 +58,14 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "train-generator",
-            1,
+            2,
             GeneratorConfig,
-            ("ingest", "extract-attributes"),
+            ("ingest", "train-detector", "extract-attributes"),
             "tasks.train_generator",
         ),
         Stage(
             "synthesize",
-            1,
+            2,
             SynthesisConfig,
             ("ingest", "extract-attributes", "train-generator"),
             "tasks.synthesize",

@@ -1,6 +1,6 @@
 """Stage `synthesize`: synthetic COCO data sets from the real layouts at a chosen difficulty."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from PIL import Image
 
 from data.boxes import area, xyxy_to_xywh
 from data.coco import write_coco
-from data.errors import InvalidDataset
+from data.errors import InvalidConfig, InvalidDataset
 from data.filters import PROTOCOLS, Protocol
 from data.layouts import (
     AttributePolicy,
@@ -67,8 +67,13 @@ def run(context: StepContext[SynthesisConfig]) -> Summary:
     dataset = Dataset(context.inputs["ingest"])
     attributes = pq.read_table(context.inputs["extract-attributes"] / "attributes.parquet")
     generator = load_generator(context.inputs["train-generator"] / "generator")
-    sets = {TRAIN_SET: _planned(dataset, attributes, config, "train", config.train_policy)}
-    sets |= {name: _planned(dataset, attributes, config, "val", name) for name in POLICIES}
+    of_categories = _category_policies(dataset, config)
+    sets = {
+        TRAIN_SET: _planned(
+            dataset, attributes, config, "train", config.train_policy, of_categories
+        )
+    }
+    sets |= {name: _planned(dataset, attributes, config, "val", name, {}) for name in POLICIES}
     total, done = sum(map(len, sets.values())), 0
     for name, images in sets.items():
         for count in _generate(generator, images, config.sampling, context.out / name):
@@ -86,12 +91,23 @@ def run(context: StepContext[SynthesisConfig]) -> Summary:
     return {"sets": rows, "layouts": chosen}
 
 
+def _category_policies(dataset: Dataset, config: SynthesisConfig) -> dict[int, AttributePolicy]:
+    ids = {name: category_id for category_id, name in dataset.things.items()}
+    unknown = sorted(set(config.class_policies) - set(ids))
+    if unknown:
+        raise InvalidConfig(
+            f"synthesize.class_policies names {unknown}, which are no things of the data set: {sorted(ids)}"
+        )
+    return {ids[name]: policy for name, policy in config.class_policies.items()}
+
+
 def _planned(
     dataset: Dataset,
     attributes: pa.Table,
     config: SynthesisConfig,
     split: Split,
     policy: AttributePolicy,
+    of_categories: Mapping[int, AttributePolicy],
 ) -> list[SyntheticImage]:
     layouts = read_layouts(
         dataset,
@@ -112,7 +128,7 @@ def _planned(
         counts = (config.num_val_layouts, config.images_per_val_layout)
     num_layouts, num_repeats = counts
     jobs = [
-        (layout.with_policy(policy), repeat)
+        (layout.with_policy(policy, of_categories), repeat)
         for layout in evenly_spaced(layouts, num_layouts or len(layouts))
         for repeat in range(num_repeats)
     ]

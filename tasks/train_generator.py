@@ -1,9 +1,16 @@
 """Stage `train-generator`: fine-tune the layout-conditioned diffusion model."""
 
 import logging
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+from PIL import Image
 
 from data.images import read_square
 from data.layouts import Layout, evenly_spaced, read_layouts
@@ -18,55 +25,152 @@ from models.generator import (
     save_base_model,
     save_generator,
 )
-from models.training import (
-    Metrics,
-    read_metrics,
-    train_generator,
-)
-from models.training_set import encode_training_set
-from tasks.cards import markdown_table, write_card
+from models.processes import is_main_process, run_distributed
+from models.training import METRICS_NAME, Metrics, read_metrics, train_generator
+from models.training_set import TrainingSet, build_training_set
+from models.training_state import TrainingState
+from tasks.cards import markdown_picture, markdown_table, write_card
 from tasks.context import StepContext, Summary
+from tasks.generator_probe import GeneratorProbe
+from tasks.orphans import end_with_parent
 
 logger = logging.getLogger(__name__)
 
 _AUTOENCODER_IMAGES = 1000
+_SECONDS_BETWEEN_LOOKS = 1.0
+_CAPTIONS = {
+    "step": "Validation layouts, sampled in training",
+    "masks": "True masks above, predicted ones below",
+}
+
+Context = StepContext[GeneratorConfig]
 
 
-def run(context: StepContext[GeneratorConfig]) -> Summary:
-    """Train and export a diffusers-format folder, with the loss curves beside it."""
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What the training starts from; each process makes it for itself, from the same files."""
+
+    dataset: Dataset
+    layouts: list[Layout]
+    generator: Generator
+    training_set: TrainingSet
+
+
+def run(context: Context) -> Summary:
+    """Train and export a diffusers-format folder, with loss curves and probes beside it."""
     config = context.config
-    dataset = Dataset(context.inputs["ingest"])
-    layouts = _training_layouts(context, config, dataset)
-    generator = _new_generator(context, dataset, layouts)
-    num_omitted = _count_omitted(generator, layouts)
-    training_set = encode_training_set(
-        generator,
-        layouts,
-        dict(dataset.image_paths("train")),
-        context.work / "latents.npy",
-    )
-
-    def on_step(metrics: Metrics) -> None:
-        status = f"loss {metrics['loss']:.3f}, {metrics['images_per_second']:.0f} images/s"
-        context.progress(int(metrics["step"]), config.num_steps, status)
-
-    train_generator(generator, training_set, config, context.work, context.key, on_step)
-    save_generator(generator, context.out / "generator")
-    metrics = read_metrics(context.work / "metrics.jsonl")
-    (context.out / "metrics.jsonl").write_text((context.work / "metrics.jsonl").read_text())
-    rows = _summary_rows(metrics)
+    prepared = _prepare(context)
+    if config.num_processes == 1:
+        _train(context, prepared)
+    else:
+        with _followed(context):
+            quiet = replace(context, progress=_no_progress)
+            run_distributed(_train_in_worker, quiet, num_processes=config.num_processes)
+    shutil.copy(context.work / METRICS_NAME, context.out / METRICS_NAME)
+    rows = _summary_rows(read_metrics(context.work / METRICS_NAME))
+    omitted = _count_omitted(prepared.generator, prepared.layouts)
+    rectangles = sum(item.masks.count(None) for item in prepared.layouts)
     write_card(
         context.out,
         "Generator training",
-        f"{len(layouts)} images, {num_omitted} objects left out of prompts that were too long.",
+        f"{len(prepared.layouts)} images; {omitted} objects left out of prompts that were too long; "
+        f"{rectangles} objects without mask, whose rectangle stands for it.",
         markdown_table(rows),
+        *_pictures(context.out),
     )
-    return {"num_images": len(layouts), "objects_omitted": num_omitted, "progress": rows}
+    return {
+        "num_images": len(prepared.layouts),
+        "objects_omitted": omitted,
+        "objects_without_mask": rectangles,
+        "progress": rows,
+    }
 
 
-def _training_layouts(
-    context: StepContext[GeneratorConfig], config: GeneratorConfig, dataset: Dataset
-) -> list[Layout]:
+def _prepare(context: Context) -> _Prepared:
+    dataset = Dataset(context.inputs["ingest"])
+    layouts = _training_layouts(context, dataset)
+    generator = _new_generator(context, dataset, layouts)
+    training_set = build_training_set(
+        generator.model,
+        layouts,
+        dict(dataset.image_paths("train")),
+        context.work / "training_set",
+        context.config.latents,
+        lambda done, total: context.progress(done, total, "images encoded"),
+    )
+    return _Prepared(dataset, layouts, generator, training_set)
+
+
+def _train(context: Context, prepared: _Prepared) -> None:
+    """Train in this process, alone or as one of several; the first one exports the generator."""
+    config, probe = context.config, _new_probe(context, prepared.dataset)
+
+    def on_step(metrics: Metrics) -> None:
+        context.progress(int(metrics["step"]), config.num_steps, _status(metrics))
+
+    def on_probe(state: TrainingState) -> Metrics:
+        if config.perception_weight > 0:
+            probe.draw_masks(state, prepared.training_set, config)
+        return probe.sample(state)
+
+    train_generator(
+        prepared.generator,
+        prepared.training_set,
+        config,
+        context.work,
+        context.key,
+        on_step=on_step,
+        on_probe=on_probe,
+    )
+    if is_main_process():
+        save_generator(prepared.generator, context.out / "generator")
+
+
+def _train_in_worker(context: Context) -> None:
+    end_with_parent()
+    _train(context, _prepare(context))
+
+
+def _no_progress(done: int, total: int, status: str) -> None:
+    """Stand in for a reporter that cannot be sent to another process."""
+
+
+@contextmanager
+def _followed(context: Context) -> Iterator[None]:
+    """Report the progress that other processes write into the metrics file."""
+    finished = threading.Event()
+
+    def follow() -> None:
+        while not finished.wait(_SECONDS_BETWEEN_LOOKS):
+            for metrics in read_metrics(context.work / METRICS_NAME)[-1:]:
+                context.progress(int(metrics["step"]), context.config.num_steps, _status(metrics))
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join()
+
+
+def _status(metrics: Metrics) -> str:
+    return f"loss {metrics['loss']:.3f}, {metrics['images_per_second']:.0f} images/s"
+
+
+def _new_probe(context: Context, dataset: Dataset) -> GeneratorProbe:
+    config = context.config.probe
+    attributes = pq.read_table(context.inputs["extract-attributes"] / "attributes.parquet")
+    layouts = read_layouts(
+        dataset, attributes, "val", min_things=1, max_things=context.config.max_objects
+    )
+    detector = context.inputs["train-detector"] / "detector"
+    folder = context.out / "probes"
+    return GeneratorProbe(config, evenly_spaced(layouts, config.num_layouts), detector, folder)
+
+
+def _training_layouts(context: Context, dataset: Dataset) -> list[Layout]:
+    config = context.config
     attributes = pq.read_table(context.inputs["extract-attributes"] / "attributes.parquet")
     layouts = read_layouts(
         dataset,
@@ -80,9 +184,7 @@ def _training_layouts(
     return layouts
 
 
-def _new_generator(
-    context: StepContext[GeneratorConfig], dataset: Dataset, layouts: list[Layout]
-) -> Generator:
+def _new_generator(context: Context, dataset: Dataset, layouts: list[Layout]) -> Generator:
     config = context.config
     grid = LocationGrid(config.location_grid, config.location_grid, config.binning)
     return prepare_generator(
@@ -96,9 +198,7 @@ def _new_generator(
     )
 
 
-def _base_model_name(
-    context: StepContext[GeneratorConfig], dataset: Dataset, layouts: list[Layout]
-) -> str:
+def _base_model_name(context: Context, dataset: Dataset, layouts: list[Layout]) -> str:
     """The folder or hub id of the base model; a new model is made once, in the work folder."""
     shape, folder = context.config.base_model, context.work / "base_model"
     if not isinstance(shape, NewModelConfig):
@@ -123,12 +223,25 @@ def _count_omitted(generator: Generator, layouts: list[Layout]) -> int:
     return sum(map(len, omitted.values()))
 
 
-def _summary_rows(metrics: list[Metrics], num_rows: int = 10) -> list[dict[str, float]]:
-    """Average the metrics over equal stretches of the training."""
+def _summary_rows(metrics: list[Metrics], num_rows: int = 10) -> list[dict[str, float | None]]:
+    """Average the metrics over equal stretches of the training; None where there are none."""
+    names = [name for name in dict.fromkeys(k for item in metrics for k in item) if name != "step"]
     rows = []
     for part in np.array_split(np.array(metrics, dtype=object), num_rows):
         if len(part):
-            names = [name for name in part[-1] if name != "step"]
-            means = {name: float(np.mean([item[name] for item in part])) for name in names}
+            values = {name: [item[name] for item in part if name in item] for name in names}
+            means = {name: float(np.mean(v)) if v else None for name, v in values.items()}
             rows.append({"step": int(part[-1]["step"]), **means})
     return rows
+
+
+def _pictures(out: Path) -> list[str]:
+    """Sections of the card: the first and the last probe, the last masks."""
+    samples = sorted((out / "probes").glob("step-*.png"))
+    masks = sorted((out / "probes").glob("masks-*.png"))
+    chosen = dict.fromkeys([*samples[:1], *samples[-1:], *masks[-1:]])
+    return [
+        f"## {_CAPTIONS[path.name.partition('-')[0]]}, step {int(path.stem.partition('-')[2])}\n\n"
+        + markdown_picture(np.asarray(Image.open(path)), path.stem, num_pictures=len(chosen))
+        for path in chosen
+    ]

@@ -1,7 +1,11 @@
+import os
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from data.errors import LayoutOverflow
+from data.errors import InvalidDataset, LayoutOverflow
 from data.layouts import Layout, PerceptionAttribute
 from data.prompts import LocationGrid, build_prompt
 
@@ -47,7 +51,7 @@ def test_floor_binning_names_the_cell_that_holds_the_point():
 
 
 def test_too_long_a_prompt_is_an_error_that_names_the_image():
-    with pytest.raises(LayoutOverflow, match="image 7: 3 objects need 17 tokens"):
+    with pytest.raises(LayoutOverflow, match=r"image 7: 3 objects need 17 .* from box 2 on"):
         build_prompt(layout(), NAMES, LocationGrid(4, 4), words, 16)
 
 
@@ -61,3 +65,28 @@ def test_largest_first_keeps_the_largest_and_reports_the_others():
 
 def test_without_a_grid_places_stay_out():
     assert "<l" not in build_prompt(layout(), NAMES, None, words, 77).text
+
+
+def test_a_layout_without_boxes_is_refused():
+    empty = replace(layout(), boxes=np.zeros((0, 4)), category_ids=np.zeros(0), attributes=())
+    with pytest.raises(InvalidDataset, match="image 7 has no boxes"):
+        build_prompt(empty, NAMES, LocationGrid(4, 4), words, 77)
+
+
+def test_a_prompt_with_room_for_no_box_is_refused():
+    with pytest.raises(LayoutOverflow, match="none of its boxes fits into 6 tokens"):
+        build_prompt(layout(), NAMES, LocationGrid(4, 4), words, 6, overflow="largest-first")
+
+
+def test_the_sample_layouts_have_the_golden_prompts(layouts, dataset):
+    """A change of the prompt shows here; `GOLDEN=write pytest` accepts it."""
+    names = {item.category_id: item.name for item in dataset.categories}
+    prompts = [
+        build_prompt(item, names, LocationGrid(256, 256, binning), words, 77).text
+        for binning in ("round", "floor")
+        for item in layouts
+    ]
+    golden = Path(__file__).parents[1] / "golden" / "prompts.txt"
+    if os.environ.get("GOLDEN") == "write":
+        golden.write_text("\n".join(prompts) + "\n")
+    assert prompts == golden.read_text().splitlines()

@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 
@@ -14,28 +12,34 @@ from models.losses import (
 )
 
 
-def slow_weights(boxes, foreground, height, width, weight, power):
+def dice_of_logits(logits, target, valid):
+    return dice_loss(logits.sigmoid(), target, valid)
+
+
+def slow_weights(boxes, foreground, height, width, weight, power, overlap):
     raw = [[(height * width) ** -power] * width for _ in range(height)]
     for y in range(height):
         for x in range(width):
-            smallest = math.inf
-            for (left, top, right, bottom), is_foreground in zip(boxes, foreground, strict=True):
-                if is_foreground and left <= x + 0.5 < right and top <= y + 0.5 < bottom:
-                    smallest = min(smallest, (bottom - top + 1) * (right - left + 1))
-            if smallest < math.inf:
-                raw[y][x] = weight / smallest**power
+            sizes = [
+                (bottom - top + 1) * (right - left + 1)
+                for (left, top, right, bottom), is_foreground in zip(boxes, foreground, strict=True)
+                if is_foreground and left <= x + 0.5 < right and top <= y + 0.5 < bottom
+            ]
+            if sizes:
+                raw[y][x] = weight / (min(sizes) if overlap == "smallest" else sizes[-1]) ** power
     mean = sum(map(sum, raw)) / (height * width)
     return [[value / mean for value in row] for row in raw]
 
 
-def test_foreground_weights_equal_a_slow_loop():
+@pytest.mark.parametrize("overlap", ["smallest", "last"])
+def test_foreground_weights_equal_a_slow_loop(overlap):
     generator = torch.Generator().manual_seed(0)
     corners = torch.rand(3, 4, 2, 2, generator=generator) * 8
     boxes = torch.cat([corners.amin(2), corners.amax(2)], dim=2)
     foreground = torch.tensor([[True, True, False, True]] * 3)
-    fast = foreground_weights(boxes, foreground, 6, 8, 2.0, 0.2)
+    fast = foreground_weights(boxes, foreground, 6, 8, 2.0, 0.2, overlap)
     for row in range(3):
-        slow = slow_weights(boxes[row].tolist(), foreground[row].tolist(), 6, 8, 2.0, 0.2)
+        slow = slow_weights(boxes[row].tolist(), foreground[row].tolist(), 6, 8, 2.0, 0.2, overlap)
         torch.testing.assert_close(fast[row], torch.tensor(slow))
 
 
@@ -69,24 +73,24 @@ def test_perfect_masks_cost_nothing_and_wrong_ones_do():
     target[..., :2] = 1
     valid = torch.tensor([[True]])
     logits = (target * 2 - 1) * 50
-    for loss in (mask_loss, dice_loss):
+    for loss in (mask_loss, dice_of_logits):
         assert loss(logits, target, valid).item() == pytest.approx(0, abs=1e-6)
         assert loss(-logits, target, valid).item() > 0.8
-    assert mask_iou(logits, target, valid) == 1
-    assert mask_iou(-logits, target, valid) == 0
+    assert mask_iou(logits > 0, target, valid) == 1
+    assert mask_iou(logits < 0, target, valid) == 0
 
 
 def test_dice_by_hand():
     target = torch.tensor([[[[1.0, 0.0]]]])
-    logits = torch.zeros(1, 1, 1, 2)
+    probability = torch.full((1, 1, 1, 2), 0.5)
     expected = 1 - (2 * 0.5 + 1) / (1.0 + 1.0 + 1)
-    assert dice_loss(logits, target, torch.tensor([[True]])).item() == pytest.approx(expected)
+    assert dice_loss(probability, target, torch.tensor([[True]])).item() == pytest.approx(expected)
 
 
 def test_objects_that_are_padding_do_not_count():
     logits, target = torch.randn(1, 2, 3, 3), torch.rand(1, 2, 3, 3).round()
     one = torch.tensor([[True, False]])
-    for loss in (mask_loss, dice_loss):
+    for loss in (mask_loss, dice_of_logits):
         alone = loss(logits[:, :1], target[:, :1], one[:, :1])
         torch.testing.assert_close(loss(logits, target, one), alone)
         assert loss(logits, target, torch.tensor([[False, False]])).item() == 0

@@ -1,26 +1,60 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from data.errors import InvalidDataset
 from data.images import read_square
 from models.autoencoder import pixel_values
-from models.training_set import encode_training_set, latent_masks
+from models.training_set import build_training_set, latent_masks
 
 
-def test_mirrored_latents_are_those_of_the_mirrored_image(
-    new_generator, layouts, dataset, tmp_path
-):
-    generator, paths = new_generator(), dict(dataset.image_paths("train"))
-    cache = tmp_path / "latents.npy"
-    latents = encode_training_set(generator, layouts, paths, cache).latents
-    assert latents.shape == (2, 12, 12, 16, 16)
-    mirrored = pixel_values(read_square(paths[layouts[3].image_id], 64)[None, :, ::-1].copy())
+@pytest.fixture
+def build(new_generator, layouts, dataset, tmp_path):
+    def create(latents):
+        paths = dict(dataset.image_paths("train"))
+        model = new_generator().model
+        return build_training_set(model, layouts, paths, tmp_path / latents, latents)
+
+    return create
+
+
+def test_mirrored_latents_are_those_of_the_mirrored_image(build):
+    training_set = build("cached")
+    path = training_set.image_paths[training_set.layouts[3].image_id]
+    pixels = pixel_values(read_square(path, 64)[None, :, ::-1].copy())
+    vae, noise = training_set.model.vae, torch.randn(1, 12, 16, 16)
     with torch.no_grad():
-        vae = generator.model.vae
-        expected = vae.encode(mirrored).latent_dist.mean[0] * vae.config.scaling_factor
-    torch.testing.assert_close(latents[1, 3], expected)
+        expected = vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor
+    found = training_set.latents([3], torch.tensor([True]), noise)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_latents_encoded_online_are_the_cached_ones(build):
+    noise, flips = torch.randn(4, 12, 16, 16), torch.tensor([True, False, False, True])
+    cached, online = (
+        build(kind).latents([5, 0, 2, 2], flips, noise) for kind in ("cached", "online")
+    )
+    torch.testing.assert_close(online, cached, atol=1e-5, rtol=1e-5)
+
+
+def test_latents_have_the_posteriors_spread(build):
+    training_set = build("cached")
+    moments = training_set.moments.copy()
+    moments[:, :, 12:] = 2 * np.log(3.0)
+    spread = replace(training_set, moments=moments)
+    noise, flips = torch.randn(2, 12, 16, 16), torch.tensor([False, True])
+    difference = spread.latents([0, 1], flips, noise) - spread.latents([0, 1], flips, 0 * noise)
+    expected = 3 * noise * training_set.model.vae.config.scaling_factor
+    torch.testing.assert_close(difference, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_masks_file_holds_every_images_masks(build, layouts):
+    training_set = build("cached")
+    for index, layout in enumerate(layouts):
+        expected = latent_masks(layout, 16)
+        torch.testing.assert_close(training_set.masks(index), expected, atol=0.002, rtol=0)
 
 
 def test_a_box_without_mask_uses_its_rectangle(layouts):
@@ -41,4 +75,4 @@ def test_masks_on_the_latent_grid_keep_their_area(layouts, dataset):
 
 def test_no_layout_is_refused(new_generator, tmp_path):
     with pytest.raises(InvalidDataset, match="no image has a layout"):
-        encode_training_set(new_generator(), [], {}, tmp_path / "x.npy")
+        build_training_set(new_generator().model, [], {}, tmp_path)

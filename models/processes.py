@@ -1,0 +1,51 @@
+"""Several processes that train together: `torchrun`, from Python."""
+
+import os
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from data.errors import StageFailed
+
+_MAX_RESTARTS = 3
+
+
+def run_distributed(function: Callable[..., Any], *arguments: Any, num_processes: int) -> None:
+    """Call a function in data-parallel processes of this machine, with torchrun's environment.
+
+    When one of them dies all are started again, at most three times; the function must go on from
+    its newest checkpoint.
+
+    Args:
+        function: importable by name, as are its arguments' types.
+
+    Raises:
+        StageFailed: a process died once more.
+    """
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_processes,
+        run_id=uuid.uuid4().hex,
+        max_restarts=_MAX_RESTARTS,
+        monitor_interval=0.5,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        start_method="spawn",
+    )
+    try:
+        elastic_launch(config, function)(*arguments)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        raise StageFailed(
+            f"process {rank} of {num_processes} ended {_MAX_RESTARTS + 1} times, with exit status "
+            f"{failure.exitcode}: {failure.message}"
+        ) from error
+
+
+def is_main_process() -> bool:
+    """Whether this is the only process, or the first of those that train together."""
+    return os.environ.get("RANK", "0") == "0"

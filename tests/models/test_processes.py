@@ -1,0 +1,75 @@
+"""Training in processes of its own: killed ones, and several at once."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from models.training import read_metrics
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).with_name("training_script.py")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory, ingested):
+    folder = tmp_path_factory.mktemp("processes")
+    (folder / "ingested").symlink_to(ingested)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def train(root):
+    def start(name, death="-", **options):
+        command = [sys.executable, SCRIPT, root / name, death, json.dumps(options)]
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        return subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, check=False)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def whole(root, train):
+    """Folder of a run in one process that nothing disturbed."""
+    assert train("whole").returncode == 0
+    return root / "whole"
+
+
+def losses(folder):
+    return [row["loss"] for row in read_metrics(folder / "metrics.jsonl")]
+
+
+def same_weights(folder, other):
+    for part in ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"):
+        first, second = (load_file(item / "generator" / part) for item in (folder, other))
+        if any((first[name] != second[name]).any() for name in first):
+            return False
+    return True
+
+
+def test_a_run_killed_at_several_moments_ends_bit_identical(root, train, whole):
+    for death in ("step:1", "write:2", "step:5", "write:1"):
+        assert train("killed", death).returncode == -signal.SIGKILL
+    assert train("killed").returncode == 0
+    assert same_weights(root / "killed", whole)
+    assert losses(root / "killed") == losses(whole)
+    steps = [row["step"] for row in read_metrics(root / "killed" / "metrics.jsonl")]
+    assert steps == list(range(1, 9))
+
+
+def test_two_processes_have_the_losses_of_one(root, train, whole):
+    options = {"num_processes": 2, "gradient_accumulation_steps": 2}
+    assert train("two", **options).returncode == 0
+    assert losses(root / "two") == pytest.approx(losses(whole), rel=1e-4)
+
+
+def test_after_the_death_of_a_process_all_go_on_from_the_newest_checkpoint(root, train, whole):
+    assert train("bereaved", "rank:5", num_processes=2).returncode == 0
+    assert (root / "bereaved" / "died-rank-5").exists()
+    assert losses(root / "bereaved") == pytest.approx(losses(whole), rel=1e-4)
+    assert (root / "bereaved" / "generator").is_dir()
