@@ -155,7 +155,12 @@ def _chosen_layouts(dataset: Dataset, config: SynthesisConfig) -> list[dict[str,
     for split in splits:
         if protocol := _protocol(config, split):
             left = dataset_selection(dataset, split, protocol)
-            counts = {"images": len(left.image_ids), "objects": left.objects.num_rows}
+            is_thing = left.objects["is_thing"].to_numpy()
+            counts = {
+                "images": len(left.image_ids),
+                "things": int(is_thing.sum()),
+                "stuff": int((~is_thing).sum()),
+            }
             rows.append({"split": split, **counts, "published": protocol.published, **left.dropped})
     return rows
 
