@@ -1,7 +1,6 @@
 """From the images of COCO files to checked rows of the table `images`."""
 
 import os
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,9 +83,7 @@ def _name_inside(root: Path, file_name: str) -> str | None:
 
 
 def _problem(context: ImageContext, item: CocoImage, name: str | None) -> str | None:
-    try:
-        item.file_name.encode()
-    except UnicodeEncodeError:
+    if not item.file_name.isascii() and not _is_unicode(item.file_name):
         return "file name is not UTF-8"
     if item.width <= 0 or item.height <= 0:
         return "image without area"
@@ -95,6 +92,11 @@ def _problem(context: ImageContext, item: CocoImage, name: str | None) -> str | 
     if name is None:
         return "file name leaves the image folder"
     return image_problem(context.root / name, item.width, item.height) if context.look else None
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether UTF-8 can write a text; lone surrogates stand for bytes that are no UTF-8."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 @dataclass(slots=True)
@@ -150,6 +152,6 @@ def _decode(_: None, job: SpanJob) -> tuple[list[CocoImage], list[Offence]]:
 
 
 def _fingerprints(records: list[CocoImage], ids: np.ndarray) -> np.ndarray:
-    """A number for each pair of id and file name."""
-    names = [zlib.crc32(item.file_name.encode("utf-8", "replace")) for item in records]
-    return ids * 2**32 + np.array(names, np.int64)  # ids beyond 32 bits wrap around, which is fine
+    """A number for each pair of id and file name, the same all through this process."""
+    names = np.array([hash(item.file_name) for item in records], np.int64)
+    return ids * 2**32 + names  # which may wrap around
