@@ -22,6 +22,22 @@ def xyxy_to_xywh(boxes: Float[np.ndarray, "*batch 4"]) -> Float[np.ndarray, "*ba
     return np.concatenate([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], axis=-1)
 
 
+def xyxy_to_coco(boxes: Float[np.ndarray, "*batch 4"]) -> Float[np.ndarray, "*batch 4"]:
+    """Convert to (left, top, width, height) as a COCO file states them, undoing `xywh_to_xyxy`.
+
+    The difference of two edges is off in its last bits; a side is taken to be the number of at most
+    nine decimals that, added to the corner, gives the other edge, where there is one.
+
+    >>> xyxy_to_coco(xywh_to_xyxy(np.array([[212.6, 55.62, 53.04, 53.46]]))).tolist()
+    [[212.6, 55.62, 53.04, 53.46]]
+    """
+    boxes_xywh = xyxy_to_xywh(boxes)
+    short = boxes_xywh[..., 2:].round(9)
+    exact = boxes[..., :2] + short == boxes[..., 2:]
+    sides = np.where(exact, short, boxes_xywh[..., 2:])
+    return np.concatenate([boxes_xywh[..., :2], sides], axis=-1)
+
+
 def area(boxes: Float[np.ndarray, "*batch 4"]) -> Float[np.ndarray, "*batch"]:
     """Area in square pixels; zero for boxes that are empty or inverted."""
     sides = np.clip(boxes[..., 2:] - boxes[..., :2], 0, None)

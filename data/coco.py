@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -11,35 +11,42 @@ import numpy as np
 from data.boxes import xywh_to_xyxy
 from data.errors import InvalidDataset
 
+Id = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Side = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
 
-class CocoImage(msgspec.Struct):
+
+class CocoImage(msgspec.Struct, gc=False):
     """An entry of `images`."""
 
-    id: int
+    id: Id
     file_name: str
-    width: int
-    height: int
+    width: Side
+    height: Side
 
 
-class CocoAnnotation(msgspec.Struct):
+NULL = msgspec.Raw(b"null")
+"""What a raw field holds that is not given."""
+
+
+class CocoAnnotation(msgspec.Struct, gc=False):
     """An entry of `annotations`; `segmentation` is left undecoded."""
 
-    id: int
-    image_id: int
-    category_id: int
+    id: Id
+    image_id: Id
+    category_id: Id
     bbox: tuple[float, float, float, float]
     area: float | None = None
-    iscrowd: int = 0
-    segmentation: msgspec.Raw = msgspec.Raw(b"null")
-    difficulty: msgspec.Raw = msgspec.Raw(b"null")
+    iscrowd: bool | int | None = 0
+    segmentation: msgspec.Raw = NULL
+    difficulty: msgspec.Raw = NULL
 
 
-class CocoCategory(msgspec.Struct):
+class CocoCategory(msgspec.Struct, gc=False):
     """An entry of `categories`."""
 
-    id: int
+    id: Id
     name: str
-    supercategory: str = ""
+    supercategory: str | None = ""
 
 
 class CocoFile(msgspec.Struct):
@@ -50,8 +57,24 @@ class CocoFile(msgspec.Struct):
     categories: list[CocoCategory]
 
 
+def decode_json(text: bytes | bytearray) -> Any:
+    """Decode JSON as leniently as Python's own reader: NaN, Infinity and broken UTF-8 pass.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    try:
+        return json.loads(text.decode("utf-8", "surrogateescape"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
 def read_coco(path: Path) -> CocoFile:
-    """Read a COCO instances or stuff file.
+    """Read a whole COCO instances file, such as one of our own, into memory.
 
     Raises:
         InvalidDataset: the file is missing, not JSON, or not of COCO's structure; the message names
@@ -63,10 +86,8 @@ def read_coco(path: Path) -> CocoFile:
         raise InvalidDataset(
             f"{path}: {error.strerror}; give the path of a COCO JSON file"
         ) from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidDataset(f"{path} is not a COCO file: {error}") from error
-    except UnicodeDecodeError as error:
-        raise InvalidDataset(f"{path} is not UTF-8 text: {error}") from error
 
 
 def write_coco(

@@ -1,21 +1,80 @@
-"""Reading image files."""
+"""Reading and checking image files, as OpenCV's colour mode (MMDetection's) would show them."""
 
+import io
+import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from data.errors import InvalidDataset
 
+MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**27)
+"""Where Pillow itself stops: more is held for a decompression bomb."""
 
-def image_size(path: Path) -> tuple[int, int] | None:
-    """Width and height of an image as it is shown, read from its header; None if it is no image."""
+_TRAILERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
+_TRAILER_WINDOW = 4096
+
+
+def image_problem(path: Path, width: int, height: int) -> str | None:
+    """Why an image cannot be used, or None.
+
+    JPEG and PNG bodies are decoded only where the file does not end as its format demands; files of
+    other formats always are.
+
+    Args:
+        width: pixels as stated in the annotations, which count the image as it is shown.
+        height: likewise.
+    """
     try:
-        with Image.open(path) as image:
-            transposed = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-            return image.size[::-1] if transposed else image.size
-    except (OSError, SyntaxError, Image.DecompressionBombError):
-        return None
+        if not path.is_file():
+            return "image file missing"
+        if path.stat().st_size == 0:
+            return "image file empty"
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # oddities that Pillow can cope with
+            return _problem(file, width, height)
+    except Image.DecompressionBombError:
+        return "image of gigantic size"
+    except (OSError, ValueError):  # no image, no permission, a name that no file can have
+        return "image file unreadable"
+
+
+def _problem(file: BinaryIO, width: int, height: int) -> str | None:
+    try:
+        image = Image.open(file)
+        size = _shown_size(image)
+    except (Image.DecompressionBombError, OSError, ValueError):
+        raise
+    except Exception:  # noqa: BLE001  # decoders raise anything over a broken header
+        return "image file unreadable"
+    if size != (width, height):
+        return "size differs from the image file's"
+    if not _has_trailer(file, image.format):
+        try:
+            file.seek(0)
+            image.load()
+        except Exception:  # noqa: BLE001  # likewise over a broken body
+            return "image file cut short or damaged"
+    return None
+
+
+def _shown_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height after the rotation that EXIF asks for."""
+    if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
+        # Pillow states a TIFF's size as shown, and would decode a PNG to look for EXIF at its end.
+        return image.size
+    transposed = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    return image.size[::-1] if transposed else image.size
+
+
+def _has_trailer(file: BinaryIO, image_format: str | None) -> bool:
+    trailer = _TRAILERS.get(image_format or "")
+    if trailer is None:
+        return False
+    file.seek(max(file.seek(0, io.SEEK_END) - _TRAILER_WINDOW, 0))
+    return trailer in file.read()
 
 
 def read_square(path: Path, resolution: int) -> np.ndarray:
@@ -26,9 +85,16 @@ def read_square(path: Path, resolution: int) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
-            rgb = ImageOps.exif_transpose(image).convert("RGB")
+            rgb = _as_rgb(ImageOps.exif_transpose(image))
             if rgb.size != (resolution, resolution):
                 rgb = rgb.resize((resolution, resolution), Image.Resampling.BICUBIC)
             return np.asarray(rgb)
     except OSError as error:
         raise InvalidDataset(f"image {path} cannot be read: {error}") from error
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """Convert to RGB; 16-bit grey keeps its high byte, where Pillow's own conversion clips."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")

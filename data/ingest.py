@@ -3,26 +3,33 @@
 import hashlib
 import json
 import os
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
-from data.boxes import xyxy_to_xywh
-from data.coco import CocoAnnotation, CocoFile, CocoImage, read_coco, write_coco
+from data.annotations import AnnotationContext, MaskMode, ObjectRows, object_rows
+from data.category_table import CategoryTable
+from data.coco_export import export_boxes
+from data.coco_records import map_spans, open_index
+from data.coco_stream import CocoIndex
 from data.errors import InvalidDataset
-from data.images import image_size
-from data.masks import segmentation_to_counts
+from data.id_set import IdSet
+from data.image_checks import ImageContext, ImageReader
+from data.image_progress import ImageProgress
+from data.refusals import Refusals
 from data.scenes import write_scenes
 from data.store import digest_file, folder_digest
-from data.tables import CATEGORIES, IMAGES, OBJECTS, Split, box_array, write_table
+from data.table_writer import TableWriter
+from data.tables import IMAGES, OBJECTS, Split, write_table
+from data.workers import Workers
 
 Progress = Callable[[int, int], None]
 
@@ -32,9 +39,21 @@ class SplitConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    instances: Path = Field(description="COCO instances JSON.")
+    instances: Path | tuple[Path, ...] = Field(description="COCO instances JSON, one or several.")
     images: Path = Field(description="Folder that file names are relative to.")
-    stuff: Path | None = Field(None, description="COCO stuff JSON; optional.")
+    stuff: Path | tuple[Path, ...] | None = Field(
+        None, description="COCO stuff JSON, one or several; optional."
+    )
+
+    @property
+    def instance_files(self) -> tuple[Path, ...]:
+        """Files of things."""
+        return self.instances if isinstance(self.instances, tuple) else (self.instances,)
+
+    @property
+    def stuff_files(self) -> tuple[Path, ...]:
+        """Files of stuff."""
+        return self.stuff if isinstance(self.stuff, tuple) else tuple(filter(None, [self.stuff]))
 
 
 class ScenesConfig(BaseModel):
@@ -60,29 +79,12 @@ class IngestConfig(BaseModel):
         "report",
         description="Leave broken records out and account for them, or refuse the data set.",
     )
-
-
-@dataclass(slots=True)
-class Refusals:
-    """What was left out: reason to the ids concerned."""
-
-    by_reason: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-
-    def add(self, reason: str, item: str) -> None:
-        """Account for one record."""
-        self.by_reason[reason].append(item)
-
-    def rows(self, num_examples: int = 5) -> list[dict[str, Any]]:
-        """One row per reason: count and the first offenders."""
-        return [
-            {"reason": reason, "count": len(items), "first": ", ".join(items[:num_examples])}
-            for reason, items in self.by_reason.items()
-        ]
-
-    @property
-    def total(self) -> int:
-        """Number of records left out."""
-        return sum(map(len, self.by_reason.values()))
+    masks: MaskMode = Field(
+        "rle", description="Encode masks, or go without them, which is several times faster."
+    )
+    check_images: bool = Field(
+        True, description="Look at every image file; off: believe what the JSON says of them."
+    )
 
 
 def source_digest(config: IngestConfig) -> str:
@@ -100,7 +102,7 @@ def source_digest(config: IngestConfig) -> str:
     try:
         for split in filter(None, (config.train, config.val)):
             _require_paths(split)
-            for path in filter(None, (split.instances, split.stuff)):
+            for path in (*split.instance_files, *split.stuff_files):
                 digest.update(digest_file(path).sha256.encode())
             digest.update(folder_digest(split.images).encode())
     except OSError as error:
@@ -109,7 +111,7 @@ def source_digest(config: IngestConfig) -> str:
 
 
 def _require_paths(split: SplitConfig) -> None:
-    for path in filter(None, (split.instances, split.stuff)):
+    for path in (*split.instance_files, *split.stuff_files):
         if not path.is_file():
             raise InvalidDataset(
                 f"{path} does not exist or is no file: give the path of a COCO JSON"
@@ -123,44 +125,62 @@ def _require_paths(split: SplitConfig) -> None:
 def ingest(
     config: IngestConfig, out: Path, num_workers: int = 1, on_progress: Progress = lambda a, b: None
 ) -> dict[str, Any]:
-    """Read a data set and write its tables to `out`.
+    """Read a data set and write its tables to `out`; where it is refused, nothing is written.
 
     Writes `images.parquet`, `objects.parquet`, `categories.parquet`, `refused.json`, `dataset.json`
     and `instances_{train,val}.json`; for Scenes the data set itself under `scenes/`.
+
+    Args:
+        on_progress: called with images done and images in total.
 
     Returns:
         Counts by split and the refusals by reason.
 
     Raises:
-        InvalidDataset: a file is not COCO format, a split is empty, or something is broken and the
-            policy is `strict`.
+        InvalidDataset: a file is not COCO format, a split is empty, the splits have no category in
+            common, or something is broken and the policy is `strict`.
     """
-    out.mkdir(parents=True, exist_ok=True)
     splits = _user_splits(config) or _make_scenes(config.scenes, out, num_workers, on_progress)
-    refusals = Refusals()
-    images: list[dict[str, Any]] = []
-    objects: list[dict[str, Any]] = []
-    categories: dict[int, dict[str, Any]] = {}
-    for name, split in splits.items():
-        things = read_coco(split.instances)
-        stuff = read_coco(split.stuff) if split.stuff else None
-        kept = list(_accepted_images(things, split, name, refusals))
-        sizes = {image.id: (image.height, image.width) for image in kept}
-        if not kept:
-            raise InvalidDataset(
-                f"{split.instances}: no usable image in {split.images}; {refusals.rows()}"
-            )
-        images += [_image_row(name, image) for image in kept]
-        for is_thing, file in ((True, things), (False, stuff)):
-            if file is None:
-                continue
-            _add_categories(categories, file, is_thing=is_thing, path=split.instances)
-            objects += _accepted_objects(file, sizes, name, is_thing=is_thing, refusals=refusals)
-    if config.policy == "strict" and refusals.total:
-        raise InvalidDataset(
-            f"{refusals.total} broken records and policy strict: {refusals.rows()}"
-        )
-    return _write(out, splits, images, objects, categories, refusals)
+    if config.train is None:
+        on_progress = _silent  # all images are there
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent, prefix=".ingest-") as folder:
+        tables = Path(folder)
+        summary = write_tables(config, splits, tables, num_workers, on_progress)
+        for name in splits:
+            export_boxes(tables, name, tables / f"instances_{name}.json", num_workers)
+        folders = {name: _stored_folder(split.images, out) for name, split in splits.items()}
+        (tables / "dataset.json").write_text(json.dumps({"image_folders": folders}))
+        out.mkdir(exist_ok=True)
+        for path in tables.iterdir():
+            path.replace(out / path.name)
+    return summary
+
+
+def write_tables(
+    config: IngestConfig,
+    splits: Mapping[Split, SplitConfig],
+    folder: Path,
+    num_workers: int = 1,
+    on_progress: Progress = lambda a, b: None,
+) -> dict[str, Any]:
+    """Write `images.parquet`, `objects.parquet`, `categories.parquet` and `refused.json`.
+
+    Args:
+        config: for its policy and what is to be read.
+        folder: of the tables; exists, and holds unfinished files after an error.
+
+    Returns:
+        Counts by split and the refusals by reason.
+
+    Raises:
+        InvalidDataset: as `ingest`.
+    """
+    return _Ingestion(config, folder, num_workers, on_progress).read(splits)
+
+
+def _silent(done: int, total: int) -> None:
+    pass
 
 
 def _user_splits(config: IngestConfig) -> dict[Split, SplitConfig]:
@@ -188,193 +208,121 @@ def _make_scenes(
     return {"train": split("train"), "val": split("val")}
 
 
-def _accepted_images(
-    file: CocoFile, split: SplitConfig, name: str, refusals: Refusals
-) -> Iterator[CocoImage]:
-    seen: set[int] = set()
-    root = split.images.resolve()
-    for image in file.images:
-        path = Path(
-            os.path.normpath(root / image.file_name)
-        )  # links in the folder may lead out of it
-        if image.id in seen:
-            refusals.add("duplicate image id", f"{name}/{image.id}")
-        elif image.width <= 0 or image.height <= 0:
-            refusals.add("image without area", f"{name}/{image.id}")
-        elif not path.is_relative_to(root):
-            refusals.add("file name leaves the image folder", f"{name}/{image.file_name}")
-        elif not path.is_file():
-            refusals.add("image file missing", f"{name}/{image.file_name}")
-        elif (size := image_size(path)) is None:
-            refusals.add("image file unreadable", f"{name}/{image.file_name}")
-        elif size != (image.width, image.height):
-            refusals.add("size differs from the image file's", f"{name}/{image.file_name}")
-        else:
-            seen.add(image.id)
-            yield image
+def _stored_folder(images: Path, out: Path) -> str:
+    """Relative where the images move with the artifact."""
+    return str(images.relative_to(out) if images.is_relative_to(out) else images.resolve())
 
 
-def _image_row(split: str, image: CocoImage) -> dict[str, Any]:
-    return {
-        "split": split,
-        "image_id": image.id,
-        "file_name": image.file_name,
-        "width": image.width,
-        "height": image.height,
-    }
+@dataclass(frozen=True, slots=True)
+class _File:
+    index: CocoIndex
+    is_thing: bool
 
 
-def _add_categories(
-    rows: dict[int, dict[str, Any]], file: CocoFile, *, is_thing: bool, path: Path
-) -> None:
-    """Add a file's categories; the same id must mean the same in every file."""
-    for item in file.categories:
-        row = {
-            "category_id": item.id,
-            "name": item.name,
-            "supercategory": item.supercategory,
-            "is_thing": is_thing,
+def _open(split: SplitConfig) -> list[_File]:
+    return [
+        *(_File(open_index(path), is_thing=True) for path in split.instance_files),
+        *(_File(open_index(path), is_thing=False) for path in split.stuff_files),
+    ]
+
+
+class _Ingestion:
+    """One run over the files of a data set: what is known so far, and the tables being written."""
+
+    def __init__(self, config: IngestConfig, folder: Path, num_workers: int, on_progress: Progress):
+        self._folder = folder
+        self._config = config
+        self._num_workers = num_workers
+        self._progress = ImageProgress(on_progress)
+        self._refusals = Refusals()
+        self._categories = CategoryTable(self._refusals)
+
+    def read(self, splits: Mapping[Split, SplitConfig]) -> dict[str, Any]:
+        """Write the tables; returns counts and refusals."""
+        indices = {name: _open(split) for name, split in splits.items()}
+        if self._config.check_images:  # all else takes seconds
+            for items in indices.values():
+                self._progress.expect(item.index for item in items)
+        counts: dict[str, Counter[str]] = {name: Counter() for name in splits}
+        with (
+            TableWriter(self._folder / "images.parquet", IMAGES) as images,
+            TableWriter(self._folder / "objects.parquet", OBJECTS) as objects,
+        ):
+            for name, items in indices.items():
+                self._read_split(name, splits[name].images, items, images, objects, counts[name])
+                images.flush()
+                objects.flush()
+        self._check(counts)
+        write_table(self._categories.table(), self._folder / "categories.parquet")
+        (self._folder / "refused.json").write_text(json.dumps(self._refusals.by_reason, indent=1))
+        return {
+            "counts": {name: dict(count) for name, count in counts.items()},
+            "refused": self._refusals.rows(),
+            "categories": len(self._categories),
         }
-        known = rows.setdefault(item.id, row)
-        if (known["name"], known["is_thing"]) != (item.name, is_thing):
-            kind = "thing" if known["is_thing"] else "stuff"
-            raise InvalidDataset(
-                f"{path}: category {item.id} is {item.name!r} here and the {kind} {known['name']!r} "
-                "in another file of the data set"
+
+    def _read_split(
+        self,
+        split: Split,
+        folder: Path,
+        files: list[_File],
+        images: TableWriter,
+        objects: TableWriter,
+        count: Counter[str],
+    ) -> None:
+        count.update(images=0, things=0, crowds=0, stuff=0)
+        image_ids, sizes = self._read_images(split, folder, files, images, count)
+        seen = {True: IdSet(), False: IdSet()}
+        for file in files:
+            known = self._categories.add(file.index, split, is_thing=file.is_thing)
+            against = AnnotationContext(
+                split, file.is_thing, image_ids, sizes, known, self._config.masks
             )
+            with Workers(against, self._num_workers) as workers:
+                for found in map_spans(file.index, "annotations", object_rows, workers):
+                    batch = self._unique(found, seen[file.is_thing], split)
+                    objects.write(batch)
+                    count["things" if file.is_thing else "stuff"] += batch.num_rows
+                    if file.is_thing:
+                        count["crowds"] += pc.sum(batch["is_crowd"]).as_py() or 0
 
+    def _read_images(
+        self,
+        split: Split,
+        folder: Path,
+        files: list[_File],
+        images: TableWriter,
+        count: Counter[str],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Write the images of a split; returns their ids and sizes, all that later checks need."""
+        root = Path(os.path.abspath(folder))  # noqa: PTH100  # links in it stay as they are
+        context = ImageContext(split, root, look=self._config.check_images)
+        reader = ImageReader(context, self._refusals)
+        with Workers(context, self._num_workers if context.look else 1) as workers:
+            for file in files:
+                for rows in reader.read(file.index, workers):
+                    images.write(rows.batch)
+                    count["images"] += rows.batch.num_rows
+                    self._progress.advance(rows.num_records)
+        return reader.accepted()
 
-def _accepted_objects(
-    file: CocoFile,
-    sizes: dict[int, tuple[int, int]],
-    split: str,
-    *,
-    is_thing: bool,
-    refusals: Refusals,
-) -> Iterator[dict[str, Any]]:
-    seen: set[int] = set()
-    known = {item.id for item in file.categories}
-    for item in file.annotations:
-        label = f"{split}/{item.id}"
-        if item.id in seen:
-            refusals.add("duplicate annotation id", label)
-            continue
-        if item.category_id not in known:
-            refusals.add("unknown category", label)
-            continue
-        if item.image_id not in sizes:
-            refusals.add("unknown or refused image", label)
-            continue
-        height, width = sizes[item.image_id]
-        box = _clipped_box(item, height, width)
-        if box is None:
-            refusals.add("box without area inside the image", label)
-            continue
-        seen.add(item.id)
-        yield {
-            "split": split,
-            "object_id": item.id,
-            "image_id": item.image_id,
-            "category_id": item.category_id,
-            "is_thing": is_thing,
-            "is_crowd": bool(item.iscrowd),
-            **dict(zip(("x_min", "y_min", "x_max", "y_max"), box, strict=True)),
-            "area": (box[2] - box[0]) * (box[3] - box[1]) if item.area is None else item.area,
-            "mask": _mask(item, height, width, label, refusals),
-            "difficulty": _raw_or_none(item.difficulty),
-        }
+    def _unique(self, rows: ObjectRows, seen: IdSet, split: Split) -> pa.RecordBatch:
+        self._refusals.add_all(rows.offences)
+        ids = rows.batch["object_id"].to_numpy()
+        is_new = seen.add(ids)
+        if is_new.all():
+            return rows.batch
+        self._refusals.add("duplicate annotation id", *(f"{split}/{key}" for key in ids[~is_new]))
+        return rows.batch.filter(pa.array(is_new))
 
-
-def _clipped_box(item: CocoAnnotation, height: int, width: int) -> tuple[float, ...] | None:
-    left, top, box_width, box_height = item.bbox
-    if not np.isfinite(item.bbox).all():
-        return None
-    box = (max(left, 0), max(top, 0), min(left + box_width, width), min(top + box_height, height))
-    return tuple(map(float, box)) if box[2] > box[0] and box[3] > box[1] else None
-
-
-def _raw_or_none(raw: msgspec.Raw) -> str | None:
-    text = bytes(raw).decode()
-    return None if text == "null" else text
-
-
-def _mask(
-    item: CocoAnnotation, height: int, width: int, label: str, refusals: Refusals
-) -> str | None:
-    """RLE counts, or None for a box-only object; a broken mask is accounted for and left out."""
-    segmentation = msgspec.json.decode(item.segmentation)
-    if not segmentation:
-        return None
-    try:
-        return segmentation_to_counts(segmentation, height, width)
-    except (ValueError, TypeError):
-        refusals.add("broken mask (box kept)", label)
-        return None
-
-
-def _write(
-    out: Path,
-    splits: dict[Split, SplitConfig],
-    images: list[dict[str, Any]],
-    objects: list[dict[str, Any]],
-    categories: dict[int, dict[str, Any]],
-    refusals: Refusals,
-) -> dict[str, Any]:
-    image_table = pa.Table.from_pylist(images, schema=IMAGES)
-    object_table = pa.Table.from_pylist(objects, schema=OBJECTS)
-    write_table(image_table, out / "images.parquet")
-    write_table(object_table, out / "objects.parquet")
-    write_table(
-        pa.Table.from_pylist(list(categories.values()), schema=CATEGORIES),
-        out / "categories.parquet",
-    )
-    (out / "refused.json").write_text(json.dumps(refusals.by_reason, indent=1))
-    folders = {
-        name: str(split.images.relative_to(out))
-        if split.images.is_relative_to(out)
-        else str(split.images.resolve())
-        for name, split in splits.items()
-    }
-    (out / "dataset.json").write_text(json.dumps({"image_folders": folders}))
-    names = {key: row["name"] for key, row in sorted(categories.items()) if row["is_thing"]}
-    counts: dict[str, Any] = {}
-    for name in splits:
-        things = object_table.filter((pc.field("split") == name) & pc.field("is_thing"))
-        stuff = object_table.filter((pc.field("split") == name) & ~pc.field("is_thing"))
-        if not pc.any(pc.invert(things["is_crowd"])).as_py():
-            raise InvalidDataset(f"split {name} has no usable object; {refusals.rows()}")
-        pictures = [row for row in images if row["split"] == name]
-        _write_instances(out / f"instances_{name}.json", pictures, things, names)
-        counts[name] = {
-            "images": len(pictures),
-            "things": things.num_rows,
-            "crowds": int(pc.sum(things["is_crowd"]).as_py()),
-            "stuff": stuff.num_rows,
-        }
-    return {"counts": counts, "refused": refusals.rows(), "categories": len(categories)}
-
-
-def _write_instances(
-    path: Path, images: list[dict[str, Any]], things: pa.Table, names: dict[int, str]
-) -> None:
-    boxes_xywh = xyxy_to_xywh(box_array(things)).tolist()
-    annotations = [
-        {
-            "id": row["object_id"],
-            "image_id": row["image_id"],
-            "category_id": row["category_id"],
-            "bbox": box,
-            "area": row["area"],
-            "iscrowd": int(row["is_crowd"]),
-        }
-        for row, box in zip(
-            things.select(["object_id", "image_id", "category_id", "area", "is_crowd"]).to_pylist(),
-            boxes_xywh,
-            strict=True,
-        )
-    ]
-    pictures = [
-        {"id": row["image_id"], **{k: row[k] for k in ("file_name", "width", "height")}}
-        for row in images
-    ]
-    write_coco(path, pictures, annotations, names)
+    def _check(self, counts: dict[str, Counter[str]]) -> None:
+        if self._config.policy == "strict" and self._refusals.total:
+            raise InvalidDataset(
+                f"{self._refusals.total} broken records and policy strict: {self._refusals}"
+            )
+        for split, count in counts.items():
+            if not count["images"]:
+                raise InvalidDataset(f"split {split} has no usable image; {self._refusals}")
+            if count["things"] <= count["crowds"]:
+                raise InvalidDataset(f"split {split} has no usable object; {self._refusals}")
+        self._categories.check_common()

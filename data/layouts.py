@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.errors import InvalidDataset
+from data.filters import Protocol, Selection, select
 from data.tables import Dataset, Split, box_array
 
 Item = TypeVar("Item")
@@ -96,6 +97,7 @@ def read_layouts(
     min_things: int = 0,
     max_things: int | None = None,
     min_area_fraction: float = 0.0,
+    protocol: Protocol | None = None,
 ) -> list[Layout]:
     """Read a split's layouts by image id, without crowds; stuff follows the things.
 
@@ -104,12 +106,17 @@ def read_layouts(
         min_things: keep images with at least this many things.
         max_things: keep images with at most this many things; None for no limit.
         min_area_fraction: drop boxes whose area is not above this fraction of the image's.
+        protocol: the rule in place of the three options above.
 
     Raises:
         InvalidDataset: a thing has no row in `attributes`.
     """
-    objects = dataset.objects.filter((pc.field("split") == split) & ~pc.field("is_crowd"))
-    objects = objects.sort_by([("image_id", "ascending"), ("is_thing", "descending")])
+    rule = protocol or Protocol(
+        min_objects=min_things, max_objects=max_things, min_area_fraction=min_area_fraction
+    )
+    selection = dataset_selection(dataset, split, rule)
+    wanted = set(selection.image_ids.tolist())
+    objects = selection.objects.sort_by([("image_id", "ascending"), ("is_thing", "descending")])
     image_ids = objects["image_id"].to_numpy()
     starts = dict(zip(*np.unique(image_ids, return_index=True), strict=True))
     ends = np.searchsorted(image_ids, image_ids, side="right")
@@ -119,28 +126,30 @@ def read_layouts(
     masks = objects["mask"].to_pylist()
     layouts = []
     for image in dataset.split_images(split):
-        start = int(starts.get(image["image_id"], 0))
-        stop = int(ends[start]) if image["image_id"] in starts else start
-        fraction = np.prod(boxes[start:stop, 2:] - boxes[start:stop, :2], axis=1)
-        rows = start + np.flatnonzero(
-            fraction > min_area_fraction * image["width"] * image["height"]
-        )
-        num_things = int(is_thing[rows].sum())
-        if num_things < min_things or (max_things is not None and num_things > max_things):
+        if image["image_id"] not in wanted:
             continue
+        start = int(starts.get(image["image_id"], 0))
+        rows = range(start, int(ends[start]) if image["image_id"] in starts else start)
         layouts.append(
             Layout(
                 image_id=image["image_id"],
                 width=image["width"],
                 height=image["height"],
-                boxes=boxes[rows],
-                category_ids=category_ids[rows],
-                is_thing=is_thing[rows],
+                boxes=boxes[rows.start : rows.stop],
+                category_ids=category_ids[rows.start : rows.stop],
+                is_thing=is_thing[rows.start : rows.stop],
                 attributes=tuple(values[row] for row in rows),
                 masks=tuple(masks[row] for row in rows),
             )
         )
     return layouts
+
+
+def dataset_selection(dataset: Dataset, split: Split, protocol: Protocol) -> Selection:
+    """The images and objects of a split that a protocol uses, and what it leaves out."""
+    of_split = pc.field("split") == split
+    images, objects = dataset.images.filter(of_split), dataset.objects.filter(of_split)
+    return select(protocol, images, objects, dataset.categories)
 
 
 def _object_attributes(

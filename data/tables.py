@@ -16,8 +16,11 @@ from data.errors import ArtifactMissing
 Split = Literal["train", "val"]
 
 
-def _field(name: str, kind: pa.DataType, description: str, *, nullable: bool = False) -> pa.Field:
-    return pa.field(name, kind, nullable=nullable, metadata={"description": description})
+def _field(
+    name: str, kind: pa.DataType, description: str, *, unit: str = "", nullable: bool = False
+) -> pa.Field:
+    metadata = {"description": description, **({"unit": unit} if unit else {})}
+    return pa.field(name, kind, nullable=nullable, metadata=metadata)
 
 
 IMAGES = pa.schema(
@@ -25,8 +28,8 @@ IMAGES = pa.schema(
         _field("split", pa.string(), "train or val"),
         _field("image_id", pa.int64(), "COCO image id, unique within its split"),
         _field("file_name", pa.string(), "path relative to the split's image folder"),
-        _field("width", pa.int32(), "pixels"),
-        _field("height", pa.int32(), "pixels"),
+        _field("width", pa.int32(), "as the image is shown", unit="pixels"),
+        _field("height", pa.int32(), "as the image is shown", unit="pixels"),
     ]
 )
 OBJECTS = pa.schema(
@@ -37,11 +40,11 @@ OBJECTS = pa.schema(
         _field("category_id", pa.int64(), "COCO category id"),
         _field("is_thing", pa.bool_(), "thing (true) or stuff (false)"),
         _field("is_crowd", pa.bool_(), "COCO's iscrowd"),
-        _field("x_min", pa.float64(), "pixels, left edge"),
-        _field("y_min", pa.float64(), "pixels, top edge"),
-        _field("x_max", pa.float64(), "pixels, right edge, exclusive"),
-        _field("y_max", pa.float64(), "pixels, bottom edge, exclusive"),
-        _field("area", pa.float64(), "square pixels of the mask, of the box where there is none"),
+        _field("x_min", pa.float64(), "left edge", unit="pixels"),
+        _field("y_min", pa.float64(), "top edge", unit="pixels"),
+        _field("x_max", pa.float64(), "right edge, exclusive", unit="pixels"),
+        _field("y_max", pa.float64(), "bottom edge, exclusive", unit="pixels"),
+        _field("area", pa.float64(), "of the mask, of the box if there is none", unit="pixels²"),
         _field("mask", pa.string(), "COCO compressed RLE counts, column-major", nullable=True),
         _field("difficulty", pa.string(), "JSON, recorded causes of difficulty", nullable=True),
     ]

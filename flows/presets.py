@@ -223,7 +223,11 @@ def _coco(resolution: int, guidance_scale: float, learning_rate: float) -> dict[
             "text_learning_rate": 0.75 * learning_rate,
             "probe": {"sampling": {"guidance_scale": guidance_scale}},
         },
-        "synthesize": {"sampling": {"guidance_scale": guidance_scale}, "min_area_fraction": 0.02},
+        "synthesize": {
+            "sampling": {"guidance_scale": guidance_scale},
+            "train_protocol": "synthetic-train",
+            "val_protocol": "lama-val",
+        },
         "retrain": {"detector": _FASTER_RCNN},
         "evaluate": {},
     }

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from data.attributes import AttributeConfig
+from data.filters import ProtocolName
 from data.layouts import AttributePolicy
 from data.store import RuntimeOnly
 
@@ -174,6 +175,12 @@ class SynthesisConfig(_Options):
     min_things: int = Field(3, ge=0, description="Layouts with fewer things are left out.")
     max_things: int | None = Field(8, ge=1, description="Layouts with more things are left out.")
     min_area_fraction: float = Field(0.0, ge=0, lt=1, description="Smaller boxes are left out.")
+    train_protocol: ProtocolName | None = Field(
+        None, description="A named rule for the training layouts, in place of the three above."
+    )
+    val_protocol: ProtocolName | None = Field(
+        None, description="A named rule for the validation layouts, likewise."
+    )
     train_policy: AttributePolicy = Field(
         "hard", description="Attributes of the training set: as measured, all easy or all hard."
     )

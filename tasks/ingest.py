@@ -16,14 +16,14 @@ def run(context: StepContext[IngestConfig]) -> Summary:
         config,
         context.out,
         context.num_workers,
-        lambda done, total: context.progress(done, total, "images written"),
+        lambda done, total: context.progress(done, total, "images"),
     )
     dataset = Dataset(context.out)
     write_card(
         context.out,
         "Ingested data set",
         markdown_table([{"split": name, **row} for name, row in summary["counts"].items()]),
-        "## Refused",
+        "## Left out or mended",
         markdown_table(summary["refused"]),
         "## Validation images",
         markdown_picture(_sheet(dataset), "validation images with their boxes"),

@@ -46,7 +46,7 @@ class Stage:
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
-        Stage("ingest", 2, IngestConfig, (), "tasks.ingest"),
+        Stage("ingest", 3, IngestConfig, (), "tasks.ingest"),
         Stage("train-detector", 1, DetectorConfig, ("ingest",), "tasks.train_detector"),
         Stage("train-scorer", 1, DetectorConfig, ("ingest",), "tasks.train_detector"),
         Stage(

@@ -12,10 +12,12 @@ from PIL import Image
 from data.boxes import area, xyxy_to_xywh
 from data.coco import write_coco
 from data.errors import InvalidConfig, InvalidDataset
+from data.filters import PROTOCOLS, Protocol
 from data.layouts import (
     AttributePolicy,
     Layout,
     count_objects,
+    dataset_selection,
     evenly_spaced,
     image_seed,
     read_layouts,
@@ -83,8 +85,10 @@ def run(context: StepContext[SynthesisConfig]) -> Summary:
         for name, images in sets.items()
     ]
     sheets = [f"## {name}\n\n{_sheet(context.out / name, items)}" for name, items in sets.items()]
-    write_card(context.out, "Synthetic data sets", markdown_table(rows), *sheets)
-    return {"sets": rows}
+    chosen = _chosen_layouts(dataset, config)
+    tables = [markdown_table(rows), *(f"## Layouts\n\n{markdown_table([row])}" for row in chosen)]
+    write_card(context.out, "Synthetic data sets", *tables, *sheets)
+    return {"sets": rows, "layouts": chosen}
 
 
 def _category_policies(dataset: Dataset, config: SynthesisConfig) -> dict[int, AttributePolicy]:
@@ -112,11 +116,12 @@ def _planned(
         min_things=config.min_things,
         max_things=config.max_things,
         min_area_fraction=config.min_area_fraction,
+        protocol=_protocol(config, split),
     )
     if not layouts:
         raise InvalidDataset(
             f"no {split} image has {config.min_things} to {config.max_things} things: "
-            "change synthesize.min_things and synthesize.max_things"
+            f"change synthesize.min_things, max_things and {split}_protocol"
         )
     counts = (config.num_train_layouts, config.images_per_train_layout)
     if split == "val":
@@ -136,6 +141,28 @@ def _planned(
         )
         for index, (layout, repeat) in enumerate(jobs)
     ]
+
+
+def _protocol(config: SynthesisConfig, split: Split) -> Protocol | None:
+    name = config.train_protocol if split == "train" else config.val_protocol
+    return PROTOCOLS[name] if name else None
+
+
+def _chosen_layouts(dataset: Dataset, config: SynthesisConfig) -> list[dict[str, Any]]:
+    """Counts of the splits that have a protocol, beside the published ones."""
+    rows = []
+    splits: tuple[Split, ...] = ("train", "val")
+    for split in splits:
+        if protocol := _protocol(config, split):
+            left = dataset_selection(dataset, split, protocol)
+            is_thing = left.objects["is_thing"].to_numpy()
+            counts = {
+                "images": len(left.image_ids),
+                "things": int(is_thing.sum()),
+                "stuff": int((~is_thing).sum()),
+            }
+            rows.append({"split": split, **counts, "published": protocol.published, **left.dropped})
+    return rows
 
 
 def _generate(
