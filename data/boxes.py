@@ -28,6 +28,31 @@ def area(boxes: Float[np.ndarray, "*batch 4"]) -> Float[np.ndarray, "*batch"]:
     return np.asarray(sides[..., 0] * sides[..., 1])
 
 
+def paired_iou(
+    boxes: Float[np.ndarray, "*#batch 4"], other: Float[np.ndarray, "*#batch 4"]
+) -> Float[np.ndarray, "*#batch"]:
+    """Intersection over union of boxes with their partners, in float64; 0 where the union is empty.
+
+    The operations and their order are those of pycocotools, which knows boxes as (x, y, w, h): the
+    result equals its `iou` of `xyxy_to_xywh(boxes)` to the last bit.
+
+    >>> paired_iou(np.array([[0.0, 0, 2, 2]]), np.array([[1.0, 0, 3, 2]]))
+    array([0.33333333])
+    """
+    (left, top, width, height), (left_2, top_2, width_2, height_2) = _sides(boxes), _sides(other)
+    common_width = np.minimum(left + width, left_2 + width_2) - np.maximum(left, left_2)
+    common_height = np.minimum(top + height, top_2 + height_2) - np.maximum(top, top_2)
+    intersection = np.maximum(common_width, 0) * np.maximum(common_height, 0)
+    union = width * height + width_2 * height_2 - intersection
+    return intersection / np.where(union > 0, union, 1)
+
+
+def _sides(boxes: Float[np.ndarray, "*batch 4"]) -> tuple[np.ndarray, ...]:
+    """Left, top, width, height, each an array of its own."""
+    left, top, right, bottom = np.moveaxis(boxes.astype(np.float64, copy=False), -1, 0)
+    return left, top, right - left, bottom - top
+
+
 def iou(
     boxes: Float[np.ndarray, "n 4"], other: Float[np.ndarray, "m 4"]
 ) -> Float[np.ndarray, "n m"]:
@@ -36,12 +61,7 @@ def iou(
     >>> iou(np.array([[0.0, 0, 2, 2]]), np.array([[1.0, 0, 3, 2], [0, 0, 2, 2]]))
     array([[0.33333333, 1.        ]])
     """
-    boxes, other = boxes.astype(np.float64), other.astype(np.float64)
-    top_left = np.maximum(boxes[:, None, :2], other[None, :, :2])
-    bottom_right = np.minimum(boxes[:, None, 2:], other[None, :, 2:])
-    intersection = area(np.concatenate([top_left, bottom_right], axis=-1))
-    union = area(boxes)[:, None] + area(other)[None, :] - intersection
-    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
+    return paired_iou(boxes[:, None], other[None])
 
 
 def mask_to_box(mask: np.ndarray) -> np.ndarray:

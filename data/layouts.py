@@ -35,7 +35,7 @@ class Layout:
         boxes: xyxy in pixels of the image, float64 (num_objects, 4).
         category_ids: COCO category ids, int64 (num_objects,).
         is_thing: bool (num_objects,).
-        attributes: one per object; None for stuff and where attributes are off.
+        attributes: one per object; None for stuff that was not scored and where attributes are off.
         masks: compressed RLE counts per object, None where the data set has no mask.
     """
 
@@ -54,11 +54,15 @@ class Layout:
         return self.boxes / np.array([self.width, self.height, self.width, self.height])
 
     def with_policy(self, policy: AttributePolicy) -> "Layout":
-        """Return the layout with its things' attributes as measured, all easy or all hard."""
+        """Return the layout with attributes as measured, all easy or all hard.
+
+        Stuff has one only where it was scored.
+        """
         if policy == "origin":
             return self
         chosen = PerceptionAttribute(policy)
-        return replace(self, attributes=tuple(chosen if thing else None for thing in self.is_thing))
+        scored = [thing or old for thing, old in zip(self.is_thing, self.attributes, strict=True)]
+        return replace(self, attributes=tuple(chosen if item else None for item in scored))
 
     def without_attributes(self) -> "Layout":
         """Return the layout with no attributes (the paper's ablation, GeoDiffusion's prompt)."""
@@ -126,18 +130,22 @@ def _object_attributes(
     if attributes is None:
         return [None] * objects.num_rows
     rows = attributes.filter(pc.field("split") == split)
-    known = dict(zip(rows["object_id"].to_pylist(), rows["attribute"].to_pylist(), strict=True))
+    known = dict(zip(_keys(rows), rows["attribute"].to_pylist(), strict=True))
     values: list[PerceptionAttribute | None] = []
-    for object_id, thing in zip(
-        objects["object_id"].to_pylist(), objects["is_thing"].to_pylist(), strict=True
-    ):
-        if thing and object_id not in known:
+    for key in _keys(objects):
+        thing, object_id = key
+        if thing and key not in known:
             raise InvalidDataset(
                 f"object {object_id} of split {split} has no perception attribute: "
                 "the attribute table belongs to another data set"
             )
-        values.append(PerceptionAttribute(known[object_id]) if thing else None)
+        values.append(PerceptionAttribute(known[key]) if key in known else None)
     return values
+
+
+def _keys(objects: pa.Table) -> list[tuple[bool, int]]:
+    """Things and stuff may share ids."""
+    return list(zip(objects["is_thing"].to_pylist(), objects["object_id"].to_pylist(), strict=True))
 
 
 def count_objects(layouts: Iterable[Layout]) -> int:

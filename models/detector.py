@@ -66,8 +66,8 @@ class Detections:
     category_ids: np.ndarray
 
 
-def detections_table(split: str, detections: Iterable[Detections]) -> pa.Table:
-    """Collect detections into a table with schema `data.tables.DETECTIONS`."""
+def detections_table(split: str, detections: Iterable[Detections], detector: str) -> pa.Table:
+    """Collect a detector's detections into a table with schema `data.tables.DETECTIONS`."""
     found = list(detections)
     boxes = np.concatenate([np.zeros((0, 4), np.float32), *(item.boxes for item in found)])
     counts = [len(item.scores) for item in found]
@@ -80,6 +80,7 @@ def detections_table(split: str, detections: Iterable[Detections]) -> pa.Table:
             ),
             "score": np.concatenate([np.zeros(0, np.float32), *(item.scores for item in found)]),
             **{name: boxes[:, column] for column, name in enumerate(BOX_COLUMNS)},
+            "detector": np.full(sum(counts), detector, dtype=object),
         },
         schema=DETECTIONS,
     )

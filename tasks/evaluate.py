@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data.attributes import match_boxes
 from data.coco import boxes_by_image, read_coco
 from data.gallery import contact_sheet, draw_layout, png_bytes
 from data.images import read_square
 from data.layouts import Layout, evenly_spaced, read_layouts
+from data.matching import class_groups, match_best
 from data.store import MANIFEST_NAME, Manifest
 from data.tables import Dataset, box_array, write_table
 from models.config import EvaluationConfig
@@ -80,7 +80,7 @@ def _score_rows(
         ("real", dataset.instances_file("val"), [(key, paths[key]) for key in sources]),
         *((policy, *_synthetic_set(context, policy)) for policy in POLICIES),
     ):
-        found = detections_table("val", scorer.detect(images, config.batch_size))
+        found = detections_table("val", scorer.detect(images, config.batch_size), "train-scorer")
         image_ids = [image_id for image_id, _ in images]
         metrics = coco_metrics(instances, found, image_ids)
         recall = detection_recall(instances, found, image_ids, config)
@@ -107,18 +107,18 @@ def detection_recall(
     instances: Path, detections: pa.Table, image_ids: list[int], config: EvaluationConfig
 ) -> float:
     """Share of labelled things that have a detection of their class, score and IoU at the limits."""
-    truth = boxes_by_image(read_coco(instances))
+    by_image = boxes_by_image(read_coco(instances))
+    truth = [(image_id, *by_image[image_id]) for image_id in image_ids]
     kept = detections.filter(pc.field("score") >= config.recall_score_threshold)
-    kept = kept.sort_by("image_id")
-    found_image_ids = kept["image_id"].to_numpy()
-    boxes, labels = box_array(kept), kept["category_id"].to_numpy()
-    hits = []
-    for image_id in image_ids:
-        rows = slice(*np.searchsorted(found_image_ids, [image_id, image_id + 1]))
-        true_boxes, true_labels = truth[image_id]
-        matches = match_boxes(true_boxes, true_labels, boxes[rows], labels[rows], class_aware=True)
-        hits.append(matches.best_iou >= config.recall_iou_threshold)
-    return float(np.concatenate(hits).mean())
+    groups, found_groups = class_groups(
+        np.repeat([image_id for image_id, *_ in truth], [len(boxes) for _, boxes, _ in truth]),
+        np.concatenate([labels for *_, labels in truth]),
+        kept["image_id"].to_numpy(),
+        kept["category_id"].to_numpy(),
+    )
+    boxes = np.concatenate([boxes for _, boxes, _ in truth])
+    matches = match_best(boxes, groups, box_array(kept), found_groups)
+    return float((matches.best_iou >= config.recall_iou_threshold).mean())
 
 
 def _distances(

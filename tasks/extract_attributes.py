@@ -51,7 +51,7 @@ def _detect(
             found.append(item)
             done += 1
             context.progress(done, total, "images scored")
-        tables.append(detections_table(split, found))
+        tables.append(detections_table(split, found, "train-detector"))
     return pa.concat_tables(tables).filter(pc.field("score") >= config.score_threshold)
 
 

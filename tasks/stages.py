@@ -51,7 +51,7 @@ STAGES: dict[str, Stage] = {
         Stage("train-scorer", 1, DetectorConfig, ("ingest",), "tasks.train_detector"),
         Stage(
             "extract-attributes",
-            1,
+            2,
             AttributeStageConfig,
             ("ingest", "train-detector"),
             "tasks.extract_attributes",

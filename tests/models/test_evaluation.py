@@ -28,6 +28,7 @@ def noisy_detections(dataset, seed=0):
             "image_id": np.repeat(rows["image_id"].to_numpy(), 3),
             "category_id": labels,
             "score": rng.random(len(labels)).astype(np.float32),
+            "detector": ["noisy"] * len(labels),
             **{name: boxes[:, i].astype(np.float32) for i, name in enumerate(BOX_COLUMNS)},
         },
         schema=DETECTIONS,

@@ -12,7 +12,13 @@ def perfect(dataset, **changes):
     truth = boxes_by_image(read_coco(dataset.instances_file("val")))
     for image_id, (boxes, labels) in truth.items():
         for box, label in zip(boxes, labels, strict=True):
-            row = {"split": "val", "image_id": image_id, "category_id": int(label), "score": 0.5}
+            row = {
+                "split": "val",
+                "image_id": image_id,
+                "category_id": int(label),
+                "score": 0.5,
+                "detector": "d",
+            }
             rows.append(row | dict(zip(BOX_COLUMNS, box.tolist(), strict=True)) | changes)
     return pa.Table.from_pylist(rows, schema=DETECTIONS)
 
