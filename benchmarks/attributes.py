@@ -14,12 +14,12 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-from contest import best_seconds, scale_option, verdict
 from detections import NUM_BOXES, NUM_DETECTIONS, NUM_IMAGES, Boxes, detections, ground_truth
 from pycocotools import mask as coco_mask
+from timing import best_seconds, scale_option, verdict
 
 from data.attributes import AttributeConfig, extract_attributes
-from data.boxes import xyxy_to_xywh
+from data.boxes import xyxy_to_coco
 from data.tables import BOX_COLUMNS, DETECTIONS, Dataset
 
 GOALS = {"COCO dicts": 15.0, "pre-sliced arrays": 5.0}
@@ -69,7 +69,7 @@ def _edges(boxes: Boxes, kind: type) -> dict[str, np.ndarray]:
 def by_image(boxes: Boxes, num_images: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Boxes (x, y, w, h), scores and classes of every image."""
     cuts = np.searchsorted(boxes.image_ids, np.arange(2, num_images + 1))
-    parts = (xyxy_to_xywh(boxes.boxes), boxes.scores, boxes.category_ids)
+    parts = (np.ascontiguousarray(xyxy_to_coco(boxes.boxes)), boxes.scores, boxes.category_ids)
     return list(zip(*(np.split(part, cuts) for part in parts), strict=True))
 
 

@@ -22,24 +22,41 @@ def xyxy_to_xywh(boxes: Float[np.ndarray, "*batch 4"]) -> Float[np.ndarray, "*ba
     return np.concatenate([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], axis=-1)
 
 
+def xyxy_to_coco(boxes: Float[np.ndarray, "*batch 4"]) -> Float[np.ndarray, "*batch 4"]:
+    """Convert to (left, top, width, height) as a COCO file states them, undoing `xywh_to_xyxy`.
+
+    The difference of two edges is off in its last bits; a side is taken to be the number of at most
+    nine decimals that, added to the corner, gives the other edge, where there is one.
+
+    >>> xyxy_to_coco(xywh_to_xyxy(np.array([[212.6, 55.62, 53.04, 53.46]]))).tolist()
+    [[212.6, 55.62, 53.04, 53.46]]
+    """
+    boxes_xywh = xyxy_to_xywh(boxes)
+    short = boxes_xywh[..., 2:].round(9)
+    exact = boxes[..., :2] + short == boxes[..., 2:]
+    sides = np.where(exact, short, boxes_xywh[..., 2:])
+    return np.concatenate([boxes_xywh[..., :2], sides], axis=-1)
+
+
 def area(boxes: Float[np.ndarray, "*batch 4"]) -> Float[np.ndarray, "*batch"]:
     """Area in square pixels; zero for boxes that are empty or inverted."""
     sides = np.clip(boxes[..., 2:] - boxes[..., :2], 0, None)
     return np.asarray(sides[..., 0] * sides[..., 1])
 
 
-def paired_iou(
-    boxes: Float[np.ndarray, "*#batch 4"], other: Float[np.ndarray, "*#batch 4"]
+def iou_xywh(
+    boxes_xywh: Float[np.ndarray, "*#batch 4"], other_xywh: Float[np.ndarray, "*#batch 4"]
 ) -> Float[np.ndarray, "*#batch"]:
-    """Intersection over union of boxes with their partners, in float64; 0 where the union is empty.
+    """Intersection over union of boxes with their partners; 0 where the union is empty.
 
-    The operations and their order are those of pycocotools, which knows boxes as (x, y, w, h): the
-    result equals its `iou` of `xyxy_to_xywh(boxes)` to the last bit.
+    The operations and their order are those of pycocotools, so that results in float64 equal its
+    `iou` to the last bit.
 
-    >>> paired_iou(np.array([[0.0, 0, 2, 2]]), np.array([[1.0, 0, 3, 2]]))
+    >>> iou_xywh(np.array([[0.0, 0, 2, 2]]), np.array([[1.0, 0, 2, 2]]))
     array([0.33333333])
     """
-    (left, top, width, height), (left_2, top_2, width_2, height_2) = _sides(boxes), _sides(other)
+    left, top, width, height = np.moveaxis(boxes_xywh, -1, 0)
+    left_2, top_2, width_2, height_2 = np.moveaxis(other_xywh, -1, 0)
     common_width = np.minimum(left + width, left_2 + width_2) - np.maximum(left, left_2)
     common_height = np.minimum(top + height, top_2 + height_2) - np.maximum(top, top_2)
     intersection = np.maximum(common_width, 0) * np.maximum(common_height, 0)
@@ -47,21 +64,18 @@ def paired_iou(
     return intersection / np.where(union > 0, union, 1)
 
 
-def _sides(boxes: Float[np.ndarray, "*batch 4"]) -> tuple[np.ndarray, ...]:
-    """Left, top, width, height, each an array of its own."""
-    left, top, right, bottom = np.moveaxis(boxes.astype(np.float64, copy=False), -1, 0)
-    return left, top, right - left, bottom - top
-
-
 def iou(
     boxes: Float[np.ndarray, "n 4"], other: Float[np.ndarray, "m 4"]
 ) -> Float[np.ndarray, "n m"]:
     """Intersection over union of every pair, in float64; 0 where the union is empty.
 
+    It is that of the boxes as a COCO file states them, see `xyxy_to_coco`.
+
     >>> iou(np.array([[0.0, 0, 2, 2]]), np.array([[1.0, 0, 3, 2], [0, 0, 2, 2]]))
     array([[0.33333333, 1.        ]])
     """
-    return paired_iou(boxes[:, None], other[None])
+    boxes_xywh = xyxy_to_coco(boxes.astype(np.float64))
+    return iou_xywh(boxes_xywh[:, None], xyxy_to_coco(other.astype(np.float64))[None])
 
 
 def mask_to_box(mask: np.ndarray) -> np.ndarray:

@@ -3,9 +3,10 @@
 import base64
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from data.layouts import Layout, PerceptionAttribute
 
@@ -39,6 +40,21 @@ def draw_layout(image: np.ndarray, layout: Layout, scale: int = 2) -> np.ndarray
             edge = (left, top, max(right - 1, left), max(bottom - 1, top))
             pen.rectangle(edge, outline=_COLOURS[attribute])
     return np.asarray(picture)
+
+
+def crop(path: Path, box: np.ndarray, side: int) -> np.ndarray:
+    """Cut a box (xyxy, pixels) out of an image file with a third of its size around it.
+
+    Returns:
+        uint8 (side, side, 3); black beyond the image's edges.
+    """
+    left, top, right, bottom = box.tolist()
+    reach = max(right - left, bottom - top) * 5 / 6
+    x, y = (left + right) / 2, (top + bottom) / 2
+    window = tuple(round(value) for value in (x - reach, y - reach, x + reach, y + reach))
+    with Image.open(path) as image:
+        rgb = ImageOps.exif_transpose(image).convert("RGB")
+        return np.asarray(rgb.crop(window).resize((side, side), Image.Resampling.BICUBIC))
 
 
 def contact_sheet(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:

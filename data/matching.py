@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt64
 from scipy.optimize import linear_sum_assignment
 
-from data.boxes import iou, paired_iou
+from data.boxes import iou, iou_xywh, xyxy_to_coco
 
 _PAIRS_AT_ONCE = 1 << 16
 """So many pairs of a box and a detection are worked on in the processor's cache."""
@@ -175,7 +175,7 @@ def _match_part(
     best, detection = np.zeros(len(boxes)), np.full(len(boxes), -1)
     box, candidate = _close_pairs(boxes, found, first, counts, scale)
     if len(box):
-        overlaps = paired_iou(_take(boxes, box), _take(found, candidate))
+        overlaps = iou_xywh(_take(xyxy_to_coco(boxes), box), _take(xyxy_to_coco(found), candidate))
         starts = _run_starts(box)
         best[box[starts]] = np.maximum.reduceat(overlaps, starts)
         winners = np.flatnonzero((overlaps == best[box]) & (overlaps > 0))[::-1]

@@ -58,7 +58,7 @@ DETECTIONS = pa.schema(
     [
         _field("split", pa.string(), "train or val"),
         _field("image_id", pa.int64(), "COCO image id"),
-        _field("category_id", pa.int64(), "predicted COCO category id"),
+        _field("category_id", pa.int64(), "predicted COCO category id; -1: not of the data set"),
         _field("score", pa.float32(), "confidence in [0, 1]"),
         _field("x_min", pa.float32(), "pixels, left edge"),
         _field("y_min", pa.float32(), "pixels, top edge"),
