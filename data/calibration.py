@@ -67,10 +67,12 @@ def by_crowding(scored: pa.Table) -> Rows:
         scored["image_id"].to_numpy(), return_inverse=True, return_counts=True
     )
     level = np.ceil(np.log2(counts[image])).astype(int)
-    groups = {
-        f"{2**k if k == 0 else 2 ** (k - 1) + 1}–{2**k}": level == k for k in np.unique(level)
-    }
+    groups = {_between(2**k // 2 + 1, 2**k): level == k for k in np.unique(level).tolist()}
     return _rows("things in the image", groups, is_hard(scored))
+
+
+def _between(low: int, high: int) -> str:
+    return str(high) if low >= high else f"{low}–{high}"
 
 
 def by_cause(scored: pa.Table) -> Rows:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 from data.layouts import Layout, PerceptionAttribute
+from data.masks import decode_mask
 
 _COLOURS = {
     PerceptionAttribute.EASY: (40, 200, 90),
@@ -18,6 +19,8 @@ _COLOURS = {
 """Easy is green, hard is red, no attribute is blue."""
 
 _GAP = 3
+_TINT = 0.4
+"""Opacity of a mask's colour."""
 
 
 def draw_layout(image: np.ndarray, layout: Layout, scale: int = 2) -> np.ndarray:
@@ -40,6 +43,26 @@ def draw_layout(image: np.ndarray, layout: Layout, scale: int = 2) -> np.ndarray
             edge = (left, top, max(right - 1, left), max(bottom - 1, top))
             pen.rectangle(edge, outline=_COLOURS[attribute])
     return np.asarray(picture)
+
+
+def draw_masks(image: np.ndarray, layout: Layout) -> np.ndarray:
+    """Tint the things' masks by attribute; objects without a mask are left as they are.
+
+    Args:
+        image: uint8 (height, width, 3), of any size; the masks are fitted to it.
+
+    Returns:
+        uint8 of the same shape.
+    """
+    tinted = image.astype(np.float64)
+    for counts, thing, attribute in zip(
+        layout.masks, layout.is_thing, layout.attributes, strict=True
+    ):
+        if thing and counts is not None:
+            mask = Image.fromarray(decode_mask(counts, layout.height, layout.width))
+            inside = np.asarray(mask.resize((image.shape[1], image.shape[0])))
+            tinted[inside] += _TINT * (np.array(_COLOURS[attribute]) - tinted[inside])
+    return tinted.round().astype(np.uint8)
 
 
 def crop(path: Path, box: np.ndarray, side: int) -> np.ndarray:

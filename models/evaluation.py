@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from faster_coco_eval import COCO, COCOeval_faster
+from jaxtyping import Float64
 
 from data.boxes import xyxy_to_xywh
 from data.tables import box_array
@@ -16,7 +17,7 @@ from data.tables import box_array
 
 @dataclass(frozen=True, slots=True)
 class CocoMetrics:
-    """COCO's twelve numbers that matter here; -1 where there is no object of that size.
+    """Those of COCO's twelve numbers that matter here; -1 where there is no object of that size.
 
     Attributes:
         map: average precision at IoU 0.50:0.95.
@@ -50,8 +51,16 @@ def coco_metrics(
         detections: table with the columns of `data.tables.DETECTIONS`, all of one split.
         image_ids: evaluate these images alone; None for all of the file.
     """
+    stats = coco_statistics(instances, detections, image_ids)
+    return CocoMetrics(*map(float, [*stats[:6], stats[8]]))
+
+
+def coco_statistics(
+    instances: Path, detections: pa.Table, image_ids: Sequence[int] | None = None
+) -> Float64[np.ndarray, " 12"]:
+    """All twelve numbers of COCO's summary in its order; arguments as of `coco_metrics`."""
     if detections.num_rows == 0:
-        return CocoMetrics(0, 0, 0, 0, 0, 0, 0)
+        return np.zeros(12)
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(instances))
         found = truth.loadRes(_results(detections))
@@ -61,8 +70,7 @@ def coco_metrics(
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    stats = np.asarray(evaluation.stats, dtype=np.float64)
-    return CocoMetrics(*map(float, [*stats[:6], stats[8]]))
+    return np.asarray(evaluation.stats[:12], dtype=np.float64)
 
 
 def _results(detections: pa.Table) -> np.ndarray:

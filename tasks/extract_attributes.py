@@ -56,7 +56,8 @@ def run(context: StepContext[AttributeStageConfig]) -> Summary:
         context.out,
         "Perception-aware attributes",
         markdown_table([{"split": name, "share of hard": share} for name, share in shares.items()]),
-        "Detections: " + ", ".join(sorted(set(detections["detector"].unique().to_pylist()))),
+        f"{detections.num_rows} detections by: "
+        + (", ".join(sorted(detections["detector"].unique().to_pylist())) or "—"),
         *(
             f"## {title} (training images)\n\n{markdown_table(rows)}"
             for title, rows in tables.items()

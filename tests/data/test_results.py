@@ -55,7 +55,7 @@ def test_a_broken_entry_is_named(dataset, results, change, message):
 def test_other_files_are_refused(dataset, tmp_path, content):
     path = tmp_path / "other.json"
     path.write_bytes(content)
-    with pytest.raises(InvalidDataset, match="other.json is not a COCO results file"):
+    with pytest.raises(InvalidDataset, match=r"other\.json is not a COCO results file"):
         read_results(path, dataset, "val")
-    with pytest.raises(InvalidDataset, match="missing.json: No such file"):
+    with pytest.raises(InvalidDataset, match=r"missing\.json: No such file"):
         read_results(tmp_path / "missing.json", dataset, "val")

@@ -9,7 +9,7 @@ from pycocotools.cocoeval import COCOeval
 
 from data.boxes import xyxy_to_xywh
 from data.tables import BOX_COLUMNS, DETECTIONS, box_array
-from models.evaluation import coco_metrics
+from models.evaluation import coco_metrics, coco_statistics
 
 
 def noisy_detections(dataset, seed=0):
@@ -56,6 +56,8 @@ def test_metrics_equal_pycocotools(dataset, image_ids):
         oracle.evaluate()
         oracle.accumulate()
         oracle.summarize()
+    statistics = coco_statistics(path, detections, image_ids)
+    np.testing.assert_allclose(statistics, oracle.stats, rtol=0, atol=1e-9)
     metrics = coco_metrics(path, detections, image_ids)
     found = list(metrics.as_row().values())
     np.testing.assert_allclose(found, [*oracle.stats[:6], oracle.stats[8]], atol=1e-9)

@@ -166,7 +166,7 @@ def test_a_users_checkpoint_scores_as_the_detector_itself(context, dataset):
     wrong = context({}).work / "wrong.pth"
     torch.save({"state_dict": {"other": torch.zeros(1)}}, wrong)
     (context({}).work / "shards").rename(context({}).work / "folder")
-    with pytest.raises(InvalidModel, match="wrong.pth with config"):
+    with pytest.raises(InvalidModel, match=r"wrong\.pth with config"):
         obtain_detections(context({"detector": given | {"checkpoint": str(wrong)}}), dataset)
 
 
