@@ -61,7 +61,7 @@ def iou_xywh(
     common_height = np.minimum(top + height, top_2 + height_2) - np.maximum(top, top_2)
     intersection = np.maximum(common_width, 0) * np.maximum(common_height, 0)
     union = width * height + width_2 * height_2 - intersection
-    return intersection / np.where(union > 0, union, 1)
+    return intersection / np.maximum(union, np.finfo(np.float64).tiny)
 
 
 def iou(
@@ -69,13 +69,14 @@ def iou(
 ) -> Float[np.ndarray, "n m"]:
     """Intersection over union of every pair, in float64; 0 where the union is empty.
 
-    It is that of the boxes as a COCO file states them, see `xyxy_to_coco`.
+    It equals pycocotools' `iou` to the last bit, of `boxes` as a COCO file states them (see
+    `xyxy_to_coco`) and of `other` in float32, as detections are kept.
 
     >>> iou(np.array([[0.0, 0, 2, 2]]), np.array([[1.0, 0, 3, 2], [0, 0, 2, 2]]))
     array([[0.33333333, 1.        ]])
     """
     boxes_xywh = xyxy_to_coco(boxes.astype(np.float64))
-    return iou_xywh(boxes_xywh[:, None], xyxy_to_coco(other.astype(np.float64))[None])
+    return iou_xywh(boxes_xywh[:, None], xyxy_to_xywh(other.astype(np.float64))[None])
 
 
 def mask_to_box(mask: np.ndarray) -> np.ndarray:

@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Float, Int, UInt64
+from jaxtyping import Float, Int, Int32, Int64
 from scipy.optimize import linear_sum_assignment
 
-from data.boxes import iou, iou_xywh, xyxy_to_coco
+from data.boxes import iou, iou_xywh, xyxy_to_coco, xyxy_to_xywh
 
 _PAIRS_AT_ONCE = 1 << 16
 """So many pairs of a box and a detection are worked on in the processor's cache."""
 
+_FIELD_BITS = 16
 _MAX_FIELD = (1 << 15) - 1
-_GUARDS = np.uint64(0x8000_8000_8000_8000)
+_GUARDS = np.uint64(0x8000_8000_8000_8000).astype(np.int64)
 """The top bit of each of four 16-bit fields."""
 
-_LEFT_TOP, _RIGHT_BOTTOM = slice(0, 2), slice(2, 4)
 
 Assign = Callable[[Float[np.ndarray, "boxes detections"]], tuple[np.ndarray, np.ndarray]]
 """Chooses pairs one to one from IoUs, 0 where a pair is not allowed: their rows and columns."""
@@ -175,7 +175,8 @@ def _match_part(
     best, detection = np.zeros(len(boxes)), np.full(len(boxes), -1)
     box, candidate = _close_pairs(boxes, found, first, counts, scale)
     if len(box):
-        overlaps = iou_xywh(_take(xyxy_to_coco(boxes), box), _take(xyxy_to_coco(found), candidate))
+        boxes_xywh, found_xywh = xyxy_to_coco(boxes), xyxy_to_xywh(found)
+        overlaps = iou_xywh(_take(boxes_xywh, box), _take(found_xywh, candidate))
         starts = _run_starts(box)
         best[box[starts]] = np.maximum.reduceat(overlaps, starts)
         winners = np.flatnonzero((overlaps == best[box]) & (overlaps > 0))[::-1]
@@ -230,20 +231,25 @@ def _ranges(
 # survives the subtraction of the limit, nothing was borrowed from it: the comparison holds.
 
 
-def _pack_reaches(boxes: Float[np.ndarray, "n 4"], scale: float) -> UInt64[np.ndarray, " n"]:
-    return _pack(boxes, scale, plain=_RIGHT_BOTTOM, mirrored=_LEFT_TOP) | _GUARDS
+def _pack_reaches(boxes: Float[np.ndarray, "n 4"], scale: float) -> Int64[np.ndarray, " n"]:
+    left, top, right, bottom = _scaled(boxes, scale)
+    return _pack(right, _MAX_FIELD - left, bottom, _MAX_FIELD - top) | _GUARDS
 
 
-def _pack_limits(boxes: Float[np.ndarray, "n 4"], scale: float) -> UInt64[np.ndarray, " n"]:
-    return _pack(boxes, scale, plain=_LEFT_TOP, mirrored=_RIGHT_BOTTOM)
+def _pack_limits(boxes: Float[np.ndarray, "n 4"], scale: float) -> Int64[np.ndarray, " n"]:
+    left, top, right, bottom = _scaled(boxes, scale)
+    return _pack(left, _MAX_FIELD - right, top, _MAX_FIELD - bottom)
 
 
-def _pack(
-    boxes: Float[np.ndarray, "n 4"], scale: float, plain: slice, mirrored: slice
-) -> UInt64[np.ndarray, " n"]:
-    """Four edges, scaled and cut to 15 bits, in one integer."""
-    edges = np.clip(boxes.T * scale, 0, _MAX_FIELD).astype(np.uint16)
-    fields = np.empty((len(boxes), 4), np.uint16)
-    fields[:, :2] = edges[plain].T
-    fields[:, 2:] = _MAX_FIELD - edges[mirrored].T
-    return fields.view(np.uint64)[:, 0]
+def _scaled(boxes: Float[np.ndarray, "n 4"], scale: float) -> Int32[np.ndarray, "4 n"]:
+    """Edges as integers of 15 bits; what lies left of or above the image counts as its edge."""
+    edges = boxes.T * scale
+    return np.maximum(edges, 0, out=edges).astype(np.int32)
+
+
+def _pack(*fields: Int32[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+    """Four integers of 15 bits in one."""
+    halves = np.empty((len(fields[0]), 2), np.int32)
+    halves[:, 0] = (fields[0] << _FIELD_BITS) + fields[1]
+    halves[:, 1] = (fields[2] << _FIELD_BITS) + fields[3]
+    return halves.view(np.int64)[:, 0]

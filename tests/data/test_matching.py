@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 import data.matching
-from data.boxes import iou, xywh_to_xyxy
+from data.boxes import iou, xywh_to_xyxy, xyxy_to_xywh
 from data.matching import class_groups, greedy, hungarian, match_best, match_one_to_one
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -59,8 +59,10 @@ def test_ious_are_those_of_pycocotools_to_the_last_bit(seed, decimals):
         corners, sides = rng.uniform(0, 600, (count, 2)), rng.uniform(0.1, 200, (count, 2))
         return np.concatenate([corners, sides], axis=1).round(decimals)
 
-    boxes_xywh, found_xywh = coco_file(9), coco_file(7)
-    boxes, found = xywh_to_xyxy(boxes_xywh), xywh_to_xyxy(found_xywh)
+    boxes_xywh = coco_file(9)
+    boxes, found = xywh_to_xyxy(boxes_xywh), xywh_to_xyxy(coco_file(7)).astype(np.float32)
+    found = found.astype(np.float64)
+    found_xywh = xyxy_to_xywh(found)
     oracle = coco_mask.iou(found_xywh, boxes_xywh, [0] * 9).T
     assert iou(boxes, found).tolist() == oracle.tolist()
     matches = match_best(boxes, np.zeros(9, int), found, np.zeros(7, int))
