@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -75,33 +76,53 @@ def by_image(boxes: Boxes, num_images: int) -> list[tuple[np.ndarray, np.ndarray
 
 def as_dicts(images: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> list[list[dict[str, Any]]]:
     """The same as COCO's annotations or results."""
+    ids = count(1)
     return [
         [
-            {"bbox": box, "score": score, "category_id": category_id}
+            {"id": next(ids), "bbox": box, "score": score, "category_id": category_id}
             for box, score, category_id in zip(*(part.tolist() for part in image), strict=True)
         ]
         for image in images
     ]
 
 
-def loop_over_dicts(truth: list[list[dict[str, Any]]], found: list[list[dict[str, Any]]]) -> Labels:
-    """One `iou` call per image on what COCO() and loadRes() hold."""
+def loop_over_dicts(
+    truth: list[list[dict[str, Any]]], found: list[list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """One `iou` call per image on what COCO() and loadRes() hold; a row per box, as in our table."""
     rows = []
     for labelled, detected in zip(truth, found, strict=True):
         kept = [item for item in detected if item["score"] > CONFIG.score_threshold]
-        if not kept:
-            rows += [(0.0, 0.0, 0)] * len(labelled)
-        elif labelled:
-            overlaps = coco_mask.iou(
-                [item["bbox"] for item in kept],
-                [item["bbox"] for item in labelled],
-                [0] * len(labelled),
+        overlaps = coco_mask.iou(
+            [item["bbox"] for item in kept],
+            [item["bbox"] for item in labelled],
+            [0] * len(labelled),
+        )
+        best = overlaps.argmax(axis=0).tolist() if kept and labelled else [-1] * len(labelled)
+        for column, (box, row) in enumerate(zip(labelled, best, strict=True)):
+            overlap = float(overlaps[row, column]) if row >= 0 else 0.0
+            match = kept[row] if overlap > 0 else {"score": 0, "category_id": 0}
+            rows.append(
+                {
+                    "object_id": box["id"],
+                    "category_id": box["category_id"],
+                    "best_iou": overlap,
+                    "matched_score": match["score"],
+                    "matched_category_id": match["category_id"],
+                    "attribute": "easy" if overlap > CONFIG.iou_threshold else "hard",
+                }
             )
-            for column, best in enumerate(overlaps.argmax(axis=0)):
-                item = kept[best]
-                rows.append((overlaps[best, column], item["score"], item["category_id"]))
-    best_iou, score, category_id = map(np.array, zip(*rows, strict=True))
-    return _labels(best_iou, score, category_id)
+    return rows
+
+
+def from_rows(rows: list[dict[str, Any]]) -> Labels:
+    """Rows in the contest's form."""
+    return Labels(
+        np.array([row["best_iou"] for row in rows]),
+        np.array([row["matched_score"] for row in rows], np.float32),
+        np.array([row["matched_category_id"] for row in rows]),
+        np.array([row["attribute"] == "easy" for row in rows]),
+    )
 
 
 def loop_over_arrays(
@@ -175,8 +196,12 @@ def main() -> int:
         "pre-sliced arrays": lambda: loop_over_arrays(*sliced),
     }
     ours = from_table(contestants["detdiffusion"]())
-    for name in GOALS:
-        unequal = differences(ours, contestants[name]())
+    theirs = {
+        "COCO dicts": from_rows(contestants["COCO dicts"]()),
+        "pre-sliced arrays": contestants["pre-sliced arrays"](),
+    }
+    for name, labels in theirs.items():
+        unequal = differences(ours, labels)
         if unequal:
             print(f"FAIL attributes: {', '.join(unequal)} differ from the loop over {name}")
             return 1
