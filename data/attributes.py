@@ -1,20 +1,30 @@
 """Perception-aware attributes: which labelled objects a detector finds (paper section 3.1).
 
 A ground-truth box is `easy` if some detection with score > γ has IoU > β with it, else `hard`. Both
-comparisons are strict. The literal rule is class-agnostic and many-to-one.
+comparisons are strict: a score equal to γ is not kept, an IoU equal to β is hard. The literal rule is
+class-agnostic and many-to-one. IoUs are float64; of equal IoUs the detection of higher score is the
+match, of equal scores the one that stands first in the table. γ comes before the choice of the match.
 """
 
-from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, Field
 
-from data.boxes import iou
 from data.layouts import PerceptionAttribute
-from data.tables import ATTRIBUTES, Dataset, Split, box_array
+from data.matching import (
+    Matches,
+    class_groups,
+    greedy,
+    hungarian,
+    match_best,
+    match_one_to_one,
+)
+from data.tables import ATTRIBUTES, BOX_COLUMNS, Dataset, Split, box_array
+
+_IDENTITY = ("split", "object_id", "image_id", "category_id", "is_thing")
 
 
 class AttributeConfig(BaseModel):
@@ -25,90 +35,83 @@ class AttributeConfig(BaseModel):
     iou_threshold: float = Field(0.5, ge=0, lt=1, description="β: an easy box overlaps by more.")
     score_threshold: float = Field(0.3, ge=0, lt=1, description="γ: kept detections score more.")
     class_aware: bool = Field(False, description="Count only detections of the box's own class.")
-
-
-@dataclass(frozen=True, slots=True)
-class Matches:
-    """The best detection of every ground-truth box.
-
-    Attributes:
-        best_iou: float64 (num_boxes,), 0 where nothing overlaps.
-        detection: index of that detection, -1 where nothing overlaps. Of equal IoUs the first wins.
-    """
-
-    best_iou: Float[np.ndarray, " boxes"]
-    detection: Int[np.ndarray, " boxes"]
-
-
-def match_boxes(
-    boxes: Float[np.ndarray, "boxes 4"],
-    category_ids: Int[np.ndarray, " boxes"],
-    detected_boxes: Float[np.ndarray, "detections 4"],
-    detected_category_ids: Int[np.ndarray, " detections"],
-    *,
-    class_aware: bool = False,
-) -> Matches:
-    """Find each box's best detection among the detections of one image.
-
-    >>> boxes = np.array([[0.0, 0, 2, 2]])
-    >>> match_boxes(boxes, np.array([1]), boxes + 1, np.array([2])).best_iou
-    array([0.14285714])
-    """
-    if len(detected_boxes) == 0:
-        return Matches(np.zeros(len(boxes)), np.full(len(boxes), -1))
-    overlaps = iou(boxes, detected_boxes)
-    if class_aware:
-        overlaps = np.where(category_ids[:, None] == detected_category_ids[None], overlaps, 0.0)
-    best = overlaps.argmax(axis=1)
-    best_iou = overlaps[np.arange(len(boxes)), best]
-    return Matches(best_iou, np.where(best_iou > 0, best, -1))
+    matching: Literal["many-to-one", "hungarian", "greedy"] = Field(
+        "many-to-one",
+        description="A detection may serve many boxes (paper); or one box each, by the highest sum "
+        "of IoUs or greedily by score.",
+    )
+    stuff: Literal["unlabelled", "literal"] = Field(
+        "unlabelled",
+        description="Stuff has no attribute, or is scored like things: hard unless the detector "
+        "knows stuff.",
+    )
 
 
 def extract_attributes(
-    dataset: Dataset, detections: pa.Table, split: Split, config: AttributeConfig
+    dataset: Dataset,
+    detections: pa.Table,
+    split: Split,
+    config: AttributeConfig,
+    num_threads: int = 1,
 ) -> pa.Table:
-    """Label every thing of a split that is not a crowd `easy` or `hard`.
+    """Label every thing of a split that is not a crowd `easy` or `hard`; stuff if so configured.
 
     Args:
         detections: table with schema `DETECTIONS`.
 
     Returns:
-        A table with schema `ATTRIBUTES`, one row per object, by image and object id.
+        A table with schema `ATTRIBUTES`, one row per object: things, then stuff, by image and id.
     """
-    wanted = (pc.field("split") == split) & pc.field("is_thing") & ~pc.field("is_crowd")
-    objects = dataset.objects.filter(wanted).sort_by(
-        [("image_id", "ascending"), ("object_id", "ascending")]
-    )
-    kept = detections.filter(
-        (pc.field("split") == split) & (pc.field("score") > config.score_threshold)
-    ).sort_by("image_id")
-    boxes, image_ids = box_array(objects), objects["image_id"].to_numpy()
-    labels = objects["category_id"].to_numpy()
-    found_boxes, found_labels = box_array(kept), kept["category_id"].to_numpy()
-    best_iou, best = np.zeros(len(boxes)), np.full(len(boxes), -1)
-    image_keys, starts = np.unique(image_ids, return_index=True)
-    ends = np.append(starts[1:], len(image_ids))
-    found_starts = np.searchsorted(kept["image_id"].to_numpy(), image_keys, side="left")
-    found_ends = np.searchsorted(kept["image_id"].to_numpy(), image_keys, side="right")
-    for start, end, first, last in zip(starts, ends, found_starts, found_ends, strict=True):
-        matches = match_boxes(
-            boxes[start:end],
-            labels[start:end],
-            found_boxes[first:last],
-            found_labels[first:last],
-            class_aware=config.class_aware,
-        )
-        best_iou[start:end] = matches.best_iou
-        best[start:end] = np.where(matches.detection >= 0, matches.detection + first, -1)
-    matched = pa.array(best, mask=best < 0)
-    easy = best_iou > config.iou_threshold
+    objects = _scored_objects(dataset, split, with_stuff=config.stuff == "literal")
+    kept = _kept_detections(detections, split, config.score_threshold)
+    matches = _match(objects, kept, config, num_threads)
+    matched = pa.array(matches.detection, mask=matches.detection < 0)
+    easy = pa.array(matches.best_iou > config.iou_threshold)
     return pa.table(
         {
-            **{name: objects[name] for name in ("split", "object_id", "image_id", "category_id")},
-            "best_iou": best_iou,
+            **{name: objects[name] for name in _IDENTITY},
+            "best_iou": matches.best_iou,
             "matched_score": kept["score"].take(matched),
             "matched_category_id": kept["category_id"].take(matched),
-            "attribute": np.where(easy, PerceptionAttribute.EASY, PerceptionAttribute.HARD),
+            "attribute": pc.if_else(easy, PerceptionAttribute.EASY, PerceptionAttribute.HARD),
         },
         schema=ATTRIBUTES,
     )
+
+
+def _scored_objects(dataset: Dataset, split: Split, *, with_stuff: bool) -> pa.Table:
+    table = dataset.objects
+    wanted = pc.and_not(pc.equal(table["split"], split), table["is_crowd"])
+    if not with_stuff:
+        wanted = pc.and_(wanted, table["is_thing"])
+    table = table.select([*_IDENTITY, *BOX_COLUMNS]).filter(wanted)
+    stuff = ~table["is_thing"].to_numpy(zero_copy_only=False)
+    return _in_order(table, stuff, table["image_id"].to_numpy(), table["object_id"].to_numpy())
+
+
+def _kept_detections(detections: pa.Table, split: Split, score_threshold: float) -> pa.Table:
+    kept = pc.and_(
+        pc.greater(detections["score"], score_threshold), pc.equal(detections["split"], split)
+    )
+    table = detections.select(["image_id", "category_id", "score", *BOX_COLUMNS]).filter(kept)
+    return _in_order(table, table["image_id"].to_numpy(), -table["score"].to_numpy())
+
+
+def _in_order(table: pa.Table, *keys: np.ndarray) -> pa.Table:
+    """Rows by the first key, then the second, …; equal rows and ordered tables stay as they are."""
+    ordered = np.ones(max(table.num_rows - 1, 0), bool)
+    for key in reversed(keys):
+        ordered = (key[1:] > key[:-1]) | ((key[1:] == key[:-1]) & ordered)
+    return table if ordered.all() else table.take(np.lexsort(keys[::-1]))
+
+
+def _match(objects: pa.Table, kept: pa.Table, config: AttributeConfig, num_threads: int) -> Matches:
+    groups, found_groups = objects["image_id"].to_numpy(), kept["image_id"].to_numpy()
+    if config.class_aware:
+        labels, found_labels = objects["category_id"].to_numpy(), kept["category_id"].to_numpy()
+        groups, found_groups = class_groups(groups, labels, found_groups, found_labels)
+    pairs = (box_array(objects), groups, box_array(kept), found_groups)
+    if config.matching == "many-to-one":
+        return match_best(*pairs, num_threads=num_threads)
+    assign = hungarian if config.matching == "hungarian" else greedy
+    return match_one_to_one(*pairs, assign=assign, iou_threshold=config.iou_threshold)

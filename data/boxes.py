@@ -44,20 +44,39 @@ def area(boxes: Float[np.ndarray, "*batch 4"]) -> Float[np.ndarray, "*batch"]:
     return np.asarray(sides[..., 0] * sides[..., 1])
 
 
+def iou_xywh(
+    boxes_xywh: Float[np.ndarray, "*#batch 4"], other_xywh: Float[np.ndarray, "*#batch 4"]
+) -> Float[np.ndarray, "*#batch"]:
+    """Intersection over union of boxes with their partners; 0 where the union is empty.
+
+    The operations and their order are those of pycocotools, so that results in float64 equal its
+    `iou` to the last bit.
+
+    >>> iou_xywh(np.array([[0.0, 0, 2, 2]]), np.array([[1.0, 0, 2, 2]]))
+    array([0.33333333])
+    """
+    left, top, width, height = np.moveaxis(boxes_xywh, -1, 0)
+    left_2, top_2, width_2, height_2 = np.moveaxis(other_xywh, -1, 0)
+    common_width = np.minimum(left + width, left_2 + width_2) - np.maximum(left, left_2)
+    common_height = np.minimum(top + height, top_2 + height_2) - np.maximum(top, top_2)
+    intersection = np.maximum(common_width, 0) * np.maximum(common_height, 0)
+    union = width * height + width_2 * height_2 - intersection
+    return intersection / np.maximum(union, np.finfo(np.float64).tiny)
+
+
 def iou(
     boxes: Float[np.ndarray, "n 4"], other: Float[np.ndarray, "m 4"]
 ) -> Float[np.ndarray, "n m"]:
     """Intersection over union of every pair, in float64; 0 where the union is empty.
 
+    It equals pycocotools' `iou` to the last bit, of `boxes` as a COCO file states them (see
+    `xyxy_to_coco`) and of `other` in float32, as detections are kept.
+
     >>> iou(np.array([[0.0, 0, 2, 2]]), np.array([[1.0, 0, 3, 2], [0, 0, 2, 2]]))
     array([[0.33333333, 1.        ]])
     """
-    boxes, other = boxes.astype(np.float64), other.astype(np.float64)
-    top_left = np.maximum(boxes[:, None, :2], other[None, :, :2])
-    bottom_right = np.minimum(boxes[:, None, 2:], other[None, :, 2:])
-    intersection = area(np.concatenate([top_left, bottom_right], axis=-1))
-    union = area(boxes)[:, None] + area(other)[None, :] - intersection
-    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
+    boxes_xywh = xyxy_to_coco(boxes.astype(np.float64))
+    return iou_xywh(boxes_xywh[:, None], xyxy_to_xywh(other.astype(np.float64))[None])
 
 
 def mask_to_box(mask: np.ndarray) -> np.ndarray:

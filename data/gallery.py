@@ -3,11 +3,13 @@
 import base64
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from data.layouts import Layout, PerceptionAttribute
+from data.masks import decode_mask
 
 _COLOURS = {
     PerceptionAttribute.EASY: (40, 200, 90),
@@ -17,6 +19,8 @@ _COLOURS = {
 """Easy is green, hard is red, no attribute is blue."""
 
 _GAP = 3
+_TINT = 0.4
+"""Opacity of a mask's colour."""
 
 
 def draw_layout(image: np.ndarray, layout: Layout, scale: int = 2) -> np.ndarray:
@@ -39,6 +43,41 @@ def draw_layout(image: np.ndarray, layout: Layout, scale: int = 2) -> np.ndarray
             edge = (left, top, max(right - 1, left), max(bottom - 1, top))
             pen.rectangle(edge, outline=_COLOURS[attribute])
     return np.asarray(picture)
+
+
+def draw_masks(image: np.ndarray, layout: Layout) -> np.ndarray:
+    """Tint the things' masks by attribute; objects without a mask are left as they are.
+
+    Args:
+        image: uint8 (height, width, 3), of any size; the masks are fitted to it.
+
+    Returns:
+        uint8 of the same shape.
+    """
+    tinted = image.astype(np.float64)
+    for counts, thing, attribute in zip(
+        layout.masks, layout.is_thing, layout.attributes, strict=True
+    ):
+        if thing and counts is not None:
+            mask = Image.fromarray(decode_mask(counts, layout.height, layout.width))
+            inside = np.asarray(mask.resize((image.shape[1], image.shape[0])))
+            tinted[inside] += _TINT * (np.array(_COLOURS[attribute]) - tinted[inside])
+    return tinted.round().astype(np.uint8)
+
+
+def crop(path: Path, box: np.ndarray, side: int) -> np.ndarray:
+    """Cut a box (xyxy, pixels) out of an image file with a third of its size around it.
+
+    Returns:
+        uint8 (side, side, 3); black beyond the image's edges.
+    """
+    left, top, right, bottom = box.tolist()
+    reach = max(right - left, bottom - top) * 5 / 6
+    x, y = (left + right) / 2, (top + bottom) / 2
+    window = tuple(round(value) for value in (x - reach, y - reach, x + reach, y + reach))
+    with Image.open(path) as image:
+        rgb = ImageOps.exif_transpose(image).convert("RGB")
+        return np.asarray(rgb.crop(window).resize((side, side), Image.Resampling.BICUBIC))
 
 
 def contact_sheet(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:

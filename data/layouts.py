@@ -36,7 +36,7 @@ class Layout:
         boxes: xyxy in pixels of the image, float64 (num_objects, 4).
         category_ids: COCO category ids, int64 (num_objects,).
         is_thing: bool (num_objects,).
-        attributes: one per object; None for stuff and where attributes are off.
+        attributes: one per object; None for stuff that was not scored and where attributes are off.
         masks: compressed RLE counts per object, None where the data set has no mask.
     """
 
@@ -57,7 +57,9 @@ class Layout:
     def with_policy(
         self, policy: AttributePolicy, of_categories: Mapping[int, AttributePolicy] | None = None
     ) -> "Layout":
-        """Return the layout with its things' attributes as measured, all easy or all hard.
+        """Return the layout with attributes as measured, all easy or all hard.
+
+        Stuff has one only where it was scored.
 
         Args:
             of_categories: category id to the policy that its boxes get instead.
@@ -66,7 +68,7 @@ class Layout:
         chosen = {
             index: PerceptionAttribute(name)
             for index, name in enumerate(policies)
-            if name != "origin" and self.is_thing[index]
+            if name != "origin" and (self.is_thing[index] or self.attributes[index])
         }
         return self.with_attributes(chosen)
 
@@ -75,12 +77,14 @@ class Layout:
 
         Raises:
             IndexError: there is no such box.
-            ValueError: the box is of stuff, which has no attribute.
+            ValueError: the box is of stuff that was not scored.
         """
         changed = list(self.attributes)
         for index, attribute in attributes.items():
-            if not self.is_thing[index]:
-                raise ValueError(f"image {self.image_id}: box {index} is of stuff")
+            if not self.is_thing[index] and changed[index] is None:
+                raise ValueError(
+                    f"image {self.image_id}: box {index} is of stuff without attribute"
+                )
             changed[index] = attribute
         return replace(self, attributes=tuple(changed))
 
@@ -162,18 +166,22 @@ def _object_attributes(
         raise InvalidDataset(
             f"the attribute table is empty for split {split}: run the stage extract-attributes again"
         )
-    known = dict(zip(rows["object_id"].to_pylist(), rows["attribute"].to_pylist(), strict=True))
+    known = dict(zip(_keys(rows), rows["attribute"].to_pylist(), strict=True))
     values: list[PerceptionAttribute | None] = []
-    for object_id, thing in zip(
-        objects["object_id"].to_pylist(), objects["is_thing"].to_pylist(), strict=True
-    ):
-        if thing and object_id not in known:
+    for key in _keys(objects):
+        thing, object_id = key
+        if thing and key not in known:
             raise InvalidDataset(
                 f"object {object_id} of split {split} has no perception attribute: "
                 "the attribute table belongs to another data set"
             )
-        values.append(PerceptionAttribute(known[object_id]) if thing else None)
+        values.append(PerceptionAttribute(known[key]) if key in known else None)
     return values
+
+
+def _keys(objects: pa.Table) -> list[tuple[bool, int]]:
+    """Things and stuff may share ids."""
+    return list(zip(objects["is_thing"].to_pylist(), objects["object_id"].to_pylist(), strict=True))
 
 
 def count_objects(layouts: Iterable[Layout]) -> int:

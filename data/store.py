@@ -200,6 +200,12 @@ class ArtifactStore:
             name for name, record in manifest.files.items() if not _intact(folder / name, record)
         ]
 
+    def manifests(self, stage: str) -> Iterator[Manifest]:
+        """Manifests of all of a stage's artifacts, the newest first, their files unchecked."""
+        folders = (self.root / stage).glob("*/")
+        found = [self.read(stage, item.name) for item in folders if not item.is_symlink()]
+        yield from sorted(filter(None, found), key=lambda item: item.created_at, reverse=True)
+
     def mark_latest(self, manifest: Manifest) -> None:
         """Point the link `<root>/<stage>/latest` at an artifact that a run has made or used."""
         link = self.root / manifest.stage / _LATEST

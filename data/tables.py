@@ -61,21 +61,23 @@ DETECTIONS = pa.schema(
     [
         _field("split", pa.string(), "train or val"),
         _field("image_id", pa.int64(), "COCO image id"),
-        _field("category_id", pa.int64(), "predicted COCO category id"),
+        _field("category_id", pa.int64(), "predicted COCO category id; -1: not of the data set"),
         _field("score", pa.float32(), "confidence in [0, 1]"),
         _field("x_min", pa.float32(), "pixels, left edge"),
         _field("y_min", pa.float32(), "pixels, top edge"),
         _field("x_max", pa.float32(), "pixels, right edge, exclusive"),
         _field("y_max", pa.float32(), "pixels, bottom edge, exclusive"),
+        _field("detector", pa.string(), "which detector or results file this comes from"),
     ]
 )
 ATTRIBUTES = pa.schema(
     [
         _field("split", pa.string(), "train or val"),
-        _field("object_id", pa.int64(), "COCO annotation id of a thing"),
+        _field("object_id", pa.int64(), "COCO annotation id, unique within its split and kind"),
         _field("image_id", pa.int64(), "COCO image id"),
         _field("category_id", pa.int64(), "COCO category id"),
-        _field("best_iou", pa.float64(), "highest IoU with a kept detection; 0 if there is none"),
+        _field("is_thing", pa.bool_(), "thing (true) or stuff (false)"),
+        _field("best_iou", pa.float64(), "IoU with the matched detection; 0 if there is none"),
         _field("matched_score", pa.float32(), "score of that detection", nullable=True),
         _field("matched_category_id", pa.int64(), "class of that detection", nullable=True),
         _field("attribute", pa.string(), "easy or hard"),
@@ -92,8 +94,8 @@ def write_table(table: pa.Table, path: Path) -> None:
 
 def box_array(table: pa.Table) -> np.ndarray:
     """The boxes of a table, xyxy in pixels, float64 (num_rows, 4)."""
-    columns = [table[name].to_numpy().astype(np.float64) for name in BOX_COLUMNS]
-    return np.stack(columns, axis=1) if table.num_rows else np.zeros((0, 4))
+    columns = [table[name].to_numpy() for name in BOX_COLUMNS]
+    return np.stack(columns, dtype=np.float64).T  # each edge contiguous in memory
 
 
 @dataclass(frozen=True)

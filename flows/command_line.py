@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,11 +14,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from data.errors import ArtifactMissing, InvalidConfig, PipelineError, ServiceUnavailable
-from data.store import ArtifactStore, Manifest, StageIdentity, explain_miss
+from data.errors import (
+    ArtifactMissing,
+    InvalidConfig,
+    InvalidDataset,
+    PipelineError,
+    ServiceUnavailable,
+)
+from data.store import ArtifactStore, Manifest, StageIdentity, explain_miss, storage_errors
+from data.tables import Dataset
 from flows.presets import RunConfig, build_run, merge
 from tasks.cards import format_value
-from tasks.execution import default_root
+from tasks.execution import available_cores, default_root
 from tasks.stages import STAGES, identify
 
 app = typer.Typer(
@@ -201,6 +209,64 @@ def report(
         typer.echo(json.dumps(flat_results(store, manifest), indent=1))
     else:
         _show_results(store, manifest)
+
+
+@app.command()
+def inspect(
+    dataset: Annotated[
+        Path | None,
+        typer.Argument(
+            help="COCO instances JSON, or the folder of an ingest artifact; default: the newest."
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Image folder, where DATASET is a COCO JSON.")
+    ] = None,
+    attributes: Annotated[
+        Path | None,
+        typer.Option(help="attributes.parquet; default: the newest of the ingest artifact."),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page.")] = Path(
+        "inspect.html"
+    ),
+) -> None:
+    """Write one HTML page that shows a data set: counts, images, what is hard, problems found."""
+    from tasks.inspect import ingest_file, write_inspection  # noqa: PLC0415  # matplotlib takes a second
+
+    store = ArtifactStore(default_root())
+    title = f"Data set {dataset or 'of the newest run'}"
+    with tempfile.TemporaryDirectory() as temporary, storage_errors(output.resolve().parent):
+        if dataset is not None and dataset.is_file():
+            if images is None:
+                raise InvalidConfig(f"{dataset} needs --images, the folder of its image files")
+            found = ingest_file(dataset, images, Path(temporary), available_cores())
+        else:
+            found = _ingested(store, dataset)
+            attributes = attributes or _newest_attributes(store, found)
+        write_inspection(found, attributes, output, title)
+    typer.echo(output)
+
+
+def _ingested(store: ArtifactStore, folder: Path | None) -> Dataset:
+    newest = store.latest("ingest")
+    if folder is None and newest is None:
+        raise ArtifactMissing(
+            f"no ingested data set under {store.root}: give a COCO JSON, or run `detdiffusion run demo`"
+        )
+    found = Dataset(folder or store.path("ingest", newest.key if newest else ""))
+    if not (found.folder / "objects.parquet").is_file():
+        raise InvalidDataset(
+            f"{found.folder} is neither a COCO JSON file nor a folder that ingest wrote"
+        )
+    return found
+
+
+def _newest_attributes(store: ArtifactStore, dataset: Dataset) -> Path | None:
+    """Attributes of this very ingest artifact, where there are some."""
+    for manifest in store.manifests("extract-attributes"):
+        if manifest.inputs.get("ingest") == dataset.folder.resolve().name:
+            return store.path(manifest.stage, manifest.key) / "attributes.parquet"
+    return None
 
 
 def flat_results(store: ArtifactStore, manifest: Manifest) -> dict[str, float]:

@@ -49,6 +49,10 @@ class DetectorConfig(_Options):
     )
 
 
+DETECTOR_FILES = ("config.py", "detector.json", "model.safetensors")
+"""What a trained detector's folder holds."""
+
+
 class NewModelConfig(_Options):
     """A small base model with random weights, made by the project in Stable Diffusion's format."""
 
@@ -193,11 +197,50 @@ class SynthesisConfig(_Options):
     images_per_val_layout: int = Field(5, ge=1, description="Five in the paper's protocol.")
 
 
+class CheckpointConfig(_Options):
+    """Somebody's MMDetection detector."""
+
+    config: str = Field(description="Config packaged with MMDetection (`mmdet::…`), or its path.")
+    checkpoint: Path = Field(description="Its .pth, or safetensors with the same names.")
+    classes: tuple[str, ...] | None = Field(
+        None,
+        description="Names in label order; null: as the checkpoint says, else the data set's things.",
+    )
+
+
+class ResultsConfig(_Options):
+    """COCO results files, JSON lists of {image_id, category_id, bbox, score}."""
+
+    train: Path
+    val: Path
+
+
 class ScoringConfig(_Options):
-    """Inference over real images for the perception-aware attributes."""
+    """Where the detections for the perception-aware attributes come from."""
 
     score_threshold: float = Field(0.05, ge=0, lt=1, description="Weaker detections are not kept.")
+    detector: Path | CheckpointConfig | None = Field(
+        None,
+        description="A detector's folder as train-detector writes it, or an MMDetection config with a "
+        "checkpoint; null: the one that train-detector trained.",
+    )
+    results: ResultsConfig | None = Field(
+        None, description="Detections of any other framework, instead of inference."
+    )
+    num_folds: int = Field(
+        0,
+        ge=0,
+        description="From 2: so many detectors of train-detector's options, each trained without the "
+        "fold of training images that it scores. 0: training images are scored by the detector.",
+    )
     batch_size: Annotated[int, RuntimeOnly] = Field(32, ge=1)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [self.detector is not None, self.results is not None, self.num_folds > 1]
+        if sum(given) > 1:
+            raise ValueError("give one of scoring.detector, scoring.results and scoring.num_folds")
+        return self
 
 
 class AttributeStageConfig(_Options):

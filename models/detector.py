@@ -7,6 +7,7 @@ The only module that imports mmdet and mmengine. A trained detector is a folder 
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from torch import Tensor
 
 from data.errors import InvalidConfig, InvalidModel
 from data.tables import BOX_COLUMNS, DETECTIONS
-from models.config import DetectorConfig
+from models.checkpoints import read_checkpoint
+from models.config import CheckpointConfig, DetectorConfig
 from models.devices import default_device
 from models.mmcv_ops import install_mmcv_ops
 
@@ -39,6 +41,13 @@ logger = logging.getLogger(__name__)
 
 _WORK_FOLDER_SCHEME = "work-folder:"
 """Checkpoints that this project wrote itself; MMEngine pickles its message hub into them."""
+
+
+UNKNOWN_CLASS = -1
+"""Category id of a detected class that the data set does not have."""
+
+_NEED_LABELS = ("LoadAnnotations", "LoadPanopticAnnotations")
+"""Steps of a test pipeline that plain inference goes without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +75,8 @@ class Detections:
     category_ids: np.ndarray
 
 
-def detections_table(split: str, detections: Iterable[Detections]) -> pa.Table:
-    """Collect detections into a table with schema `data.tables.DETECTIONS`."""
+def detections_table(split: str, detections: Iterable[Detections], detector: str) -> pa.Table:
+    """Collect a detector's detections into a table with schema `data.tables.DETECTIONS`."""
     found = list(detections)
     boxes = np.concatenate([np.zeros((0, 4), np.float32), *(item.boxes for item in found)])
     counts = [len(item.scores) for item in found]
@@ -80,6 +89,7 @@ def detections_table(split: str, detections: Iterable[Detections]) -> pa.Table:
             ),
             "score": np.concatenate([np.zeros(0, np.float32), *(item.scores for item in found)]),
             **{name: boxes[:, column] for column, name in enumerate(BOX_COLUMNS)},
+            "detector": np.full(sum(counts), detector, dtype=object),
         },
         schema=DETECTIONS,
     )
@@ -304,6 +314,11 @@ def _export(model: torch.nn.Module, config: Config, categories: dict[int, str], 
     (out / "detector.json").write_text(json.dumps({"categories": list(categories.items())}))
 
 
+def _ids_by_name(names: Sequence[str], things: Mapping[int, str]) -> list[int]:
+    ids = {name: category_id for category_id, name in things.items()}
+    return [ids.get(name, UNKNOWN_CLASS) for name in names]
+
+
 class Detector:
     """A trained detector, ready for inference."""
 
@@ -313,8 +328,12 @@ class Detector:
         self._category_ids = np.array(category_ids)
 
     @classmethod
-    def load(cls, folder: Path) -> "Detector":
+    def load(cls, folder: Path, things: Mapping[int, str] | None = None) -> "Detector":
         """Load a folder written by `train_detector`.
+
+        Args:
+            things: category id to name of another data set than the detector's, whose ids it is to
+                report; a class not among them is reported as `UNKNOWN_CLASS`.
 
         Raises:
             InvalidModel: a file is missing or does not fit the config.
@@ -329,30 +348,81 @@ class Detector:
         except (OSError, RuntimeError, KeyError) as error:
             raise InvalidModel(f"detector folder {folder}: {error}") from error
         model.to(default_device()).eval()
-        return cls(model, Compose(config.test_pipeline), [key for key, _ in categories])
+        own_ids, names = zip(*categories, strict=True)
+        return cls(
+            model, Compose(config.test_pipeline), _ids_by_name(names, things) if things else own_ids
+        )
+
+    @classmethod
+    def from_checkpoint(cls, source: CheckpointConfig, things: Mapping[int, str]) -> "Detector":
+        """Load an MMDetection config with its checkpoint.
+
+        Args:
+            things: category id to name of the data set; a class of the detector that is not among
+                them is reported as `UNKNOWN_CLASS`.
+
+        Raises:
+            InvalidModel: a file is missing or cannot be read, or the two do not fit each other.
+        """
+        register_all_modules(init_default_scope=False)
+        init_default_scope("mmdet")
+        checkpoint = read_checkpoint(source.checkpoint)
+        try:
+            config = _read_config(source.config)
+            _set_everywhere(config.model, "init_cfg", None)
+            model = MODELS.build(config.model)
+            model.load_state_dict(checkpoint.weights)
+            pipeline = Compose(
+                [step for step in config.test_pipeline if step["type"] not in _NEED_LABELS]
+            )
+        except (OSError, SyntaxError, RuntimeError, LookupError, AttributeError, TypeError,
+                ValueError) as error:  # fmt: skip
+            raise InvalidModel(
+                f"{source.checkpoint} with config {source.config}: {error}"
+            ) from error
+        model.to(default_device()).eval()
+        names = source.classes or checkpoint.classes or tuple(things.values())
+        return cls(model, pipeline, _ids_by_name(names, things))
 
     @torch.no_grad()
     def detect(self, images: Sequence[tuple[int, Path]], batch_size: int) -> Iterator[Detections]:
-        """Detect objects in image files.
+        """Detect objects in image files; the next batch is read while the model works.
 
         Args:
             images: COCO image id and path of each image.
 
         Yields:
             One `Detections` per image, in order.
+
+        Raises:
+            InvalidModel: the detector knows more classes than it has names.
         """
-        for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size]
-            inputs = [self._pipeline({"img_id": k, "img_path": str(path)}) for k, path in batch]
-            results = self._model.test_step(pseudo_collate(inputs))  # type: ignore[operator]
-            for (image_id, _), result in zip(batch, results, strict=True):
-                found = result.pred_instances
-                yield Detections(
-                    image_id=image_id,
-                    boxes=found.bboxes.cpu().numpy().astype(np.float32),
-                    scores=found.scores.cpu().numpy().astype(np.float32),
-                    category_ids=self._category_ids[found.labels.cpu().numpy()],
-                )
+        batches = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
+        with ThreadPoolExecutor() as pool:
+            ahead = pool.map(self._read, batches[0] if batches else ())
+            for batch, following in zip(batches, [*batches[1:], ()], strict=True):
+                inputs = list(ahead)
+                ahead = pool.map(self._read, following)
+                results = self._model.test_step(pseudo_collate(inputs))  # type: ignore[operator]
+                for (image_id, _), result in zip(batch, results, strict=True):
+                    yield self._detections(image_id, result.pred_instances)
+
+    def _read(self, image: tuple[int, Path]) -> Any:
+        return self._pipeline({"img_id": image[0], "img_path": str(image[1])})
+
+    def _detections(self, image_id: int, found: Any) -> Detections:
+        labels = found.labels.cpu().numpy()
+        if len(labels) and labels.max() >= len(self._category_ids):
+            raise InvalidModel(
+                f"the detector reports class {labels.max()} and has {len(self._category_ids)} class "
+                "names: give scoring.detector.classes in label order"
+            )
+        return Detections(
+            image_id=image_id,
+            boxes=found.bboxes.cpu().numpy().astype(np.float32),
+            scores=found.scores.cpu().numpy().astype(np.float32),
+            category_ids=self._category_ids[labels],
+        )
 
     @torch.no_grad()
     def backbone_features(self, images: Tensor) -> Tensor:

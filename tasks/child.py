@@ -78,6 +78,7 @@ def main(spec_path: str) -> int:
         out=spec.out,
         work=spec.work,
         key=spec.key,
+        root=spec.root,
         num_workers=spec.num_workers,
         progress=reporter,
     )

@@ -7,6 +7,8 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
+from data.store import MANIFEST_NAME, Manifest
+
 ConfigT_co = TypeVar("ConfigT_co", bound=BaseModel, covariant=True)
 
 Progress = Callable[[int, int, str], None]
@@ -26,6 +28,7 @@ class StepContext(Generic[ConfigT_co]):
         out: folder for the artifact's files; outlives a crash too, and is published as it is.
         work: folder that outlives a crash, for checkpoints and finished shards.
         key: the artifact's key.
+        root: the artifact root; a step may take over from its own stage's earlier artifacts.
         num_workers: CPU cores to use.
         progress: reports progress.
     """
@@ -35,5 +38,10 @@ class StepContext(Generic[ConfigT_co]):
     out: Path
     work: Path
     key: str
+    root: Path
     num_workers: int
     progress: Progress
+
+    def manifest(self, name: str) -> Manifest:
+        """Manifest of an input's artifact."""
+        return Manifest.model_validate_json((self.inputs[name] / MANIFEST_NAME).read_text())

@@ -12,7 +12,6 @@ from data.coco import boxes_by_image, read_coco
 from data.gallery import contact_sheet, draw_layout, png_bytes
 from data.images import read_square
 from data.layouts import Layout, evenly_spaced, read_layouts
-from data.store import MANIFEST_NAME, Manifest
 from data.tables import Dataset, write_table
 from models.config import EvaluationConfig
 from models.detector import Detector, detections_table
@@ -78,7 +77,7 @@ def _score_rows(
         ("real", dataset.instances_file("val"), [(key, paths[key]) for key in sources]),
         *((policy, *_synthetic_set(context, policy)) for policy in POLICIES),
     ):
-        found = detections_table("val", scorer.detect(images, config.batch_size))
+        found = detections_table("val", scorer.detect(images, config.batch_size), "train-scorer")
         image_ids = [image_id for image_id, _ in images]
         metrics = coco_metrics(instances, found, image_ids)
         truth = boxes_by_image(read_coco(instances))
@@ -129,12 +128,8 @@ def _distances(
     return frechet_distances(module, real, candidates, resolution), "scorer's backbone"
 
 
-def _manifest(context: StepContext[EvaluationConfig], name: str) -> Manifest:
-    return Manifest.model_validate_json((context.inputs[name] / MANIFEST_NAME).read_text())
-
-
 def _resolution(context: StepContext[EvaluationConfig]) -> int:
-    return int(_manifest(context, "train-generator").config["resolution"])
+    return int(context.manifest("train-generator").config["resolution"])
 
 
 def _results(
@@ -147,8 +142,8 @@ def _results(
     by_name = {row["images"]: row for row in scores}
     arms = pa.Table.from_pylist(trainability).group_by("arm").aggregate([("map", "mean")])
     means = dict(zip(arms["arm"].to_pylist(), arms["map_mean"].to_pylist(), strict=True))
-    detector = _manifest(context, "train-detector").summary["metrics"]
-    hard_share = _manifest(context, "extract-attributes").summary["hard_share"]
+    detector = context.manifest("train-detector").summary["metrics"]
+    hard_share = context.manifest("extract-attributes").summary["hard_share"]
     return {
         "detector_map_real": detector["map"],
         "detector_map50_real": detector["map50"],
@@ -192,7 +187,7 @@ def _picture(path: Path, layout: Layout) -> np.ndarray:
 
 
 def _stage_rows(context: StepContext[EvaluationConfig], own_seconds: float) -> list[dict[str, Any]]:
-    manifests = [_manifest(context, name) for name in context.inputs]
+    manifests = [context.manifest(name) for name in context.inputs]
     rows = [
         {"stage": m.stage, "seconds": m.seconds, "peak memory, GB": m.peak_memory_bytes / 1e9}
         for m in sorted(manifests, key=lambda item: item.created_at)

@@ -1,74 +1,100 @@
-"""Stage `extract-attributes`: detector inference and easy/hard labels."""
+"""Stage `extract-attributes`: detections of the real images and easy/hard labels."""
+
+import json
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.attributes import extract_attributes
-from data.layouts import PerceptionAttribute, evenly_spaced, read_layouts
-from data.tables import Dataset, Split, write_table
-from models.config import AttributeStageConfig, ScoringConfig
-from models.detector import Detector, detections_table
+from data.calibration import (
+    by_cause,
+    by_class,
+    by_crowding,
+    by_size,
+    easiest_and_hardest,
+    hard_share,
+    scored_things,
+)
+from data.gallery import contact_sheet, crop, in_rows
+from data.layouts import evenly_spaced, read_layouts
+from data.tables import Dataset, Split, box_array, write_table
+from models.config import AttributeStageConfig
 from tasks.cards import layout_sheet, markdown_picture, markdown_table, write_card
 from tasks.context import StepContext, Summary
+from tasks.detections import DETECTIONS_FILE, detections_key, obtain_detections
 
 _SPLITS: tuple[Split, ...] = ("train", "val")
+_CROPS = 16
+_CROP_SIDE = 64
+_NUM_PICTURES = 3
 
 
 def run(context: StepContext[AttributeStageConfig]) -> Summary:
     """Write `detections.parquet` and `attributes.parquet` for both splits."""
     config = context.config
     dataset = Dataset(context.inputs["ingest"])
-    detections = _detect(context, config.scoring, dataset)
-    write_table(detections, context.out / "detections.parquet")
+    detections = obtain_detections(context, dataset)
+    write_table(detections, context.out / DETECTIONS_FILE)
     attributes = pa.concat_tables(
-        [extract_attributes(dataset, detections, name, config.labelling) for name in _SPLITS]
+        [
+            extract_attributes(dataset, detections, name, config.labelling, context.num_workers)
+            for name in _SPLITS
+        ]
     )
     write_table(attributes, context.out / "attributes.parquet")
-    by_class = _by_class(dataset, attributes)
-    shares = {name: _hard_share(attributes.filter(pc.field("split") == name)) for name in _SPLITS}
+    shares = {name: hard_share(attributes.filter(pc.field("split") == name)) for name in _SPLITS}
+    scored = scored_things(dataset, attributes, "train")
+    tables = {
+        "By class": by_class(scored, dataset.things),
+        "By size": by_size(scored),
+        "By crowding": by_crowding(scored),
+        "By recorded cause of difficulty": by_cause(scored),
+    }
+    (context.out / "calibration.json").write_text(json.dumps(tables, indent=1))
     write_card(
         context.out,
         "Perception-aware attributes",
         markdown_table([{"split": name, "share of hard": share} for name, share in shares.items()]),
-        "## By class (training images)",
-        markdown_table(by_class),
+        f"{detections.num_rows} detections by: "
+        + (", ".join(sorted(detections["detector"].unique().to_pylist())) or "—"),
+        *(
+            f"## {title} (training images)\n\n{markdown_table(rows)}"
+            for title, rows in tables.items()
+        ),
+        *_galleries(dataset, scored),
         "## Validation images (green easy, red hard)",
-        markdown_picture(_sheet(dataset, attributes), "validation images with attributes"),
+        markdown_picture(
+            _sheet(dataset, attributes), "validation images with attributes", _NUM_PICTURES
+        ),
     )
-    return {"hard_share": shares, "by_class": by_class}
+    return {
+        "hard_share": shares,
+        "by_class": tables["By class"],
+        "detections_key": detections_key(context),
+    }
 
 
-def _detect(
-    context: StepContext[AttributeStageConfig], config: ScoringConfig, dataset: Dataset
-) -> pa.Table:
-    detector = Detector.load(context.inputs["train-detector"] / "detector")
-    total = dataset.images.num_rows
-    tables, done = [], 0
-    for split in _SPLITS:
-        found = []
-        for item in detector.detect(dataset.image_paths(split), config.batch_size):
-            found.append(item)
-            done += 1
-            context.progress(done, total, "images scored")
-        tables.append(detections_table(split, found))
-    return pa.concat_tables(tables).filter(pc.field("score") >= config.score_threshold)
+def _galleries(dataset: Dataset, scored: pa.Table) -> list[str]:
+    """Crops of the easiest and of the hardest training objects."""
+    sections = []
+    for title, rows in zip(
+        ("Easiest", "Hardest"), easiest_and_hardest(scored, _CROPS), strict=True
+    ):
+        picture = _crops(dataset, scored.take(rows))
+        sections += [
+            f"## {title} training objects, by IoU × score",
+            markdown_picture(picture, f"crops of the {title.lower()} objects", _NUM_PICTURES),
+        ]
+    return sections
 
 
-def _hard_share(attributes: pa.Table) -> float:
-    hard = pc.equal(attributes["attribute"], str(PerceptionAttribute.HARD))
-    return float(pc.mean(hard.cast(pa.float64())).as_py())
-
-
-def _by_class(dataset: Dataset, attributes: pa.Table) -> list[dict[str, object]]:
-    train = attributes.filter(pc.field("split") == "train")
-    rows = []
-    for category_id, name in dataset.things.items():
-        of_class = train.filter(pc.field("category_id") == category_id)
-        if of_class.num_rows:
-            share = _hard_share(of_class)
-            rows.append({"class": name, "objects": of_class.num_rows, "share of hard": share})
-    return rows
+def _crops(dataset: Dataset, scored: pa.Table) -> np.ndarray:
+    paths = dict(dataset.image_paths("train"))
+    boxes = zip(scored["image_id"].to_pylist(), box_array(scored), strict=True)
+    return contact_sheet(
+        in_rows([crop(paths[image_id], box, _CROP_SIDE) for image_id, box in boxes])
+    )
 
 
 def _sheet(dataset: Dataset, attributes: pa.Table) -> np.ndarray:

@@ -59,7 +59,9 @@ class GeneratorProbe:
             images: image id of each layout to a picture of it.
         """
         found = detections_table(
-            _SPLIT, self._detector.detect(list(images.items()), self._config.sampling.batch_size)
+            _SPLIT,
+            self._detector.detect(list(images.items()), self._config.sampling.batch_size),
+            "train-detector",
         )
         things = {
             item.image_id: (item.boxes[item.is_thing], item.category_ids[item.is_thing])

@@ -7,41 +7,24 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from jinja2 import Environment
+from matplotlib.figure import Figure
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt  # after the choice of backend
 
 from data.gallery import data_uri
-from tasks.cards import format_value
+from tasks.pages import write_page
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>detdiffusion report</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1340px; margin: 2rem auto; padding: 0 1rem;
-  color: #1c2430; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-table { border-collapse: collapse; }
-th, td { padding: .3rem .8rem; border-bottom: 1px solid #dde3ea; text-align: right; }
-th:first-child, td:first-child { text-align: left; }
-th { background: #f4f6f9; }
-img { max-width: 100%; } .gallery img { image-rendering: pixelated; }
-</style></head><body>
-<h1>detdiffusion report</h1>
-<table>{% for name, value in results.items() %}
+_BODY = """<table>{% for name, value in results.items() %}
 <tr><td>{{ name }}</td><td>{{ value | number }}</td></tr>{% endfor %}
 </table>
 {% for title, rows in tables.items() %}<h2>{{ title }}</h2>
-<table><tr>{% for name in rows[0] %}<th>{{ name }}</th>{% endfor %}</tr>
-{% for row in rows %}<tr>{% for value in row.values() %}<td>{{ value | number }}</td>{% endfor %}</tr>
-{% endfor %}</table>
+{{ table(rows) }}
 {% endfor %}
 <h2>Gallery: the same layouts, real, origin, easy, hard (green easy, red hard)</h2>
 <p class="gallery"><img src="{{ gallery }}" alt="rows: real, origin, easy, hard"></p>
 <h2>Generator training</h2>
 <p><img src="{{ curves }}" alt="loss curves"></p>
-</body></html>
 """
 
 _CURVES = {
@@ -67,12 +50,15 @@ def write_report(
         curves: PNG of the loss curves.
         gallery: PNG of the contact sheet.
     """
-    environment = Environment(autoescape=True)
-    environment.filters["number"] = format_value
-    page = environment.from_string(_PAGE).render(
-        results=results, tables=tables, curves=data_uri(curves), gallery=data_uri(gallery)
+    write_page(
+        path,
+        "detdiffusion report",
+        _BODY,
+        results=results,
+        tables=tables,
+        curves=data_uri(curves),
+        gallery=data_uri(gallery),
     )
-    path.write_text(page, encoding="utf-8")
 
 
 def loss_curves(metrics: Sequence[Mapping[str, float]]) -> bytes:
@@ -87,6 +73,11 @@ def loss_curves(metrics: Sequence[Mapping[str, float]]) -> bytes:
         axis.plot(steps[window - 1 :], smooth)
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
+    return figure_png(figure)
+
+
+def figure_png(figure: Figure) -> bytes:
+    """Close a figure and return it as PNG."""
     figure.tight_layout()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)

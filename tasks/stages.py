@@ -10,11 +10,15 @@ from data.errors import InvalidConfig
 from data.ingest import IngestConfig, source_digest
 from data.store import StageIdentity, digest_file, folder_digest, keyed_options
 from models.config import (
+    DETECTOR_FILES,
     AttributeStageConfig,
+    CheckpointConfig,
     DetectorConfig,
     EvaluationConfig,
     GeneratorConfig,
+    ResultsConfig,
     RetrainConfig,
+    ScoringConfig,
     SynthesisConfig,
 )
 
@@ -51,7 +55,7 @@ STAGES: dict[str, Stage] = {
         Stage("train-scorer", 1, DetectorConfig, ("ingest",), "tasks.train_detector"),
         Stage(
             "extract-attributes",
-            1,
+            2,
             AttributeStageConfig,
             ("ingest", "train-detector"),
             "tasks.extract_attributes",
@@ -91,9 +95,15 @@ STAGES: dict[str, Stage] = {
 """Every stage, after the stages it reads from."""
 
 
-def _foreign_files(config: BaseModel) -> dict[str, str]:
+def foreign_files(config: BaseModel) -> dict[str, str]:
     """Digests of what an option names outside of the artifact root."""
     match config:
+        case AttributeStageConfig(scoring=scoring):
+            return {
+                f"scoring.{name}": digest_file(path).sha256
+                for name, path in _scoring_files(scoring).items()
+                if path.is_file()
+            }
         case IngestConfig():
             return {"source": source_digest(config)}
         case DetectorConfig(config=name) | RetrainConfig(detector=DetectorConfig(config=name)) if (
@@ -104,6 +114,17 @@ def _foreign_files(config: BaseModel) -> dict[str, str]:
             return {"base_model": folder_digest(Path(name))}
         case EvaluationConfig(inception_weights=Path() as path) if path.is_file():
             return {"inception_weights": digest_file(path).sha256}
+    return {}
+
+
+def _scoring_files(scoring: ScoringConfig) -> dict[str, Path]:
+    match scoring:
+        case ScoringConfig(detector=CheckpointConfig(config=config, checkpoint=checkpoint)):
+            return {"detector.config": Path(config), "detector.checkpoint": checkpoint}
+        case ScoringConfig(detector=Path() as folder):
+            return {f"detector/{name}": folder / name for name in DETECTOR_FILES}
+        case ScoringConfig(results=ResultsConfig(train=train, val=val)):
+            return {"results.train": train, "results.val": val}
     return {}
 
 
@@ -123,7 +144,7 @@ def identify(configs: Mapping[str, BaseModel]) -> dict[str, StageIdentity]:
         if not isinstance(config, stage.config):
             raise InvalidConfig(f"stage {stage.name} needs options of type {stage.config.__name__}")
         inputs = {name: identities[name].key for name in stage.inputs}
-        inputs |= _foreign_files(config)
+        inputs |= foreign_files(config)
         identities[stage.name] = StageIdentity(
             stage.name, stage.version, keyed_options(config), inputs
         )

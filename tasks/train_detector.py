@@ -44,5 +44,5 @@ def train_and_validate(
     """Train one detector into `folder` and return its COCO metrics on the validation images."""
     train_detector(config, train_sets, dataset.things, work, folder, on_step)
     found = Detector.load(folder).detect(dataset.image_paths("val"), _VALIDATION_BATCH)
-    detections = detections_table("val", found)
+    detections = detections_table("val", found, folder.name)
     return coco_metrics(dataset.instances_file("val"), detections).as_row()

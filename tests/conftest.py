@@ -8,7 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import jaxtyping
 
 jaxtyping.install_import_hook(
-    ["data.boxes", "data.attributes", "models.losses", "models.conditioning", "models.perception"],
+    ["data.boxes", "data.matching", "models.losses", "models.conditioning", "models.perception"],
     "beartype.beartype",
 )
 
@@ -48,7 +48,7 @@ def attributes(dataset):
     contrasts = [json.loads(text)["contrast"] for text in things["difficulty"].to_pylist()]
     return pa.table(
         {
-            **{k: things[k] for k in ("split", "object_id", "image_id", "category_id")},
+            **{k: things[k] for k in ("split", "object_id", "image_id", "category_id", "is_thing")},
             "best_iou": np.zeros(len(contrasts)),
             "matched_score": pa.nulls(len(contrasts), pa.float32()),
             "matched_category_id": pa.nulls(len(contrasts), pa.int64()),

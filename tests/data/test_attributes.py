@@ -1,37 +1,11 @@
 import numpy as np
 import pyarrow as pa
-from hypothesis import given
-from hypothesis import strategies as st
+import pyarrow.compute as pc
+import pytest
 
-from data.attributes import AttributeConfig, extract_attributes, match_boxes
-from data.boxes import iou
+from data.attributes import AttributeConfig, extract_attributes
+from data.layouts import read_layouts
 from data.tables import DETECTIONS
-
-
-def brute_force(boxes, labels, found, found_labels, *, class_aware):
-    best = []
-    for box, label in zip(boxes, labels, strict=True):
-        overlaps = [
-            0.0 if class_aware and label != other else float(iou(box[None], candidate[None])[0, 0])
-            for candidate, other in zip(found, found_labels, strict=True)
-        ]
-        best.append(max(overlaps, default=0.0))
-    return best
-
-
-@given(st.integers(0, 2**32 - 1), st.integers(0, 6), st.integers(0, 6), st.booleans())
-def test_matching_equals_a_loop(seed, num_boxes, num_detections, class_aware):
-    rng = np.random.default_rng(seed)
-
-    def draw(count):
-        corners = rng.uniform(0, 10, (count, 2, 2))
-        return np.concatenate([corners.min(1), corners.max(1)], axis=1), rng.integers(0, 3, count)
-
-    (boxes, labels), (found, found_labels) = draw(num_boxes), draw(num_detections)
-    matches = match_boxes(boxes, labels, found, found_labels, class_aware=class_aware)
-    expected = brute_force(boxes, labels, found, found_labels, class_aware=class_aware)
-    assert matches.best_iou.tolist() == expected
-    assert ((matches.detection < 0) == (matches.best_iou == 0)).all()
 
 
 def detections_of(dataset, *, shift=0.0, score=0.9):
@@ -44,6 +18,7 @@ def detections_of(dataset, *, shift=0.0, score=0.9):
             "image_id": objects["image_id"],
             "category_id": objects["category_id"],
             "score": pa.array(np.full(objects.num_rows, score, np.float32)),
+            "detector": ["perfect"] * objects.num_rows,
             **{
                 name: pa.array((objects[name].to_numpy() + move).astype(np.float32))
                 for name, move in (("x_min", offset), ("y_min", 0), ("x_max", offset), ("y_max", 0))
@@ -72,11 +47,79 @@ def test_a_score_at_the_threshold_is_not_kept(dataset):
     assert labels(dataset, at_threshold, score_threshold=0.24) == {"easy"}
 
 
-def test_an_iou_at_the_threshold_is_hard():
-    box = np.array([[0.0, 0, 2, 1]])
-    matches = match_boxes(box, np.array([1]), np.array([[0.0, 0, 1, 1]]), np.array([1]))
-    assert matches.best_iou[0] == 0.5
-    assert not matches.best_iou[0] > AttributeConfig().iou_threshold
+def one_object(dataset):
+    """The first training object, its row of detections doubled as often as asked for."""
+    perfect = detections_of(dataset)
+    row = dataset.objects.filter(pc.field("is_thing")).slice(0, 1).to_pylist()[0]
+    return row, perfect.slice(0, 1)
+
+
+def changed(detection, **columns):
+    values = detection.to_pylist()[0] | columns
+    return pa.Table.from_pylist([values], schema=DETECTIONS)
+
+
+def label_of(dataset, row, detections, **options):
+    table = extract_attributes(dataset, detections, row["split"], AttributeConfig(**options))
+    return table.filter(pc.field("object_id") == row["object_id"]).to_pylist()[0]
+
+
+def test_an_iou_at_the_threshold_is_hard(dataset):
+    row, found = one_object(dataset)
+    half = changed(found, x_max=(row["x_min"] + row["x_max"]) / 2)
+    best = label_of(dataset, row, half)["best_iou"]
+    assert 0 < best < 1
+    assert label_of(dataset, row, half, iou_threshold=best)["attribute"] == "hard"
+    below = float(np.nextafter(best, 0))
+    assert label_of(dataset, row, half, iou_threshold=below)["attribute"] == "easy"
+
+
+def test_of_equal_ious_the_higher_score_is_the_match(dataset):
+    row, found = one_object(dataset)
+    order = [
+        changed(found, score=score, category_id=k) for k, score in ((5, 0.5), (6, 0.9), (7, 0.9))
+    ]
+    match = label_of(dataset, row, pa.concat_tables(order))
+    assert match["matched_score"] == pytest.approx(0.9)
+    assert match["matched_category_id"] == 6
+
+
+def test_class_aware_matching_wants_the_own_class(dataset):
+    row, found = one_object(dataset)
+    other = changed(found, category_id=row["category_id"] + 1)
+    assert label_of(dataset, row, other)["attribute"] == "easy"
+    assert label_of(dataset, row, other, class_aware=True)["attribute"] == "hard"
+    assert label_of(dataset, row, found, class_aware=True)["attribute"] == "easy"
+
+
+@pytest.mark.parametrize("matching", ["hungarian", "greedy"])
+def test_one_to_one_makes_no_two_boxes_easy_by_one_detection(dataset, matching):
+    row, found = one_object(dataset)
+    objects = pa.Table.from_pylist([row, row | {"object_id": 10**6}], schema=dataset.objects.schema)
+    twins = type("Twins", (), {"objects": objects})()
+
+    def easy(**options):
+        table = extract_attributes(twins, found, row["split"], AttributeConfig(**options))
+        return table["attribute"].to_pylist().count("easy")
+
+    assert easy() == 2
+    assert easy(matching=matching) == 1
+
+
+def test_stuff_has_an_attribute_only_if_asked_for(dataset):
+    perfect = detections_of(dataset)
+    things = extract_attributes(dataset, perfect, "train", AttributeConfig())
+    assert set(things["is_thing"].to_pylist()) == {True}
+    every = extract_attributes(dataset, perfect, "train", AttributeConfig(stuff="literal"))
+    stuff = every.filter(~pc.field("is_thing"))
+    objects = dataset.objects.filter((pc.field("split") == "train") & ~pc.field("is_thing"))
+    assert stuff.num_rows == objects.num_rows
+    assert every.slice(0, things.num_rows).equals(things)
+    layout = read_layouts(dataset, every, "train")[0]
+    assert None not in layout.attributes
+    assert set(layout.with_policy("hard").attributes) == {"hard"}
+    plain = read_layouts(dataset, things, "train")[0].with_policy("hard")
+    assert [item is None for item in plain.attributes] == (~plain.is_thing).tolist()
 
 
 def test_the_matched_detection_is_recorded(dataset):

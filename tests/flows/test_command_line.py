@@ -43,6 +43,9 @@ def test_plan_of_an_empty_root_is_all_misses(cli):
             "ingest.val",
         ),
         (("report",), "no evaluation under"),
+        (("inspect",), "no ingested data set under"),
+        (("inspect", __file__), "needs --images"),
+        (("inspect", "/no/such"), "neither a COCO JSON file nor a folder that ingest wrote"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_1(cli, tmp_path, arguments, message):
@@ -81,10 +84,17 @@ def test_a_server_that_does_not_answer_is_one_line(cli, monkeypatch):
     assert err.count("\n") == 1
 
 
+def test_inspect_writes_the_page_of_an_ingested_folder(cli, dataset, tmp_path):
+    page = tmp_path / "page.html"
+    status, out, _ = cli("inspect", str(dataset.folder), "-o", str(page))
+    assert (status, out.strip()) == (0, str(page))
+    assert page.read_text().count("data:image/png") == 2
+
+
 def test_help_names_the_commands(cli):
     status, out, _ = cli("--help")
     assert status == 0
-    assert all(command in out for command in ("run", "plan", "report"))
+    assert all(command in out for command in ("run", "plan", "report", "inspect"))
 
 
 def test_json_values_are_parsed():

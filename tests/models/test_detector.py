@@ -44,7 +44,7 @@ def test_a_detector_trains_is_exported_and_detects(dataset, tmp_path, name):
     assert steps == [1, 2, 3, 4]
     found = list(detector.detect(dataset.image_paths("val"), batch_size=4))
     assert [item.image_id for item in found] == [1, 2, 3, 4, 5, 6]
-    table = detections_table("val", found)
+    table = detections_table("val", found, "tiny")
     assert table.num_rows == sum(len(item.scores) for item in found) > 0
     assert set(table["category_id"].to_pylist()) <= set(dataset.things)
     assert 0 <= min(table["score"].to_pylist()) <= max(table["score"].to_pylist()) <= 1

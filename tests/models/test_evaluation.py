@@ -8,8 +8,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from data.boxes import xyxy_to_xywh
+from data.coco import boxes_by_image, read_coco
 from data.tables import BOX_COLUMNS, DETECTIONS, box_array
-from models.evaluation import coco_metrics
+from models.evaluation import coco_metrics, coco_statistics, detection_recall
 
 
 def noisy_detections(dataset, seed=0):
@@ -28,6 +29,7 @@ def noisy_detections(dataset, seed=0):
             "image_id": np.repeat(rows["image_id"].to_numpy(), 3),
             "category_id": labels,
             "score": rng.random(len(labels)).astype(np.float32),
+            "detector": ["noisy"] * len(labels),
             **{name: boxes[:, i].astype(np.float32) for i, name in enumerate(BOX_COLUMNS)},
         },
         schema=DETECTIONS,
@@ -55,6 +57,8 @@ def test_metrics_equal_pycocotools(dataset, image_ids):
         oracle.evaluate()
         oracle.accumulate()
         oracle.summarize()
+    statistics = coco_statistics(path, detections, image_ids)
+    np.testing.assert_allclose(statistics, oracle.stats, rtol=0, atol=1e-9)
     metrics = coco_metrics(path, detections, image_ids)
     found = list(metrics.as_row().values())
     np.testing.assert_allclose(found, [*oracle.stats[:6], oracle.stats[8]], atol=1e-9)
@@ -63,3 +67,29 @@ def test_metrics_equal_pycocotools(dataset, image_ids):
 
 def test_no_detections_score_zero(dataset):
     assert coco_metrics(dataset.instances_file("train"), DETECTIONS.empty_table()).map == 0
+
+
+def perfect(dataset, **changes):
+    rows = []
+    truth = boxes_by_image(read_coco(dataset.instances_file("val")))
+    for image_id, (boxes, labels) in truth.items():
+        for box, label in zip(boxes, labels, strict=True):
+            row = {
+                "split": "val",
+                "image_id": image_id,
+                "category_id": int(label),
+                "score": 0.5,
+                "detector": "d",
+            }
+            rows.append(row | dict(zip(BOX_COLUMNS, box.tolist(), strict=True)) | changes)
+    return pa.Table.from_pylist(rows, schema=DETECTIONS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [({}, 1.0), ({"score": 0.3}, 1.0), ({"score": 0.29}, 0.0), ({"category_id": 99}, 0.0)],
+)
+def test_recall_counts_objects_found_with_class_score_and_place(dataset, changes, expected):
+    truth = boxes_by_image(read_coco(dataset.instances_file("val")))
+    found = perfect(dataset, **changes)
+    assert detection_recall(truth, found, score_threshold=float(np.float32(0.3))) == expected
