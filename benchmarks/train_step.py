@@ -21,7 +21,7 @@ from models.config import GeneratorConfig
 from models.devices import autocast, resolve_precision
 from models.losses import denoising_loss, foreground_weights, min_snr_weights, perception_loss
 from models.perception import captured_features
-from models.training import train_step
+from models.training import batches_ahead, train_step
 from models.training_batches import Batch, make_batch
 from models.training_set import build_training_set
 from models.training_state import TrainedModules, new_state
@@ -44,8 +44,10 @@ def our_steps(scene: Demo, precision: str) -> Step:
     )
     state = new_state(generator, config)
 
+    ahead = iter(batches_ahead(state, images, config))
+
     def step(index: int) -> float:
-        return train_step(state, config, [make_batch(generator, images, config, index)])["loss"]
+        return train_step(state, config, next(ahead))["loss"]
 
     return step
 

@@ -151,6 +151,11 @@ class GeneratorConfig(_Options):
     gradient_checkpointing: Annotated[bool, RuntimeOnly] = Field(
         False, description="Compute activations twice to need less memory."
     )
+    num_workers: Annotated[int, RuntimeOnly] = Field(
+        1,
+        ge=0,
+        description="Processes that assemble batches ahead; 0, also if encoding online: none.",
+    )
     num_processes: Annotated[int, RuntimeOnly] = Field(
         1, ge=1, description="Data-parallel processes that share a batch, one for each GPU."
     )

@@ -1,8 +1,10 @@
 """Where to run, and in which precision."""
 
 import resource
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.config import Precision
 
@@ -31,6 +33,17 @@ def autocast(precision: Precision) -> torch.autocast:
     resolved = resolve_precision(precision)
     dtype = torch.float16 if resolved == "fp16" else torch.bfloat16
     return torch.autocast(default_device().type, dtype, enabled=resolved != "no")
+
+
+def attention_kernel() -> AbstractContextManager[None]:
+    """Context for attention that is trained: on a CPU the plain kernel.
+
+    The flash kernel's backward pass in bfloat16 is slow there: with it a demo step's passes took 137 ms
+    instead of 121 (one thread, `benchmarks/train_step.py`'s modules).
+    """
+    if default_device().type == "cpu":
+        return sdpa_kernel(SDPBackend.MATH)
+    return nullcontext()
 
 
 def peak_memory_bytes() -> int:

@@ -6,15 +6,17 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from data.errors import TrainingDiverged
 from models.config import GeneratorConfig
-from models.devices import default_device, peak_memory_bytes
+from models.devices import attention_kernel, default_device, peak_memory_bytes
 from models.generator import Generator
 from models.losses import (
     denoising_loss,
@@ -93,7 +95,8 @@ def _predict(state: TrainingState, batch: Batch) -> tuple[Tensor, Tensor | None]
     scheduler = state.generator.model.noise_scheduler
     noisy = scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
     inputs = torch.cat([noisy, batch.canvas], dim=1).contiguous(memory_format=torch.channels_last)
-    return state.model(inputs, batch.timesteps, batch.input_ids, batch.token_weights)
+    with attention_kernel():
+        return state.model(inputs, batch.timesteps, batch.input_ids, batch.token_weights)
 
 
 def _mask_targets(state: TrainingState, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -212,8 +215,11 @@ def train_generator(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         truncate_metrics(work / METRICS_NAME, state.step)
-    while state.step < config.num_steps:
-        metrics = _timed_step(state, training_set, config, work)
+    started = time.perf_counter()
+    for batches in batches_ahead(state, training_set, config):
+        metrics = _checked_step(state, config, batches, work)
+        metrics["images_per_second"] = config.batch_size / (time.perf_counter() - started)
+        metrics["peak_memory_gb"] = peak_memory_bytes() / 1e9
         if accelerator.is_main_process:
             if config.probe.interval and state.step % config.probe.interval == 0:
                 metrics |= _probe(state, on_probe)
@@ -223,29 +229,53 @@ def train_generator(
                 save_checkpoint(state, fingerprint, work, config.keep_checkpoints)
             on_step(metrics)
         accelerator.wait_for_everyone()
+        started = time.perf_counter()
     if state.average is not None:
         state.average.copy_to_model()
     merge_adapters(generator)
 
 
-def _timed_step(
-    state: TrainingState, training_set: TrainingSet, config: GeneratorConfig, work: Path
+@dataclass(frozen=True, slots=True)
+class _StepBatches(Dataset[list[Batch]]):
+    """A process' share of every step's batch."""
+
+    generator: Generator
+    training_set: TrainingSet
+    config: GeneratorConfig
+    rank: int
+
+    def __getitem__(self, step: int) -> list[Batch]:
+        return [
+            make_batch(self.generator, self.training_set, self.config, step, samples)
+            for samples in process_share(self.config, self.rank)
+        ]
+
+
+def batches_ahead(
+    state: TrainingState, training_set: TrainingSet, config: GeneratorConfig
+) -> DataLoader[list[Batch]]:
+    """Batches of the steps that are left."""
+    rank = state.accelerator.process_index
+    return DataLoader(
+        _StepBatches(state.generator, training_set, config, rank),
+        batch_size=None,
+        sampler=range(state.step, config.num_steps),
+        num_workers=0 if config.latents == "online" else config.num_workers,
+        collate_fn=list,
+    )
+
+
+def _checked_step(
+    state: TrainingState, config: GeneratorConfig, batches: Sequence[Batch], work: Path
 ) -> Metrics:
-    started, device = time.perf_counter(), default_device()
-    shares = process_share(config, state.accelerator.process_index)
-    batches = [
-        make_batch(state.generator, training_set, config, state.step, share).to(device)
-        for share in shares
-    ]
+    device = default_device()
     try:
-        metrics = train_step(state, config, batches)
+        return train_step(state, config, [batch.to(device) for batch in batches])
     except TrainingDiverged as error:
         raise TrainingDiverged(
             f"{error}; the last good checkpoint is {newest_checkpoint(work) or 'the start'}. Lower "
             f"learning_rate ({config.learning_rate}) and run again: finished stages are kept"
         ) from error
-    speed = config.batch_size / (time.perf_counter() - started)
-    return metrics | {"images_per_second": speed, "peak_memory_gb": peak_memory_bytes() / 1e9}
 
 
 def _probe(state: TrainingState, on_probe: Callable[[TrainingState], Metrics]) -> Metrics:

@@ -278,8 +278,8 @@ def clip_gradients(state: TrainingState, max_norm: float) -> tuple[float, Tensor
             accelerator.num_processes,
         )
         gradients.append(of_table.values())
-    norm = nn.utils.get_total_norm(gradients)
-    nn.utils.clip_grads_with_norm_(dense, max_norm, norm)
+    norm = nn.utils.get_total_norm(gradients, foreach=True)
+    nn.utils.clip_grads_with_norm_(dense, max_norm, norm, foreach=True)
     if of_table is None:
         return float(norm), None
     table.grad = of_table * torch.clamp(max_norm / (norm + 1e-6), max=1.0)

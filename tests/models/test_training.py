@@ -30,6 +30,7 @@ SMALL = GeneratorConfig(
     num_warmup_steps=2,
     checkpoint_interval=2,
     mixed_precision="no",
+    num_workers=0,
 )
 
 
