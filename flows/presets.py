@@ -168,6 +168,7 @@ _DEMO: dict[str, Any] = {
         "num_warmup_steps": 100,
         "ema_decay": 0.995,
         "probe": {"interval": 300, "sampling": _FAST_SAMPLING},
+        "num_workers": 0,
         "checkpoint_interval": 100,
     },
     "synthesize": {

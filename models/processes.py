@@ -36,6 +36,8 @@ def run_distributed(function: Callable[..., Any], *arguments: Any, num_processes
         rdzv_endpoint="localhost:0",
         start_method="spawn",
     )
+    # With the launcher's own store, restarted processes would look for the dead ones' addresses.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     try:
         elastic_launch(config, function)(*arguments)
     except ChildFailedError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from data.errors import TrainingDiverged
@@ -56,7 +56,7 @@ def compute_losses(
     """L = L_ldm + λ L_p of one batch, and its parts."""
     scheduler = state.generator.model.noise_scheduler
     alphas_cumprod = scheduler.alphas_cumprod.to(batch.latents.device)[batch.timesteps]
-    prediction, logits = _predict(state, batch)
+    prediction, logits = _predict(state, state.model, batch)
     prediction_type = scheduler.config.prediction_type
     target = batch.noise
     if prediction_type == "v_prediction":
@@ -91,12 +91,12 @@ def compute_losses(
     return loss, parts | {"loss": loss.detach()}
 
 
-def _predict(state: TrainingState, batch: Batch) -> tuple[Tensor, Tensor | None]:
+def _predict(state: TrainingState, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
     scheduler = state.generator.model.noise_scheduler
     noisy = scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
     inputs = torch.cat([noisy, batch.canvas], dim=1).contiguous(memory_format=torch.channels_last)
     with attention_kernel():
-        return state.model(inputs, batch.timesteps, batch.input_ids, batch.token_weights)
+        return model(inputs, batch.timesteps, batch.input_ids, batch.token_weights)
 
 
 def _mask_targets(state: TrainingState, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -113,7 +113,7 @@ def predict_masks(
     Raises:
         ValueError: the training has no perception head.
     """
-    logits = _predict(state, batch)[1]
+    logits = _predict(state, state.modules, batch)[1]  # this process alone: not data-parallel
     if state.modules.head is None or logits is None:
         raise ValueError("without perception loss there is no perception head")
     return state.modules.head.predicted(logits), _mask_targets(state, batch)[0]

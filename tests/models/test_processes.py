@@ -28,7 +28,9 @@ def train(root):
     def start(name, death="-", **options):
         command = [sys.executable, SCRIPT, root / name, death, json.dumps(options)]
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        return subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, check=False)
+        return subprocess.run(
+            command, env=os.environ | {"PYTHONPATH": path}, check=False, timeout=120
+        )
 
     return start
 

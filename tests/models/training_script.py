@@ -20,6 +20,7 @@ from models import training
 from models.config import GeneratorConfig, NewModelConfig
 from models.generator import create_base_model, prepare_generator, save_generator
 from models.processes import is_main_process, run_distributed
+from models.training_batches import make_batch
 from models.training_set import build_training_set
 from models.training_state import torch as state_torch
 
@@ -34,6 +35,7 @@ OPTIONS = {
     "text_learning_rate": 1e-3,
     "num_warmup_steps": 2,
     "checkpoint_interval": 2,
+    "probe": {"interval": 3},
     "mixed_precision": "no",
 }
 
@@ -92,7 +94,16 @@ def train(folder: Path, death: str, options: dict) -> None:
             return step(state, config, batches)
 
         training.train_step = fatal_step
-    training.train_generator(generator, training_set, config, folder, "run", on_step=on_step)
+    batch = make_batch(generator, training_set, config, 0)
+    training.train_generator(
+        generator,
+        training_set,
+        config,
+        folder,
+        "run",
+        on_step=on_step,
+        on_probe=lambda state: {"masks": len(training.predict_masks(state, batch)[0])},
+    )
     if is_main_process():
         save_generator(generator, folder / "generator")
 
