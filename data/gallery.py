@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 
+from data.images import read_rgb
 from data.layouts import Layout, PerceptionAttribute
 from data.masks import decode_mask
 
@@ -75,9 +76,8 @@ def crop(path: Path, box: np.ndarray, side: int) -> np.ndarray:
     reach = max(right - left, bottom - top) * 5 / 6
     x, y = (left + right) / 2, (top + bottom) / 2
     window = tuple(round(value) for value in (x - reach, y - reach, x + reach, y + reach))
-    with Image.open(path) as image:
-        rgb = ImageOps.exif_transpose(image).convert("RGB")
-        return np.asarray(rgb.crop(window).resize((side, side), Image.Resampling.BICUBIC))
+    cut = read_rgb(path).crop(window)
+    return np.asarray(cut.resize((side, side), Image.Resampling.BICUBIC))
 
 
 def contact_sheet(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:

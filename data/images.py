@@ -77,20 +77,29 @@ def _has_trailer(file: BinaryIO, image_format: str | None) -> bool:
     return trailer in file.read()
 
 
-def read_square(path: Path, resolution: int) -> np.ndarray:
-    """Read an image as RGB, squashed to a square; uint8 (resolution, resolution, 3).
+def read_rgb(path: Path) -> Image.Image:
+    """Read an image as RGB, the way up that EXIF says.
 
     Raises:
         InvalidDataset: the file is missing or not an image.
     """
     try:
         with Image.open(path) as image:
-            rgb = _as_rgb(ImageOps.exif_transpose(image))
-            if rgb.size != (resolution, resolution):
-                rgb = rgb.resize((resolution, resolution), Image.Resampling.BICUBIC)
-            return np.asarray(rgb)
+            return _as_rgb(ImageOps.exif_transpose(image))
     except OSError as error:
         raise InvalidDataset(f"image {path} cannot be read: {error}") from error
+
+
+def read_square(path: Path, resolution: int) -> np.ndarray:
+    """Read an image as RGB, squashed to a square; uint8 (resolution, resolution, 3).
+
+    Raises:
+        InvalidDataset: the file is missing or not an image.
+    """
+    rgb = read_rgb(path)
+    if rgb.size != (resolution, resolution):
+        rgb = rgb.resize((resolution, resolution), Image.Resampling.BICUBIC)
+    return np.asarray(rgb)
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

@@ -176,6 +176,8 @@ def write_tables(
     Raises:
         InvalidDataset: as `ingest`.
     """
+    for split in splits.values():
+        _require_paths(split)
     return _Ingestion(config, folder, num_workers, on_progress).read(splits)
 
 
@@ -186,8 +188,6 @@ def _silent(done: int, total: int) -> None:
 def _user_splits(config: IngestConfig) -> dict[Split, SplitConfig]:
     if config.train is None or config.val is None:
         return {}
-    _require_paths(config.train)
-    _require_paths(config.val)
     return {"train": config.train, "val": config.val}
 
 

@@ -17,9 +17,9 @@ from data.calibration import by_cause, by_class, by_crowding, by_size, hard_shar
 from data.errors import InvalidDataset
 from data.gallery import contact_sheet, data_uri, draw_layout, draw_masks, in_rows, png_bytes
 from data.images import read_square
-from data.ingest import IngestConfig, SplitConfig, ingest
+from data.ingest import IngestConfig, SplitConfig, write_tables
 from data.layouts import Layout, evenly_spaced, read_layouts
-from data.tables import ATTRIBUTES, Dataset, Split, write_table
+from data.tables import ATTRIBUTES, Dataset, Split
 from tasks.pages import write_page
 from tasks.report import figure_png
 
@@ -46,17 +46,12 @@ _BODY = """{{ table(counts) }}
 
 
 def ingest_file(annotations: Path, images: Path, out: Path, num_workers: int) -> Dataset:
-    """Ingest one COCO file into a folder, as split `train`."""
+    """Read one COCO file into tables in a folder, as split `train`."""
+    out.mkdir(exist_ok=True)
     split = SplitConfig(instances=annotations, images=images)
-    ingest(IngestConfig(train=split, val=split), out, num_workers)  # it wants two splits
-    for name in ("images", "objects"):
-        table = pq.read_table(out / f"{name}.parquet")
-        write_table(table.filter(pc.field("split") == "train"), out / f"{name}.parquet")
-    refused = json.loads((out / "refused.json").read_text())
-    once = {
-        reason: [i for i in items if i.startswith("train/")] for reason, items in refused.items()
-    }
-    (out / "refused.json").write_text(json.dumps(once))
+    write_tables(IngestConfig(), {"train": split}, out, num_workers)
+    folders = {"image_folders": {"train": str(images.resolve())}}
+    (out / "dataset.json").write_text(json.dumps(folders))
     return Dataset(out)
 
 

@@ -2,6 +2,7 @@ import json
 import zlib
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -254,10 +255,13 @@ def test_tables_need_no_code_of_ours(ingested):
         assert metadata.row_group(0).column(0).compression == "ZSTD"
 
 
-def test_duckdb_reads_the_tables(ingested, dataset):
-    duckdb = pytest.importorskip("duckdb")
-    query = f"select count(*) from '{ingested}/objects.parquet' where is_thing"  # noqa: S608
-    assert duckdb.sql(query).fetchone() == (dataset.objects.filter(pc.field("is_thing")).num_rows,)
+def test_duckdb_runs_the_readmes_query_on_the_tables(ingested, dataset, monkeypatch):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    query = readme.partition("```sql\n")[2].partition("```")[0]
+    monkeypatch.chdir(ingested)
+    rows = duckdb.sql(query).fetchall()
+    val = dataset.objects.filter((pc.field("split") == "val") & ~pc.field("is_crowd"))
+    assert sum(count for _, count, _ in rows) == val.num_rows
 
 
 @pytest.mark.parametrize(
