@@ -1,4 +1,4 @@
-"""COCO-scale files from a seed: annotations with realistic polygons, and a detector's boxes for them.
+"""COCO-scale files from a seed: annotations with realistic polygons.
 
 Sizes, vertices per polygon and share of crowds follow COCO 2017: `python benchmarks/coco_files.py
 instances.json` writes as much as `instances_train2017.json` holds.
@@ -12,12 +12,9 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import pyarrow as pa
 
-from data.tables import DETECTIONS
-
-NUM_IMAGES, NUM_ANNOTATIONS, NUM_DETECTIONS = 118_287, 860_001, 2_400_000
-"""Images and annotations of train2017, and what a detector finds there at a low threshold."""
+NUM_IMAGES, NUM_ANNOTATIONS = 118_287, 860_001
+"""Of train2017."""
 
 WIDTH, HEIGHT = 640, 480
 _CATEGORY_IDS = np.setdiff1d(np.arange(1, 91), [12, 26, 29, 30, 45, 66, 68, 69, 71, 83])
@@ -58,30 +55,6 @@ def make_objects(
         random.choice(_CATEGORY_IDS, num_annotations, p=weights / weights.sum()),
         np.concatenate([corner, corner + size], axis=1).round(2),
     )
-
-
-def make_detections(
-    objects: Objects, num_detections: int = NUM_DETECTIONS, seed: int = 1
-) -> pa.Table:
-    """Draw a detector's boxes around the objects, from exact to far off; schema `DETECTIONS`."""
-    random = np.random.default_rng(seed)
-    source = random.integers(0, len(objects.boxes), num_detections)
-    boxes = objects.boxes[source]
-    size = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
-    spread = random.exponential(0.12, (num_detections, 1))
-    boxes += size * spread * random.normal(size=boxes.shape)
-    low, high = np.minimum(boxes[:, :2], boxes[:, 2:]), np.maximum(boxes[:, :2], boxes[:, 2:])
-    edges = np.concatenate([low, high + 1], axis=1).astype(np.float32)
-    other = random.choice(_CATEGORY_IDS, num_detections)
-    right = random.random(num_detections) < 0.8
-    columns = {
-        "split": pa.array(["train"] * num_detections),
-        "image_id": objects.image_ids[source],
-        "category_id": np.where(right, objects.category_ids[source], other),
-        "score": random.beta(0.6, 1.4, num_detections).astype(np.float32),
-        **{name: edges[:, i] for i, name in enumerate(("x_min", "y_min", "x_max", "y_max"))},
-    }
-    return pa.table(columns, schema=DETECTIONS).sort_by("image_id")
 
 
 def write_instances(
