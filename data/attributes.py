@@ -91,7 +91,8 @@ def _scored_objects(dataset: Dataset, split: Split, *, with_stuff: bool) -> pa.T
 
 def _kept_detections(detections: pa.Table, split: Split, score_threshold: float) -> pa.Table:
     kept = pc.and_(
-        pc.greater(detections["score"], score_threshold), pc.equal(detections["split"], split)
+        pc.greater(detections["score"], pa.scalar(score_threshold, pa.float32())),
+        pc.equal(detections["split"], split),
     )
     table = detections.select(["image_id", "category_id", "score", *BOX_COLUMNS]).filter(kept)
     return _in_order(table, table["image_id"].to_numpy(), -table["score"].to_numpy())

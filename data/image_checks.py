@@ -152,6 +152,8 @@ def _decode(_: None, job: SpanJob) -> tuple[list[CocoImage], list[Offence]]:
 
 
 def _fingerprints(records: list[CocoImage], ids: np.ndarray) -> np.ndarray:
-    """A number for each pair of id and file name, the same all through this process."""
-    names = np.array([hash(item.file_name) for item in records], np.int64)
+    """A number for each id with its file name and size, the same all through this process."""
+    names = np.array(
+        [hash((item.file_name, item.width, item.height)) for item in records], np.int64
+    )
     return ids * 2**32 + names  # which may wrap around

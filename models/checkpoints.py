@@ -49,6 +49,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not isinstance(content, dict):
         raise InvalidModel(f"{path} holds no state_dict: give a checkpoint of MMDetection")
     weights = content.get("state_dict", content)
+    if not isinstance(weights, dict):
+        weights = {}
     tensors = {name: item for name, item in weights.items() if isinstance(item, Tensor)}
     if not tensors:
         raise InvalidModel(f"{path} holds no state_dict with tensors: give one of MMDetection's")

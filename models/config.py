@@ -242,6 +242,10 @@ class ScoringConfig(_Options):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
+        if self.num_folds == 1:
+            raise ValueError(
+                "one fold leaves nothing to train on: give scoring.num_folds from 2 on"
+            )
         given = [self.detector is not None, self.results is not None, self.num_folds > 1]
         if sum(given) > 1:
             raise ValueError("give one of scoring.detector, scoring.results and scoring.num_folds")

@@ -417,11 +417,13 @@ class Detector:
                 f"the detector reports class {labels.max()} and has {len(self._category_ids)} class "
                 "names: give scoring.detector.classes in label order"
             )
+        boxes = found.bboxes.cpu().numpy().astype(np.float32)
+        scores = found.scores.cpu().numpy().astype(np.float32)
+        finite = np.isfinite(boxes).all(axis=1) & np.isfinite(scores)
+        if not finite.all():
+            logger.warning("image %d: %d detections are not finite", image_id, (~finite).sum())
         return Detections(
-            image_id=image_id,
-            boxes=found.bboxes.cpu().numpy().astype(np.float32),
-            scores=found.scores.cpu().numpy().astype(np.float32),
-            category_ids=self._category_ids[labels],
+            image_id, boxes[finite], scores[finite], self._category_ids[labels[finite]]
         )
 
     @torch.no_grad()

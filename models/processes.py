@@ -5,10 +5,11 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from data.errors import StageFailed
+from data.errors import InvalidConfig, StageFailed
 
 _MAX_RESTARTS = 3
 
@@ -23,8 +24,13 @@ def run_distributed(function: Callable[..., Any], *arguments: Any, num_processes
         function: importable by name, as are its arguments' types.
 
     Raises:
+        InvalidConfig: there are fewer GPUs than processes.
         StageFailed: a process died once more.
     """
+    if torch.cuda.is_available() and num_processes > torch.cuda.device_count():
+        raise InvalidConfig(
+            f"num_processes {num_processes} is more than the {torch.cuda.device_count()} GPUs here"
+        )
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 Metrics = dict[str, float]
 
 METRICS_NAME = "metrics.jsonl"
+_LONGEST_LINES = 1 << 14
+"""Bytes that hold at least one line."""
 
 _RATE_NAMES = ("learning_rate", "text_learning_rate")
 """Of the dense optimiser's groups; the second is not there where the text encoder is frozen."""
@@ -82,10 +84,10 @@ def compute_losses(
     parts = {"loss_ldm": loss.detach()}
     if state.modules.head is not None and logits is not None:
         true, valid = _mask_targets(state, batch)
-        perception = perception_loss(
-            *state.modules.head.losses(logits, true, valid), alphas_cumprod
-        )
+        masks, dice = state.modules.head.losses(logits, true, valid)
+        perception = perception_loss(masks, dice, alphas_cumprod)
         loss = loss + config.perception_weight * perception
+        parts["loss_mask"], parts["loss_dice"] = masks.detach().mean(), dice.detach().mean()
         parts["loss_perception"] = perception.detach()
         parts["mask_iou"] = mask_iou(state.modules.head.predicted(logits), true, valid)
     return loss, parts | {"loss": loss.detach()}
@@ -95,8 +97,7 @@ def _predict(state: TrainingState, model: nn.Module, batch: Batch) -> tuple[Tens
     scheduler = state.generator.model.noise_scheduler
     noisy = scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
     inputs = torch.cat([noisy, batch.canvas], dim=1).contiguous(memory_format=torch.channels_last)
-    with attention_kernel():
-        return model(inputs, batch.timesteps, batch.input_ids, batch.token_weights)
+    return model(inputs, batch.timesteps, batch.input_ids, batch.token_weights)
 
 
 def _mask_targets(state: TrainingState, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -126,11 +127,12 @@ def train_step(state: TrainingState, config: GeneratorConfig, batches: Sequence[
         batches: this process' share of the step's batch, in equal parts.
 
     Raises:
-        TrainingDiverged: the loss is NaN, infinite or huge; the weights are left as before the step.
+        TrainingDiverged: the loss is NaN, infinite or huge, or the gradients are; the weights are left
+            as before the step.
     """
     rows = []
     for batch in batches:
-        with state.accelerator.accumulate(state.model):
+        with state.accelerator.accumulate(state.model), attention_kernel():
             loss, parts = compute_losses(state, config, batch)
             state.accelerator.backward(loss)
             rows.append(torch.stack(list(parts.values())))
@@ -149,6 +151,8 @@ def train_step(state: TrainingState, config: GeneratorConfig, batches: Sequence[
 def _update(state: TrainingState, config: GeneratorConfig) -> float:
     """Clip, step and average; return the norm of the gradients."""
     norm, rows = clip_gradients(state, config.max_grad_norm)
+    if not math.isfinite(norm):
+        return _skip_update(state, norm)
     rows = torch.zeros(0, dtype=torch.long, device=default_device()) if rows is None else rows
     if state.average is not None:
         state.average.before_step(rows)
@@ -158,6 +162,19 @@ def _update(state: TrainingState, config: GeneratorConfig) -> float:
     _forget_gradients(state)
     if state.average is not None:
         state.average.after_step(rows)
+    state.step += 1
+    return norm
+
+
+def _skip_update(state: TrainingState, norm: float) -> float:
+    """Let fp16's loss scaler look for a smaller scale; in any other precision it is a divergence."""
+    if state.accelerator.scaler is None:
+        _forget_gradients(state)
+        raise TrainingDiverged(f"step {state.step}: the norm of the gradients is {norm}")
+    state.optimizers[0].step()  # which the scaler passes over
+    for schedule in state.schedules:
+        schedule.step()
+    _forget_gradients(state)
     state.step += 1
     return norm
 
@@ -294,7 +311,19 @@ def read_metrics(path: Path) -> list[Metrics]:
     return [json.loads(line) for line in lines[:-1]]
 
 
+def last_metrics(path: Path) -> Metrics | None:
+    """Read the last whole line of `metrics.jsonl`, however long the file is."""
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        file.seek(max(file.seek(0, 2) - _LONGEST_LINES, 0))
+        lines = file.read().split(b"\n")[:-1]
+    return json.loads(lines[-1]) if lines else None
+
+
 def truncate_metrics(path: Path, step: int) -> None:
     """Drop the lines of steps after `step`, which will be made again."""
     kept = [line for line in read_metrics(path) if line["step"] <= step]
-    path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    temporary.replace(path)

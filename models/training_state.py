@@ -1,6 +1,7 @@
 """All that changes while the generator is trained: modules, optimisers, averages, checkpoints."""
 
 import os
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -181,7 +182,8 @@ def new_state(generator: Generator, config: GeneratorConfig) -> TrainingState:
         generator=generator,
         modules=modules,
         model=accelerator.prepare_model(modules),
-        optimizers=[accelerator.prepare_optimizer(item) for item in optimizers],
+        # One only: each prepared optimiser would make a step of the fp16 loss scaler.
+        optimizers=[accelerator.prepare_optimizer(optimizers[0]), *optimizers[1:]],
         schedules=schedules,
         average=average,
     )
@@ -266,8 +268,7 @@ def clip_gradients(state: TrainingState, max_norm: float) -> tuple[float, Tensor
         is not trained.
     """
     accelerator, table = state.accelerator, state.modules.token_table
-    for optimizer in state.optimizers:
-        accelerator.unscale_gradients(optimizer)
+    accelerator.unscale_gradients(state.optimizers[0])
     dense = [p for p in state.modules.parameters() if p.grad is not None and p is not table]
     gradients = [parameter.grad for parameter in dense if parameter.grad is not None]
     of_table = None
@@ -277,6 +278,8 @@ def clip_gradients(state: TrainingState, max_norm: float) -> tuple[float, Tensor
             lambda part: accelerator.gather(accelerator.pad_across_processes(part)),
             accelerator.num_processes,
         )
+        if accelerator.scaler is not None:
+            of_table = of_table / accelerator.scaler.get_scale()
         gradients.append(of_table.values())
     norm = nn.utils.get_total_norm(gradients, foreach=True)
     nn.utils.clip_grads_with_norm_(dense, max_norm, norm, foreach=True)
@@ -335,9 +338,9 @@ def load_checkpoint(state: TrainingState, fingerprint: str, path: Path) -> None:
     """
     try:
         document = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, EOFError) as error:
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise InvalidModel(f"checkpoint {path} is damaged, remove it: {error}") from error
-    if document["fingerprint"] != fingerprint:
+    if document.get("fingerprint") != fingerprint:
         raise InvalidModel(f"{path} belongs to another configuration: remove it to start afresh")
     for name, part in state.parts().items():
         part.load_state_dict(document[name])

@@ -43,7 +43,8 @@ def run(context: StepContext[AttributeStageConfig]) -> Summary:
         ]
     )
     write_table(attributes, context.out / "attributes.parquet")
-    shares = {name: hard_share(attributes.filter(pc.field("split") == name)) for name in _SPLITS}
+    things = attributes.filter(pc.field("is_thing"))
+    shares = {name: hard_share(things.filter(pc.field("split") == name)) for name in _SPLITS}
     scored = scored_things(dataset, attributes, "train")
     tables = {
         "By class": by_class(scored, dataset.things),

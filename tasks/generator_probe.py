@@ -22,6 +22,7 @@ from models.training_state import TrainingState
 from tasks.cards import layout_sheet
 
 _SPLIT: Split = "val"
+_NUM_PICTURES = 16
 _NUM_MASK_IMAGES = 8
 _MASK_TIMESTEP = 100
 """Little noise: what the head sees there is the best it can do."""
@@ -38,7 +39,7 @@ class GeneratorProbe:
         config: which layouts and how they are sampled.
         layouts: validation layouts, with the attributes as measured.
         detector: folder of the detector.
-        folder: for `step-….png`, the samples with their boxes, and `masks-….png`.
+        folder: for `step-….png`, some samples with their boxes, and `masks-….png`.
     """
 
     def __init__(
@@ -84,7 +85,8 @@ class GeneratorProbe:
                 images[item.image_id] = self._folder / f"{item.image_id}.png"
                 Image.fromarray(pixels).resize(size).save(images[item.image_id])
         recall, shuffled = self.layout_recall(images)
-        sheet = layout_sheet((images[item.image_id], item) for item in self._layouts)
+        shown = self._layouts[:_NUM_PICTURES]
+        sheet = layout_sheet((images[item.image_id], item) for item in shown)
         (self._folder / f"step-{state.step:08d}.png").write_bytes(png_bytes(sheet))
         for path in images.values():
             path.unlink()
@@ -101,6 +103,7 @@ class GeneratorProbe:
         batch = batch.to(model.unet.device)
         predicted, true = predict_masks(state, batch)
         with torch.no_grad():
+            model.vae.to(batch.latents.device).eval()
             decoded = model.vae.decode(batch.latents / model.vae.config.scaling_factor).sample
         pictures = to_uint8(decoded)
         rows = [

@@ -1,5 +1,6 @@
 """Stage `train-generator`: fine-tune the layout-conditioned diffusion model."""
 
+import json
 import logging
 import shutil
 import threading
@@ -12,11 +13,14 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
+from data import errors
+from data.errors import PipelineError, StageFailed
 from data.images import read_square
 from data.layouts import Layout, evenly_spaced, read_layouts
 from data.prompts import LocationGrid
 from data.tables import Dataset
 from models.config import GeneratorConfig, NewModelConfig
+from models.devices import resolve_precision
 from models.generator import (
     Generator,
     create_base_model,
@@ -26,7 +30,7 @@ from models.generator import (
     save_generator,
 )
 from models.processes import is_main_process, run_distributed
-from models.training import METRICS_NAME, Metrics, read_metrics, train_generator
+from models.training import METRICS_NAME, Metrics, last_metrics, read_metrics, train_generator
 from models.training_set import TrainingSet, build_training_set
 from models.training_state import TrainingState
 from tasks.cards import markdown_picture, markdown_table, write_card
@@ -38,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 _AUTOENCODER_IMAGES = 1000
 _SECONDS_BETWEEN_LOOKS = 1.0
+_SHOWN = ("step", "loss_ldm", "loss_perception", "mask_iou", "grad_norm", "images_per_second")
+_PROBED = ("step", "layout_recall", "layout_recall_shuffled")
 _CAPTIONS = {
     "step": "Validation layouts, sampled in training",
     "masks": "True masks above, predicted ones below",
@@ -60,28 +66,33 @@ def run(context: Context) -> Summary:
     """Train and export a diffusers-format folder, with loss curves and probes beside it."""
     config = context.config
     prepared = _prepare(context)
+    omitted = _count_omitted(prepared.generator, prepared.layouts)
     if config.num_processes == 1:
         _train(context, prepared)
     else:
         with _followed(context):
-            quiet = replace(context, progress=_no_progress)
-            run_distributed(_train_in_worker, quiet, num_processes=config.num_processes)
+            _train_in_workers(context)
     shutil.copy(context.work / METRICS_NAME, context.out / METRICS_NAME)
-    rows = _summary_rows(read_metrics(context.work / METRICS_NAME))
-    omitted = _count_omitted(prepared.generator, prepared.layouts)
+    metrics = read_metrics(context.work / METRICS_NAME)
+    rows = _summary_rows(metrics)
     rectangles = sum(item.masks.count(None) for item in prepared.layouts)
     write_card(
         context.out,
         "Generator training",
         f"{len(prepared.layouts)} images; {omitted} objects left out of prompts that were too long; "
         f"{rectangles} objects without mask, whose rectangle stands for it.",
-        markdown_table(rows),
+        markdown_table([{name: row[name] for name in _SHOWN if name in row} for row in rows]),
+        "## Are things where the layout has them? And where another layout has some?",
+        markdown_table(
+            [{name: row[name] for name in _PROBED} for row in metrics if _PROBED[-1] in row]
+        ),
         *_pictures(context.out),
     )
     return {
         "num_images": len(prepared.layouts),
         "objects_omitted": omitted,
         "objects_without_mask": rectangles,
+        "precision": resolve_precision(config.mixed_precision),
         "progress": rows,
     }
 
@@ -103,12 +114,15 @@ def _prepare(context: Context) -> _Prepared:
 
 def _train(context: Context, prepared: _Prepared) -> None:
     """Train in this process, alone or as one of several; the first one exports the generator."""
-    config, probe = context.config, _new_probe(context, prepared.dataset)
+    config = context.config
+    probe = _new_probe(context, prepared.dataset) if is_main_process() else None
 
     def on_step(metrics: Metrics) -> None:
         context.progress(int(metrics["step"]), config.num_steps, _status(metrics))
 
     def on_probe(state: TrainingState) -> Metrics:
+        if probe is None:
+            return {}
         if config.perception_weight > 0:
             probe.draw_masks(state, prepared.training_set, config)
         return probe.sample(state)
@@ -118,7 +132,7 @@ def _train(context: Context, prepared: _Prepared) -> None:
         prepared.training_set,
         config,
         context.work,
-        context.key,
+        f"{context.key}/{resolve_precision(config.mixed_precision)}",
         on_step=on_step,
         on_probe=on_probe,
     )
@@ -126,9 +140,31 @@ def _train(context: Context, prepared: _Prepared) -> None:
         save_generator(prepared.generator, context.out / "generator")
 
 
-def _train_in_worker(context: Context) -> None:
+def _train_in_workers(context: Context) -> None:
+    """Train in several processes; what is wrong for the user ends them all, a death does not."""
+    failure = context.work / "failure.json"
+    failure.unlink(missing_ok=True)
+    quiet = replace(context, progress=_no_progress)
+    try:
+        run_distributed(
+            _train_in_worker, quiet, failure, num_processes=context.config.num_processes
+        )
+    except StageFailed as error:
+        if failure.exists():
+            name, message = json.loads(failure.read_text())
+            raise getattr(errors, name)(message) from error
+        raise
+
+
+def _train_in_worker(context: Context, failure: Path) -> None:
     end_with_parent()
-    _train(context, _prepare(context))
+    if failure.exists():
+        raise StageFailed("started again after an error of the user's")
+    try:
+        _train(context, _prepare(context))
+    except PipelineError as error:
+        failure.write_text(json.dumps([type(error).__name__, str(error)]))
+        raise
 
 
 def _no_progress(done: int, total: int, status: str) -> None:
@@ -142,7 +178,8 @@ def _followed(context: Context) -> Iterator[None]:
 
     def follow() -> None:
         while not finished.wait(_SECONDS_BETWEEN_LOOKS):
-            for metrics in read_metrics(context.work / METRICS_NAME)[-1:]:
+            metrics = last_metrics(context.work / METRICS_NAME)
+            if metrics:
                 context.progress(int(metrics["step"]), context.config.num_steps, _status(metrics))
 
     thread = threading.Thread(target=follow, daemon=True)

@@ -148,6 +148,17 @@ def test_divergence_names_the_step_and_leaves_the_weights(prepare):
     assert all(torch.equal(before[name], value) for name, value in weights(generator).items())
 
 
+def test_infinite_gradients_are_a_divergence_and_leave_the_weights(prepare):
+    generator, training_set = prepare()
+    state = new_state(generator, SMALL)
+    before = {name: value.clone() for name, value in weights(generator).items()}
+    generator.model.unet.conv_out.weight.register_hook(lambda gradient: gradient * torch.inf)
+    batch = make_batch(generator, training_set, SMALL, 0)
+    with pytest.raises(TrainingDiverged, match="step 0: the norm of the gradients is"):
+        train_step(state, SMALL, [batch])
+    assert all(torch.equal(before[name], value) for name, value in weights(generator).items())
+
+
 def test_divergence_in_a_run_names_the_last_good_checkpoint(prepare, tmp_path, monkeypatch):
     def diverge(state, config, batches):
         if state.step == 5:
