@@ -42,8 +42,8 @@ def test_no_detections_make_everything_hard(dataset):
 
 
 def test_a_score_at_the_threshold_is_not_kept(dataset):
-    at_threshold = detections_of(dataset, score=0.25)
-    assert labels(dataset, at_threshold, score_threshold=0.25) == {"hard"}
+    at_threshold = detections_of(dataset, score=0.3)
+    assert labels(dataset, at_threshold, score_threshold=0.3) == {"hard"}
     assert labels(dataset, at_threshold, score_threshold=0.24) == {"easy"}
 
 
