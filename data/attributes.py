@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
+from data.errors import InvalidDataset
 from data.layouts import PerceptionAttribute
 from data.matching import (
     Matches,
@@ -77,6 +78,36 @@ def extract_attributes(
         },
         schema=ATTRIBUTES,
     )
+
+
+def override_attributes(attributes: pa.Table, overrides: pa.Table, split: Split) -> pa.Table:
+    """Replace the attributes of single things of a split.
+
+    Args:
+        attributes: table with schema `ATTRIBUTES`.
+        overrides: columns `object_id` and `attribute`.
+
+    Raises:
+        InvalidDataset: a column is missing, an object has no attribute, or a value is none.
+    """
+    if not {"object_id", "attribute"} <= set(overrides.column_names):
+        raise InvalidDataset("attribute overrides need the columns object_id and attribute")
+    chosen = dict(zip(*(overrides[k].to_pylist() for k in ("object_id", "attribute")), strict=True))
+    wrong = sorted({str(value) for value in chosen.values()} - set(PerceptionAttribute))
+    if wrong:
+        raise InvalidDataset(f"attribute overrides have the values {wrong}: use easy and hard")
+    rows = zip(
+        *(attributes[k].to_pylist() for k in ("split", "is_thing", "object_id")), strict=True
+    )
+    mine = [key if (name, thing) == (split, True) else None for name, thing, key in rows]
+    unknown = sorted(set(chosen) - set(mine))
+    if unknown:
+        raise InvalidDataset(f"attribute overrides name unknown things of {split}: {unknown[:5]}")
+    old = attributes["attribute"].to_pylist()
+    new = [chosen.get(key, value) for key, value in zip(mine, old, strict=True)]
+    column = attributes.schema.get_field_index("attribute")
+    field = attributes.schema.field(column)
+    return attributes.set_column(column, field, pa.array(new, field.type))
 
 
 def _scored_objects(dataset: Dataset, split: Split, *, with_stuff: bool) -> pa.Table:

@@ -193,6 +193,11 @@ class SynthesisConfig(_Options):
     train_policy: AttributePolicy = Field(
         "hard", description="Attributes of the training set: as measured, all easy or all hard."
     )
+    attribute_overrides: Path | None = Field(
+        None,
+        description="Parquet with object_id and attribute (easy or hard) of single training boxes, in "
+        "place of the measured ones; for train_policy origin.",
+    )
     class_policies: dict[str, AttributePolicy] = Field(
         default_factory=dict, description="Policies of single classes, over `train_policy`."
     )

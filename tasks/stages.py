@@ -112,8 +112,11 @@ def foreign_files(config: BaseModel) -> dict[str, str]:
             return {"detector_config": digest_file(Path(name)).sha256}
         case GeneratorConfig(base_model=str(name)) if Path(name).is_dir():
             return {"base_model": folder_digest(Path(name))}
-        case EvaluationConfig(inception_weights=Path() as path) if path.is_file():
-            return {"inception_weights": digest_file(path).sha256}
+        case (
+            SynthesisConfig(attribute_overrides=Path() as path)
+            | EvaluationConfig(inception_weights=Path() as path)
+        ) if path.is_file():
+            return {"file": digest_file(path).sha256}
     return {}
 
 

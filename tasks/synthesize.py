@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from data.attributes import override_attributes
 from data.boxes import area, xyxy_to_xywh
 from data.coco import write_coco
 from data.errors import InvalidConfig, InvalidDataset
@@ -68,9 +69,10 @@ def run(context: StepContext[SynthesisConfig]) -> Summary:
     attributes = pq.read_table(context.inputs["extract-attributes"] / "attributes.parquet")
     generator = load_generator(context.inputs["train-generator"] / "generator")
     of_categories = _category_policies(dataset, config)
+    for_training = _overridden(attributes, config)
     sets = {
         TRAIN_SET: _planned(
-            dataset, attributes, config, "train", config.train_policy, of_categories
+            dataset, for_training, config, "train", config.train_policy, of_categories
         )
     }
     sets |= {name: _planned(dataset, attributes, config, "val", name, {}) for name in POLICIES}
@@ -89,6 +91,17 @@ def run(context: StepContext[SynthesisConfig]) -> Summary:
     tables = [markdown_table(rows), *(f"## Layouts\n\n{markdown_table([row])}" for row in chosen)]
     write_card(context.out, "Synthetic data sets", *tables, *sheets)
     return {"sets": rows, "layouts": chosen}
+
+
+def _overridden(attributes: pa.Table, config: SynthesisConfig) -> pa.Table:
+    path = config.attribute_overrides
+    if path is None:
+        return attributes
+    try:
+        overrides = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InvalidDataset(f"synthesize.attribute_overrides {path}: {error}") from error
+    return override_attributes(attributes, overrides, "train")
 
 
 def _category_policies(dataset: Dataset, config: SynthesisConfig) -> dict[int, AttributePolicy]:

@@ -3,7 +3,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from data.attributes import AttributeConfig, extract_attributes
+from data.attributes import AttributeConfig, extract_attributes, override_attributes
+from data.errors import InvalidDataset
 from data.layouts import read_layouts
 from data.tables import DETECTIONS
 
@@ -126,3 +127,28 @@ def test_the_matched_detection_is_recorded(dataset):
     table = extract_attributes(dataset, detections_of(dataset), "train", AttributeConfig())
     assert table["matched_category_id"].to_pylist() == table["category_id"].to_pylist()
     assert set(table["matched_score"].to_pylist()) == {float(np.float32(0.9))}
+
+
+def test_single_boxes_are_overridden_in_their_split_alone(attributes):
+    overrides = pa.table({"object_id": [2], "attribute": ["hard"]})
+    easy = attributes.set_column(
+        attributes.schema.get_field_index("attribute"),
+        "attribute",
+        pa.array(["easy"] * attributes.num_rows),
+    )
+    changed = override_attributes(easy, overrides, "train")
+    hard = changed.filter(pc.field("attribute") == "hard").to_pylist()
+    assert [(row["split"], row["object_id"]) for row in hard] == [("train", 2)]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"object_id": [1]}, "need the columns"),
+        ({"object_id": [1], "attribute": ["dull"]}, "values .'dull'."),
+        ({"object_id": [10**6], "attribute": ["hard"]}, "unknown things of train: .1000000."),
+    ],
+)
+def test_overrides_that_make_no_sense_are_refused(attributes, overrides, message):
+    with pytest.raises(InvalidDataset, match=message):
+        override_attributes(attributes, pa.table(overrides), "train")
