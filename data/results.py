@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from data.boxes import xywh_to_xyxy
 from data.errors import InvalidDataset
+from data.store import digest_file
 from data.tables import BOX_COLUMNS, DETECTIONS, Dataset, Split
 
 _SHOWN = 5
@@ -55,7 +56,7 @@ def read_results(path: Path, dataset: Dataset, split: Split) -> pa.Table:
             "category_id": category_ids,
             "score": scores.astype(np.float32),
             **{name: boxes[:, i].astype(np.float32) for i, name in enumerate(BOX_COLUMNS)},
-            "detector": [f"results/{path.name}"] * len(rows),
+            "detector": [f"results/{path.name}@{digest_file(path).sha256[:12]}"] * len(rows),
         },
         schema=DETECTIONS,
     )

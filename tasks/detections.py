@@ -5,6 +5,7 @@ that was killed goes on after the last one. Detections of the same identity are 
 earlier artifact: other labelling options need no inference.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
@@ -97,9 +98,11 @@ def _sources(context: StepContext[AttributeStageConfig], dataset: Dataset) -> li
     load: Callable[[], Detector]
     match scoring.detector:
         case CheckpointConfig() as given:
-            name, load = given.checkpoint.name, partial(Detector.from_checkpoint, given, things)
+            name = f"{given.checkpoint.name}@{_digest(context)}"
+            load = partial(Detector.from_checkpoint, given, things)
         case Path() as folder:
-            name, load = folder.name, partial(Detector.load, folder, things)
+            name = f"{folder.name}@{_digest(context)}"
+            load = partial(Detector.load, folder, things)
         case None:
             trained = context.inputs["train-detector"]
             name, load = (
@@ -111,6 +114,12 @@ def _sources(context: StepContext[AttributeStageConfig], dataset: Dataset) -> li
     if scoring.num_folds > 1:
         train = _folds(context, dataset, scoring.num_folds, name)
     return [*train, Source(name, "val", load_once, images["val"])]
+
+
+def _digest(context: StepContext[AttributeStageConfig]) -> str:
+    """What tells the user's detector from another of the same name."""
+    files = "".join(foreign_files(context.config).values())
+    return hashlib.sha256(files.encode()).hexdigest()[:12]
 
 
 def _folds(

@@ -1,3 +1,4 @@
+import hashlib
 import json
 
 import pytest
@@ -23,12 +24,14 @@ def results(tmp_path):
 
 def test_a_results_file_becomes_detections(dataset, results):
     extra = GOOD | {"image_id": 2.0, "segmentation": {"size": [64, 64], "counts": "abc"}}
-    table = read_results(results(GOOD, extra), dataset, "val")
+    path = results(GOOD, extra)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    table = read_results(path, dataset, "val")
     assert table.schema == DETECTIONS
     assert table["image_id"].to_pylist() == [1, 2]
     assert table.to_pylist()[0] == {
         "split": "val", "image_id": 1, "category_id": 2, "score": 0.5, "x_min": 1.5, "y_min": 2,
-        "x_max": 11.5, "y_max": 22.25, "detector": "results/bbox.json",
+        "x_max": 11.5, "y_max": 22.25, "detector": f"results/bbox.json@{digest}",
     }  # fmt: skip
     assert read_results(results(), dataset, "val").num_rows == 0
 
