@@ -2,14 +2,8 @@
 
 from collections.abc import Callable, Iterable
 
-import msgspec
-
-from data.coco_records import decode_span
+from data.coco_records import AnyRecord, decode_span
 from data.coco_stream import CocoIndex, UnprovenIndex
-
-
-class _AnyRecord(msgspec.Struct):
-    pass
 
 
 class ImageProgress:
@@ -32,6 +26,6 @@ class ImageProgress:
 def _count_images(index: CocoIndex) -> int:
     try:
         spans = index.spans["images"]
-        return sum(len(decode_span(index.path, span, _AnyRecord)) for span in spans)
+        return sum(len(decode_span(index.path, span, AnyRecord)) for span in spans)
     except UnprovenIndex:
         return 0  # it will be read another way, and counted then

@@ -153,7 +153,6 @@ def _update(state: TrainingState, config: GeneratorConfig) -> float:
     norm, rows = clip_gradients(state, config.max_grad_norm)
     if not math.isfinite(norm):
         return _skip_update(state, norm)
-    rows = torch.zeros(0, dtype=torch.long, device=default_device()) if rows is None else rows
     if state.average is not None:
         state.average.before_step(rows)
     for optimizer, schedule in zip(state.optimizers, state.schedules, strict=True):

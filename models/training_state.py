@@ -260,12 +260,11 @@ def _dense_optimizer(modules: TrainedModules, config: GeneratorConfig) -> torch.
     return AdamW8bit(groups, weight_decay=config.weight_decay)
 
 
-def clip_gradients(state: TrainingState, max_norm: float) -> tuple[float, Tensor | None]:
+def clip_gradients(state: TrainingState, max_norm: float) -> tuple[float, Int[Tensor, " touched"]]:
     """Scale all gradients to a norm of at most `max_norm`, in place.
 
     Returns:
-        The norm before, and the rows of the token table that have a gradient; None where the table
-        is not trained.
+        The norm before, and the rows of the token table that have a gradient.
     """
     accelerator, table = state.accelerator, state.modules.token_table
     accelerator.unscale_gradients(state.optimizers[0])
@@ -284,7 +283,7 @@ def clip_gradients(state: TrainingState, max_norm: float) -> tuple[float, Tensor
     norm = nn.utils.get_total_norm(gradients, foreach=True)
     nn.utils.clip_grads_with_norm_(dense, max_norm, norm, foreach=True)
     if of_table is None:
-        return float(norm), None
+        return float(norm), torch.zeros(0, dtype=torch.long, device=table.device)
     table.grad = of_table * torch.clamp(max_norm / (norm + 1e-6), max=1.0)
     return float(norm), of_table.indices()[0]
 

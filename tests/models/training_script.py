@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from data.images import read_square
 from data.layouts import read_layouts
@@ -22,7 +23,6 @@ from models.generator import create_base_model, prepare_generator, save_generato
 from models.processes import is_main_process, run_distributed
 from models.training_batches import make_batch
 from models.training_set import build_training_set
-from models.training_state import torch as state_torch
 
 SHAPE = NewModelConfig(block_out_channels=(16, 32), text_hidden_size=32, text_layers=1)
 OPTIONS = {
@@ -50,7 +50,7 @@ def die_once(folder: Path, reason: str) -> None:
 def arm(folder: Path, death: str) -> None:
     """Make the N-th checkpoint's write end half-way."""
     kind, _, number = death.partition(":")
-    whole, count = state_torch.save, [0]
+    whole, count = torch.save, [0]
 
     def torn(document, file):
         count[0] += 1
@@ -60,7 +60,7 @@ def arm(folder: Path, death: str) -> None:
             die_once(folder, death)
         whole(document, file)
 
-    state_torch.save = torn
+    torch.save = torn
 
 
 def prepare(folder: Path):
