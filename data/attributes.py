@@ -6,6 +6,7 @@ class-agnostic and many-to-one. IoUs are float64; of equal IoUs the detection of
 match, of equal scores the one that stands first in the table. γ comes before the choice of the match.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
@@ -63,8 +64,11 @@ def extract_attributes(
     Returns:
         A table with schema `ATTRIBUTES`, one row per object: things, then stuff, by image and id.
     """
-    objects = _scored_objects(dataset, split, with_stuff=config.stuff == "literal")
-    kept = _kept_detections(detections, split, config.score_threshold)
+    with_stuff = config.stuff == "literal"
+    with ThreadPoolExecutor(num_threads) as pool:
+        scoring = pool.submit(_scored_objects, dataset, split, with_stuff=with_stuff)
+        kept = pool.submit(_kept_detections, detections, split, config.score_threshold).result()
+        objects = scoring.result()
     matches = _match(objects, kept, config, num_threads)
     matched = pa.array(matches.detection, mask=matches.detection < 0)
     easy = pa.array(matches.best_iou > config.iou_threshold)
