@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
+from operator import attrgetter
 from typing import Literal
 
 import msgspec
@@ -62,10 +63,10 @@ def object_rows(context: AnnotationContext, job: SpanJob) -> ObjectRows:
         InvalidDataset: the span is not JSON.
     """
     records, malformed = job.decode(CocoAnnotation)
-    ids = np.array([item.id for item in records], np.int64)
-    image_ids = np.array([item.image_id for item in records], np.int64)
-    category_ids = np.array([item.category_id for item in records], np.int64)
-    boxes_xywh = _matrix([item.bbox for item in records])
+    ids = _column(records, "id", np.int64)
+    image_ids = _column(records, "image_id", np.int64)
+    category_ids = _column(records, "category_id", np.int64)
+    boxes_xywh = _boxes_xywh(records)
     sizes, known = _image_sizes(context, image_ids)
     boxes, overhang = _clipped(boxes_xywh, sizes)
     refused = _first_reason(
@@ -77,10 +78,13 @@ def object_rows(context: AnnotationContext, job: SpanJob) -> ObjectRows:
             "box outside the image": np.any(boxes[:, 2:] <= boxes[:, :2], axis=1),
         }
     )
-    kept = np.delete(np.arange(len(records)), np.concatenate(list(refused.values())))
-    items = [records[row] for row in kept] if len(kept) < len(records) else records
+    kept: slice | np.ndarray = slice(None)
+    items = records
+    if any(map(len, refused.values())):
+        kept = np.delete(np.arange(len(records)), np.concatenate(list(refused.values())))
+        items = [records[row] for row in kept]
     ids, boxes = ids[kept], boxes[kept]
-    crowds = np.array([item.iscrowd for item in items], bool)
+    crowds = _column(items, "iscrowd", np.bool_)
     masks = _masks(context.masks, items, sizes[kept])
     areas, other_area = _areas(items, boxes, crowds, masks)
     mended: dict[str, Iterable[int]] = {
@@ -112,9 +116,15 @@ def object_rows(context: AnnotationContext, job: SpanJob) -> ObjectRows:
     )
 
 
-def _matrix(boxes: list[tuple[float, float, float, float]]) -> np.ndarray:
-    flat = np.fromiter(chain.from_iterable(boxes), np.float64, 4 * len(boxes))
-    return flat.reshape(-1, 4)
+def _column(records: list[CocoAnnotation], name: str, kind: type[np.generic]) -> np.ndarray:
+    return np.fromiter(map(attrgetter(name), records), kind, len(records))
+
+
+def _boxes_xywh(records: list[CocoAnnotation]) -> np.ndarray:
+    """Boxes (num_records, 4) whose columns are contiguous in memory, as all that follows are."""
+    flat = chain.from_iterable(map(attrgetter("bbox"), records))
+    rows = np.fromiter(flat, np.float64, 4 * len(records)).reshape(-1, 4)
+    return np.asfortranarray(rows)
 
 
 def _first_reason(reasons: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -138,14 +148,14 @@ def _image_sizes(
     rows[order] = np.searchsorted(context.image_ids, image_ids[order])
     rows = rows.clip(max=len(context.image_ids) - 1)
     known = context.image_ids[rows] == image_ids
-    return np.where(known[:, None], context.sizes[rows], 1), known
+    return np.where(known, context.sizes.T.take(rows, axis=1), 1).T, known
 
 
 def _clipped(boxes_xywh: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Boxes (xyxy) inside their images, and how many pixels they reached out."""
     with np.errstate(invalid="ignore", over="ignore"):
         boxes = xywh_to_xyxy(boxes_xywh)
-        limits = np.tile(sizes[:, ::-1], 2)
+        limits = np.tile(sizes.T[::-1], (2, 1)).T
         overhang = np.maximum(-boxes, boxes - limits).max(axis=1, initial=0)
         return np.clip(boxes, 0, limits), overhang
 
@@ -164,7 +174,8 @@ def _areas(
 
     Crowds are believed: COCO's own state areas that are far from their masks'.
     """
-    given = np.array([item.area for item in items], np.float64)  # None becomes NaN
+    areas = [np.nan if item.area is None else item.area for item in items]
+    given = np.fromiter(areas, np.float64, len(items))
     own = np.where(np.isnan(masks.areas), box_area(boxes), masks.areas)
     outline = 2 * (boxes[:, 2:] - boxes[:, :2]).sum(axis=1)
     tolerance = np.maximum(outline, _AREA_TOLERANCE * masks.areas)

@@ -2,11 +2,9 @@
 
 import numpy as np
 
-_RUN_LENGTH = 1 << 18
-
 
 class IdSet:
-    """Ids seen so far, as sorted runs of int64.
+    """Ids seen so far, as sorted runs of int64, each at least twice as long as the next.
 
     >>> seen = IdSet()
     >>> seen.add(np.array([3, 1, 3])).tolist(), seen.add(np.array([1, 2])).tolist()
@@ -33,7 +31,7 @@ class IdSet:
     def _append(self, ids: np.ndarray) -> None:
         if not len(ids):
             return
-        if self._runs and len(self._runs[-1]) + len(ids) <= _RUN_LENGTH:
-            self._runs[-1] = np.sort(np.concatenate([self._runs[-1], ids]), kind="stable")
-        else:
-            self._runs.append(ids)
+        self._runs.append(ids)
+        while len(self._runs) > 1 and len(self._runs[-2]) < 2 * len(self._runs[-1]):
+            merged = np.concatenate([self._runs[-2], self._runs[-1]])
+            self._runs[-2:] = [np.sort(merged, kind="stable")]

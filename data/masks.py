@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -45,7 +45,8 @@ class _RunLengths(msgspec.Struct):
     counts: str | list[int]
 
 
-_Polygons = list[list[float]]
+_Coordinate = Annotated[float, msgspec.Meta(ge=-_FARTHEST, le=_FARTHEST)]
+_Polygons = list[Annotated[list[_Coordinate], msgspec.Meta(min_length=6)]]
 _Segmentation = _Polygons | _RunLengths | None
 
 
@@ -94,7 +95,7 @@ class _Encoder:
         match item:
             case None | []:
                 pass
-            case [*polygons] if all(map(_is_polygon, polygons)):
+            case [*polygons] if not any(len(points) % 2 for points in polygons):
                 self._polygons[size].append((row, polygons))
             case _RunLengths(size=found, counts=counts) if found == size:
                 rle = _checked_rle(counts, *size)
@@ -116,16 +117,6 @@ class _Encoder:
             np.array([coco_mask.area(rle) if rle else np.nan for rle in self._rles], np.float64),
             sorted(self._broken),
         )
-
-
-def _is_polygon(points: list[float]) -> bool:
-    """Whether this is x, y, … of at least three points that pycocotools can draw."""
-    return (
-        len(points) >= 6
-        and len(points) % 2 == 0
-        and max(points) <= _FARTHEST
-        and min(points) >= -_FARTHEST
-    )
 
 
 def _checked_rle(counts: str | list[int], height: int, width: int) -> dict[str, Any] | None:
