@@ -14,6 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+import msgspec
+
 from data.coco import decode_json
 from data.errors import InvalidDataset
 
@@ -128,7 +130,7 @@ def exact_index(path: Path) -> CocoIndex:
         if members is None:
             raise InvalidDataset(f"{path} is not a COCO file: it is no JSON object, or cut short")
         for name in SECTIONS:
-            if name not in members:
+            if members.get(name, msgspec.UNSET) is msgspec.UNSET:
                 raise InvalidDataset(f"{path} is not a COCO file: it has no {name!r}")
             if members[name] == []:
                 spans[name] = ()
@@ -215,7 +217,9 @@ def _scan_sections(file: BinaryIO, path: Path, size: int) -> dict[Section, tuple
     return {name: _spans(found) for name, found in cuts.items()}
 
 
-def _without_records(file: BinaryIO, spans: dict[Section, tuple[Span, ...]], size: int) -> bytes:
+def _without_records(
+    file: BinaryIO, spans: dict[Section, tuple[Span, ...]], size: int
+) -> bytearray:
     """The file's text with each section's records replaced by its name."""
     arrays = sorted((parts[0].start, parts[-1].stop, name) for name, parts in spans.items())
     text, position = bytearray(), 0
@@ -224,19 +228,31 @@ def _without_records(file: BinaryIO, spans: dict[Section, tuple[Span, ...]], siz
         text += file.read(start - position) + f'"{name}"'.encode()
         position = stop
     file.seek(position)
-    return bytes((text + file.read(size - position)).removeprefix(_BYTE_ORDER_MARK))
+    text += file.read(size - position)
+    return text.removeprefix(_BYTE_ORDER_MARK)
 
 
-def _members(text: bytes, spans: dict[Section, tuple[Span, ...]]) -> dict[str, Any] | None:
+class _Members(msgspec.Struct):
+    """The sections alone: whatever else the object holds is parsed, and not kept."""
+
+    images: Any = msgspec.UNSET
+    annotations: Any = msgspec.UNSET
+    categories: Any = msgspec.UNSET
+
+
+def _members(text: bytearray, spans: dict[Section, tuple[Span, ...]]) -> dict[str, Any] | None:
     """Members of the object that `text` is, if the sections are among them; None otherwise.
 
     The grammar has no context: if this text is an object with `["images"]` as its member, the file
     is one with the images' records in that place.
     """
     try:
-        members = decode_json(text)
-    except ValueError:
-        return None
+        members = msgspec.structs.asdict(msgspec.json.decode(text, type=_Members))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        try:
+            members = decode_json(text)
+        except ValueError:
+            return None
     if not isinstance(members, dict) or any(members.get(name) != [name] for name in spans):
         return None
     return members

@@ -28,7 +28,7 @@ from data.refusals import Refusals
 from data.scenes import write_scenes
 from data.store import digest_file, folder_digest
 from data.table_writer import TableWriter
-from data.tables import IMAGES, OBJECTS, Split, write_table
+from data.tables import IMAGES, OBJECTS, REFUSED, Split, write_table
 from data.workers import Workers
 
 Progress = Callable[[int, int], None]
@@ -127,7 +127,7 @@ def ingest(
 ) -> dict[str, Any]:
     """Read a data set and write its tables to `out`; where it is refused, nothing is written.
 
-    Writes `images.parquet`, `objects.parquet`, `categories.parquet`, `refused.json`, `dataset.json`
+    Writes `images.parquet`, `objects.parquet`, `categories.parquet`, `refused.parquet`, `dataset.json`
     and `instances_{train,val}.json`; for Scenes the data set itself under `scenes/`.
 
     Args:
@@ -164,7 +164,7 @@ def write_tables(
     num_workers: int = 1,
     on_progress: Progress = lambda a, b: None,
 ) -> dict[str, Any]:
-    """Write `images.parquet`, `objects.parquet`, `categories.parquet` and `refused.json`.
+    """Write `images.parquet`, `objects.parquet`, `categories.parquet` and `refused.parquet`.
 
     Args:
         config: for its policy and what is to be read.
@@ -178,7 +178,9 @@ def write_tables(
     """
     for split in splits.values():
         _require_paths(split)
-    return _Ingestion(config, folder, num_workers, on_progress).read(splits)
+    with TableWriter(folder / "refused.parquet", REFUSED) as refused:
+        refusals = Refusals(refused)
+        return _Ingestion(config, folder, refusals, num_workers, on_progress).read(splits)
 
 
 def _silent(done: int, total: int) -> None:
@@ -229,12 +231,19 @@ def _open(split: SplitConfig) -> list[_File]:
 class _Ingestion:
     """One run over the files of a data set: what is known so far, and the tables being written."""
 
-    def __init__(self, config: IngestConfig, folder: Path, num_workers: int, on_progress: Progress):
+    def __init__(
+        self,
+        config: IngestConfig,
+        folder: Path,
+        refusals: Refusals,
+        num_workers: int,
+        on_progress: Progress,
+    ):
         self._folder = folder
         self._config = config
         self._num_workers = num_workers
         self._progress = ImageProgress(on_progress)
-        self._refusals = Refusals()
+        self._refusals = refusals
         self._categories = CategoryTable(self._refusals)
 
     def read(self, splits: Mapping[Split, SplitConfig]) -> dict[str, Any]:
@@ -254,7 +263,6 @@ class _Ingestion:
                 objects.flush()
         self._check(counts)
         write_table(self._categories.table(), self._folder / "categories.parquet")
-        (self._folder / "refused.json").write_text(json.dumps(self._refusals.by_reason, indent=1))
         return {
             "counts": {name: dict(count) for name, count in counts.items()},
             "refused": self._refusals.rows(),

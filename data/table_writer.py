@@ -19,6 +19,7 @@ class TableWriter:
         columns = [name for name in _REPEATING if name in schema.names]
         self._file = pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=columns)
         self._waiting: list[pa.RecordBatch] = []
+        self._num_waiting = 0
 
     def __enter__(self) -> Self:
         return self
@@ -36,7 +37,8 @@ class TableWriter:
     def write(self, batch: pa.RecordBatch) -> None:
         """Append rows."""
         self._waiting.append(batch)
-        if sum(item.num_rows for item in self._waiting) >= _ROWS_PER_GROUP:
+        self._num_waiting += batch.num_rows
+        if self._num_waiting >= _ROWS_PER_GROUP:
             self.flush()
 
     def flush(self) -> None:
@@ -44,3 +46,4 @@ class TableWriter:
         if self._waiting:
             self._file.write_table(pa.Table.from_batches(self._waiting, self._schema))
             self._waiting.clear()
+            self._num_waiting = 0

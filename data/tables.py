@@ -57,6 +57,14 @@ CATEGORIES = pa.schema(
         _field("is_thing", pa.bool_(), "thing (true) or stuff (false)"),
     ]
 )
+REFUSED = pa.schema(
+    [
+        _field("reason", pa.string(), "why it was left out, or how it was mended"),
+        _field(
+            "record", pa.string(), "split/id of an annotation or category, split/name of an image"
+        ),
+    ]
+)
 DETECTIONS = pa.schema(
     [
         _field("split", pa.string(), "train or val"),
@@ -112,8 +120,8 @@ class Dataset:
     """An ingested data set: the folder that `data.ingest` wrote.
 
     Attributes:
-        folder: holds `images.parquet`, `objects.parquet`, `categories.parquet`, `dataset.json` and
-            `instances_{split}.json`, the accepted things as COCO files.
+        folder: holds `images.parquet`, `objects.parquet`, `categories.parquet`, `refused.parquet`,
+            `dataset.json` and `instances_{split}.json`, the accepted things as COCO files.
     """
 
     folder: Path
@@ -127,6 +135,11 @@ class Dataset:
     def objects(self) -> pa.Table:
         """Table with schema `OBJECTS`."""
         return self._read("objects")
+
+    @cached_property
+    def refused(self) -> pa.Table:
+        """Table with schema `REFUSED`."""
+        return self._read("refused")
 
     @cached_property
     def categories(self) -> tuple[Category, ...]:

@@ -19,6 +19,7 @@ from data.gallery import contact_sheet, data_uri, draw_layout, draw_masks, in_ro
 from data.images import read_square
 from data.ingest import IngestConfig, SplitConfig, write_tables
 from data.layouts import Layout, evenly_spaced, read_layouts
+from data.refusals import NUM_EXAMPLES
 from data.tables import ATTRIBUTES, Dataset, Split
 from tasks.pages import write_page
 from tasks.report import figure_png
@@ -121,11 +122,17 @@ def _counts(dataset: Dataset, attributes: pa.Table | None) -> list[dict[str, Any
 
 def _problems(dataset: Dataset) -> list[dict[str, Any]]:
     """The ingest report: reason, count and the first records concerned."""
-    path = dataset.folder / "refused.json"
-    by_reason = json.loads(path.read_text()) if path.is_file() else {}
+    by_reason = {
+        reason: dataset.refused.filter(pc.field("reason") == reason)["record"]
+        for reason in dataset.refused["reason"].unique().to_pylist()
+    }
     return [
-        {"reason": reason, "count": len(items), "first": ", ".join(items[:5])}
-        for reason, items in by_reason.items()
+        {
+            "reason": reason,
+            "count": len(found),
+            "first": ", ".join(found[:NUM_EXAMPLES].to_pylist()),
+        }
+        for reason, found in by_reason.items()
     ]
 
 

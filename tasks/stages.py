@@ -50,7 +50,7 @@ class Stage:
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
-        Stage("ingest", 3, IngestConfig, (), "tasks.ingest"),
+        Stage("ingest", 4, IngestConfig, (), "tasks.ingest"),
         Stage("train-detector", 1, DetectorConfig, ("ingest",), "tasks.train_detector"),
         Stage("train-scorer", 1, DetectorConfig, ("ingest",), "tasks.train_detector"),
         Stage(

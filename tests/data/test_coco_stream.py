@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -106,6 +107,17 @@ def test_a_byte_order_mark_does_no_harm(tmp_path):
     path = write(tmp_path / "a.json", [record(1)])
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert read(open_index(path)) == [1]
+
+
+def test_other_parts_of_a_file_are_not_kept_as_objects(tmp_path):
+    tracks = [{"id": i, "spans": [i, i + 1]} for i in range(100_000)]
+    path = write(tmp_path / "a.json", [record(1)], more={"tracks": tracks})
+    tracemalloc.start()
+    index = open_index(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert read(index) == [1]
+    assert peak < 3 * path.stat().st_size + 3 * coco_stream.CHUNK_BYTES
 
 
 def test_nesting_without_end_is_refused(tmp_path):

@@ -129,12 +129,10 @@ def python_reads(text):
 
 
 def num_dropped(folder):
-    reasons = json.loads((folder / "refused.json").read_text())
     return sum(
-        item.startswith("train/")
-        for reason, items in reasons.items()
-        if reason.startswith(OF_ANNOTATIONS) and not reason.endswith(MENDED)
-        for item in items
+        row["record"].startswith("train/")
+        for row in pq.read_table(folder / "refused.parquet").to_pylist()
+        if row["reason"].startswith(OF_ANNOTATIONS) and not row["reason"].endswith(MENDED)
     )
 
 
