@@ -15,10 +15,9 @@ ProtocolName = Literal["lama-val", "synthetic-train"]
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """A rule for choosing layouts.
+    """A rule for choosing layouts; crowds and the stuff class `other` are never part of one.
 
     Attributes:
-        drops_other: whether the stuff class `other`, COCO's name for "no stuff", is left out.
         min_area_fraction: boxes stay whose w·h / (W·H) is above this.
         min_objects: images stay that have at least this many objects left.
         max_objects: and at most this many; None for no limit.
@@ -26,7 +25,6 @@ class Protocol:
         published: counts to be printed beside ours.
     """
 
-    drops_other: bool = False
     min_area_fraction: float = 0.0
     min_objects: int = 0
     max_objects: int | None = None
@@ -34,10 +32,12 @@ class Protocol:
     published: str = ""
 
 
+EVERYTHING = Protocol()
+"""All images, and all objects that may be part of a layout."""
+
 PROTOCOLS: dict[ProtocolName, Protocol] = {
     # LAMA and LostGAN, by way of GeoDiffusion's evaluation on val2017.
     "lama-val": Protocol(
-        drops_other=True,
         min_area_fraction=0.02,
         min_objects=3,
         max_objects=8,
@@ -46,7 +46,6 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
     ),
     # DetDiffusion, section 4.3: labels of train2017 with 3 to 8 objects.
     "synthetic-train": Protocol(
-        drops_other=True,
         min_objects=3,
         max_objects=8,
         published="train2017: 47,429 images, 210,893 objects",
@@ -67,6 +66,12 @@ class Selection:
     objects: pa.Table
     image_ids: np.ndarray
     dropped: dict[str, int] = field(default_factory=dict)
+
+    def counts(self) -> dict[str, int]:
+        """Number of images, things and stuff left, and of what was left out, by reason."""
+        things = int(self.objects["is_thing"].to_numpy().sum())
+        stuff = self.objects.num_rows - things
+        return {"images": len(self.image_ids), "things": things, "stuff": stuff, **self.dropped}
 
     def keep_objects(self, keep: np.ndarray, reason: str) -> "Selection":
         """Leave out the objects where `keep` is false."""
@@ -91,7 +96,7 @@ def without_crowds(selection: Selection) -> Selection:
 
 
 def without_other(selection: Selection, categories: Iterable[Category]) -> Selection:
-    """Leave out the stuff class `other`."""
+    """Leave out the stuff class `other`, which in COCO stands for "a thing, no stuff"."""
     ids = [item.category_id for item in categories if not item.is_thing and item.name == "other"]
     return selection.keep_objects(
         ~np.isin(selection.objects["category_id"].to_numpy(), ids), "stuff class other"
@@ -134,9 +139,8 @@ def with_count(
 def select(
     protocol: Protocol, images: pa.Table, objects: pa.Table, categories: Iterable[Category]
 ) -> Selection:
-    """Apply a protocol to the images and objects of one split; crowds are never part of a layout."""
+    """Apply a protocol to the images and objects of one split."""
     left = without_crowds(Selection(objects, images["image_id"].to_numpy()))
-    if protocol.drops_other:
-        left = without_other(left, categories)
+    left = without_other(left, categories)
     left = above_area(left, images, protocol.min_area_fraction)
     return with_count(left, protocol.min_objects, protocol.max_objects, protocol.counted)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.errors import InvalidDataset
-from data.filters import Protocol, Selection, select
+from data.filters import EVERYTHING, Protocol, Selection, select
 from data.tables import Dataset, Split, box_array
 
 Item = TypeVar("Item")
@@ -97,28 +97,17 @@ def read_layouts(
     dataset: Dataset,
     attributes: pa.Table | None,
     split: Split,
-    *,
-    min_things: int = 0,
-    max_things: int | None = None,
-    min_area_fraction: float = 0.0,
-    protocol: Protocol | None = None,
+    protocol: Protocol = EVERYTHING,
 ) -> list[Layout]:
-    """Read a split's layouts by image id, without crowds; stuff follows the things.
+    """Read the layouts of a split that a protocol chooses, by image id; stuff follows the things.
 
     Args:
         attributes: table with schema `ATTRIBUTES`, or None for no attributes.
-        min_things: keep images with at least this many things.
-        max_things: keep images with at most this many things; None for no limit.
-        min_area_fraction: drop boxes whose area is not above this fraction of the image's.
-        protocol: the rule in place of the three options above.
 
     Raises:
         InvalidDataset: a thing has no row in `attributes`.
     """
-    rule = protocol or Protocol(
-        min_objects=min_things, max_objects=max_things, min_area_fraction=min_area_fraction
-    )
-    selection = dataset_selection(dataset, split, rule)
+    selection = dataset_selection(dataset, split, protocol)
     wanted = set(selection.image_ids.tolist())
     objects = selection.objects.sort_by([("image_id", "ascending"), ("is_thing", "descending")])
     image_ids = objects["image_id"].to_numpy()

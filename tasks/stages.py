@@ -62,14 +62,14 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "train-generator",
-            2,
+            3,
             GeneratorConfig,
             ("ingest", "train-detector", "extract-attributes"),
             "tasks.train_generator",
         ),
         Stage(
             "synthesize",
-            2,
+            3,
             SynthesisConfig,
             ("ingest", "extract-attributes", "train-generator"),
             "tasks.synthesize",

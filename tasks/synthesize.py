@@ -122,19 +122,12 @@ def _planned(
     policy: AttributePolicy,
     of_categories: Mapping[int, AttributePolicy],
 ) -> list[SyntheticImage]:
-    layouts = read_layouts(
-        dataset,
-        attributes,
-        split,
-        min_things=config.min_things,
-        max_things=config.max_things,
-        min_area_fraction=config.min_area_fraction,
-        protocol=_protocol(config, split),
-    )
+    layouts = read_layouts(dataset, attributes, split, _protocol(config, split))
     if not layouts:
+        dropped = dataset_selection(dataset, split, _protocol(config, split)).dropped
         raise InvalidDataset(
-            f"no {split} image has {config.min_things} to {config.max_things} things: "
-            f"change synthesize.min_things, max_things and {split}_protocol"
+            f"no {split} image has a usable layout, {dropped} were left out: change "
+            f"synthesize.min_things, max_things, min_area_fraction or {split}_protocol"
         )
     counts = (config.num_train_layouts, config.images_per_train_layout)
     if split == "val":
@@ -156,25 +149,22 @@ def _planned(
     ]
 
 
-def _protocol(config: SynthesisConfig, split: Split) -> Protocol | None:
+def _protocol(config: SynthesisConfig, split: Split) -> Protocol:
     name = config.train_protocol if split == "train" else config.val_protocol
-    return PROTOCOLS[name] if name else None
+    if name:
+        return PROTOCOLS[name]
+    return Protocol(config.min_area_fraction, config.min_things, config.max_things)
 
 
 def _chosen_layouts(dataset: Dataset, config: SynthesisConfig) -> list[dict[str, Any]]:
-    """Counts of the splits that have a protocol, beside the published ones."""
+    """Counts of what is left of each split and left out, with a named protocol's published ones."""
     rows = []
     splits: tuple[Split, ...] = ("train", "val")
     for split in splits:
-        if protocol := _protocol(config, split):
-            left = dataset_selection(dataset, split, protocol)
-            is_thing = left.objects["is_thing"].to_numpy()
-            counts = {
-                "images": len(left.image_ids),
-                "things": int(is_thing.sum()),
-                "stuff": int((~is_thing).sum()),
-            }
-            rows.append({"split": split, **counts, "published": protocol.published, **left.dropped})
+        protocol = _protocol(config, split)
+        published = {"published": protocol.published} if protocol.published else {}
+        counts = dataset_selection(dataset, split, protocol).counts()
+        rows.append({"split": split, **published, **counts})
     return rows
 
 

@@ -15,8 +15,9 @@ from PIL import Image
 
 from data import errors
 from data.errors import PipelineError, StageFailed
+from data.filters import Protocol
 from data.images import read_square
-from data.layouts import Layout, evenly_spaced, read_layouts
+from data.layouts import Layout, dataset_selection, evenly_spaced, read_layouts
 from data.prompts import LocationGrid
 from data.tables import Dataset
 from models.config import GeneratorConfig, NewModelConfig
@@ -66,6 +67,7 @@ def run(context: Context) -> Summary:
     """Train and export a diffusers-format folder, with loss curves and probes beside it."""
     config = context.config
     prepared = _prepare(context)
+    chosen = dataset_selection(prepared.dataset, "train", _protocol(config)).counts()
     omitted = _count_omitted(prepared.generator, prepared.layouts)
     if config.num_processes == 1:
         _train(context, prepared)
@@ -79,8 +81,9 @@ def run(context: Context) -> Summary:
     write_card(
         context.out,
         "Generator training",
-        f"{len(prepared.layouts)} images; {omitted} objects left out of prompts that were too long; "
+        f"{omitted} objects left out of prompts that were too long; "
         f"{rectangles} objects without mask, whose rectangle stands for it.",
+        f"## Layouts\n\n{markdown_table([chosen])}",
         markdown_table([{name: row[name] for name in _SHOWN if name in row} for row in rows]),
         "## Are things where the layout has them? And where another layout has some?",
         markdown_table(
@@ -89,7 +92,7 @@ def run(context: Context) -> Summary:
         *_pictures(context.out),
     )
     return {
-        "num_images": len(prepared.layouts),
+        "layouts": chosen,
         "objects_omitted": omitted,
         "objects_without_mask": rectangles,
         "precision": resolve_precision(config.mixed_precision),
@@ -198,27 +201,22 @@ def _status(metrics: Metrics) -> str:
 def _new_probe(context: Context, dataset: Dataset) -> GeneratorProbe:
     config = context.config.probe
     attributes = pq.read_table(context.inputs["extract-attributes"] / "attributes.parquet")
-    layouts = read_layouts(
-        dataset, attributes, "val", min_things=1, max_things=context.config.max_objects
-    )
+    protocol = Protocol(min_objects=1, max_objects=context.config.max_objects)
+    layouts = read_layouts(dataset, attributes, "val", protocol)
     detector = context.inputs["train-detector"] / "detector"
     folder = context.out / "probes"
     return GeneratorProbe(config, evenly_spaced(layouts, config.num_layouts), detector, folder)
 
 
 def _training_layouts(context: Context, dataset: Dataset) -> list[Layout]:
-    config = context.config
     attributes = pq.read_table(context.inputs["extract-attributes"] / "attributes.parquet")
-    layouts = read_layouts(
-        dataset,
-        attributes,
-        "train",
-        min_things=1,
-        max_things=config.max_objects,
-        min_area_fraction=config.min_area_fraction,
-    )
+    layouts = read_layouts(dataset, attributes, "train", _protocol(context.config))
     logger.info("%d of the training images have a usable layout", len(layouts))
     return layouts
+
+
+def _protocol(config: GeneratorConfig) -> Protocol:
+    return Protocol(config.min_area_fraction, min_objects=1, max_objects=config.max_objects)
 
 
 def _new_generator(context: Context, dataset: Dataset, layouts: list[Layout]) -> Generator:

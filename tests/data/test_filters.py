@@ -175,7 +175,7 @@ def test_a_protocol_chooses_layouts_of_things_and_stuff(tmp_path):
     )
     ingest(IngestConfig(train=split, val=split), tmp_path / "out")
     dataset = Dataset(tmp_path / "out")
-    (layout,) = read_layouts(dataset, None, "val", protocol=PROTOCOLS["lama-val"])
+    (layout,) = read_layouts(dataset, None, "val", PROTOCOLS["lama-val"])
     assert layout.is_thing.tolist() == [True, True, False]
-    assert read_layouts(dataset, None, "val", protocol=PROTOCOLS["synthetic-train"]) == []
-    assert len(read_layouts(dataset, None, "val", protocol=Protocol(max_objects=2))) == 1
+    assert read_layouts(dataset, None, "val", PROTOCOLS["synthetic-train"]) == []
+    assert len(read_layouts(dataset, None, "val", Protocol(max_objects=2))) == 1

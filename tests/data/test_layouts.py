@@ -2,6 +2,7 @@ import pyarrow.compute as pc
 import pytest
 
 from data.errors import InvalidDataset
+from data.filters import Protocol
 from data.layouts import PerceptionAttribute, evenly_spaced, image_seed, read_layouts
 
 
@@ -26,7 +27,7 @@ def test_policies_change_attributes_of_things_alone(layouts):
 
 
 def test_filters_count_things(dataset, attributes):
-    kept = read_layouts(dataset, attributes, "train", min_things=5, max_things=6)
+    kept = read_layouts(dataset, attributes, "train", Protocol(min_objects=5, max_objects=6))
     assert kept
     assert all(5 <= layout.is_thing.sum() <= 6 for layout in kept)
 
