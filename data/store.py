@@ -122,6 +122,14 @@ def folder_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def contents_digest(folder: Path) -> str:
+    """SHA-256 over the names and contents of all files in a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(item for item in folder.rglob("*") if item.is_file()):
+        digest.update(f"{path.relative_to(folder)} {digest_file(path).sha256}\n".encode())
+    return digest.hexdigest()
+
+
 @contextmanager
 def storage_errors(root: Path) -> Iterator[None]:
     """Turn an unwritable root or a full disk into `StorageError`."""

@@ -39,7 +39,9 @@ class DetectorConfig(_Options):
     num_iterations: int = Field(88_716, ge=1, description="Optimiser steps.")
     batch_size: int = Field(8, ge=1, description="Images per optimiser step.")
     learning_rate: float = Field(0.01, gt=0)
-    num_warmup_iterations: int = Field(500, ge=0)
+    num_warmup_iterations: int = Field(
+        500, ge=0, description="Of the learning rate; at most all of the iterations."
+    )
     checkpoint_interval: Annotated[int, RuntimeOnly] = Field(
         1000, ge=1, description="Steps between resumable checkpoints."
     )
@@ -125,7 +127,9 @@ class GeneratorConfig(_Options):
     batch_size: int = Field(64, ge=1, description="Images per optimiser step.")
     learning_rate: float = Field(4e-5, gt=0, description="Of the UNet and the perception head.")
     text_learning_rate: float = Field(3e-5, ge=0, description="Of the text encoder; 0 freezes it.")
-    num_warmup_steps: int = Field(3000, ge=0)
+    num_warmup_steps: int = Field(
+        3000, ge=0, description="Of the learning rate, growing from 0; at most half of the steps."
+    )
     weight_decay: float = Field(1e-2, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     ema_decay: float | None = Field(

@@ -144,8 +144,8 @@ def train_step(state: TrainingState, config: GeneratorConfig, batches: Sequence[
         raise TrainingDiverged(f"step {state.step}: the loss is {metrics['loss']}")
     norm = _update(state, config)
     rates = zip(_RATE_NAMES, map(float, state.schedules[0].get_last_lr()), strict=False)
-    known = {name: value for name, value in metrics.items() if not math.isnan(value)}
-    return known | {"grad_norm": norm, **dict(rates), "step": float(state.step)}
+    metrics |= {"grad_norm": norm, **dict(rates), "step": float(state.step)}
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _update(state: TrainingState, config: GeneratorConfig) -> float:

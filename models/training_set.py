@@ -1,7 +1,7 @@
 """What the generator is trained on: latents and masks on the latent grid, in memory-mapped files."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from models.devices import default_device
 from models.generator import BaseModel
 
 _CHUNK = 32
-"""Images encoded at once."""
+"""Images worked on at once."""
 
 Progress = Callable[[int, int], None]
 """Called with images done and images in total."""
@@ -89,12 +89,13 @@ def build_training_set(
 ) -> TrainingSet:
     """Encode the images of all layouts and decode their masks into memory-mapped files, once.
 
-    Existing files are used as they are, so they must be of the same layouts and autoencoder. Images
-    are squashed to the square, not cropped [G]. A box without mask uses its rectangle.
+    Existing files are used as they are and unfinished ones gone on with, so they must be of the same
+    layouts and autoencoder. Images are squashed to the square, not cropped [G]. A box without mask
+    uses its rectangle.
 
     Args:
         image_paths: image id to file.
-        folder: for the files, which appear when they are complete.
+        folder: for the files, which get their names when they are complete.
         latents: `online` leaves the encoding to the training.
 
     Raises:
@@ -103,23 +104,34 @@ def build_training_set(
     if not layouts:
         raise InvalidDataset("no image has a layout to train on: loosen max_objects")
     folder.mkdir(exist_ok=True)
-    counts = [len(layout.boxes) for layout in layouts]
+    first_objects = np.cumsum([0, *(len(layout.boxes) for layout in layouts)])
     size = model.unet.config.sample_size
-    coverage = folder / "masks.npy"
+
+    def masks(images: slice) -> Part:
+        start, stop, _ = images.indices(len(layouts))
+        found = torch.cat([latent_masks(layout, size) for layout in layouts[images]])
+        place = np.s_[first_objects[start] : first_objects[stop]]
+        return place, (found * 255).round().byte().numpy()
+
+    def encoded(images: slice) -> Part:
+        pixels = _read(layouts[images], image_paths, model)
+        both = torch.stack([_moments(model, pixels), _moments(model, pixels.flip(-1))])
+        return np.s_[:, images], both.numpy()
+
+    coverage, moments = folder / "masks.npy", folder / "latents.npy"
     if not coverage.exists():
-        _write(coverage, np.uint8, (sum(counts), size, size), _coverages(layouts, size))
-    moments = folder / "latents.npy"
+        shape: tuple[int, ...] = (int(first_objects[-1]), size, size)
+        _fill(coverage, np.uint8, shape, masks, len(layouts))
     if latents == "cached" and not moments.exists():
         shape = (2, len(layouts), 2 * model.vae.config.latent_channels, size, size)
-        parts = _encoded(model, layouts, image_paths, on_progress)
-        _write(moments, np.float32, shape, parts)
+        _fill(moments, np.float32, shape, encoded, len(layouts), on_progress)
     return TrainingSet(
         layouts=layouts,
         model=model,
         image_paths=image_paths,
         moments=np.load(moments, mmap_mode="r") if latents == "cached" else None,
         coverage=np.load(coverage, mmap_mode="r"),
-        first_objects=np.cumsum([0, *counts]),
+        first_objects=first_objects,
     )
 
 
@@ -127,27 +139,33 @@ Part = tuple[Any, np.ndarray]
 """Place in an array, and what stands there."""
 
 
-def _write(path: Path, dtype: type, shape: tuple[int, ...], parts: Iterable[Part]) -> None:
-    """Fill an array file part by part; it gets its name when it is complete."""
-    temporary = path.with_suffix(".tmp")
-    array = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
+def _fill(
+    path: Path,
+    dtype: type,
+    shape: tuple[int, ...],
+    work: Callable[[slice], Part],
+    num_images: int,
+    on_progress: Progress = lambda done, total: None,
+) -> None:
+    """Fill an array file some images at a time; after a kill it goes on with those that are left."""
+    temporary, record = path.with_suffix(".tmp"), path.with_suffix(".done")
+    if not (temporary.exists() and record.exists()):
+        record.write_bytes(b"")
+    done = record.stat().st_size * _CHUNK  # it grows by one byte a chunk
+    mode: Literal["r+", "w+"] = "r+" if done else "w+"
+    array = np.lib.format.open_memmap(temporary, mode=mode, dtype=dtype, shape=shape)
     with temporary.open("r+b") as file:  # a sparse file on a full disk would end the process
         os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
-    for place, values in parts:
+    for start in range(done, num_images, _CHUNK):
+        images = slice(start, min(start + _CHUNK, num_images))
+        place, values = work(images)
         array[place] = values
-    array.flush()
+        array.flush()
+        with record.open("ab") as file:
+            file.write(b".")
+        on_progress(images.stop, num_images)
+    record.unlink()
     temporary.replace(path)
-
-
-def _encoded(
-    model: BaseModel, layouts: Sequence[Layout], image_paths: dict[int, Path], on_progress: Progress
-) -> Iterator[Part]:
-    for start in range(0, len(layouts), _CHUNK):
-        part = layouts[start : start + _CHUNK]
-        pixels = _read(part, image_paths, model)
-        for row, oriented in enumerate((pixels, pixels.flip(-1))):
-            yield np.s_[row, start : start + len(part)], _moments(model, oriented).numpy()
-        on_progress(start + len(part), len(layouts))
 
 
 def _read(layouts: Sequence[Layout], image_paths: dict[int, Path], model: BaseModel) -> Tensor:
@@ -162,14 +180,6 @@ def _moments(model: BaseModel, pixels: Tensor) -> Tensor:
     device = default_device()
     distribution = model.vae.to(device).eval().encode(pixels.to(device)).latent_dist
     return torch.cat([distribution.mean, distribution.logvar], dim=1).cpu()
-
-
-def _coverages(layouts: Sequence[Layout], size: int) -> Iterator[Part]:
-    first = 0
-    for layout in layouts:
-        masks = latent_masks(layout, size)
-        yield np.s_[first : first + len(masks)], (masks * 255).round().byte().numpy()
-        first += len(masks)
 
 
 def latent_masks(layout: Layout, size: int) -> Float[Tensor, "objects size size"]:

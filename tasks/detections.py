@@ -109,11 +109,10 @@ def _sources(context: StepContext[AttributeStageConfig], dataset: Dataset) -> li
                 f"train-detector/{trained.name}",
                 partial(Detector.load, trained / "detector"),
             )
-    load_once = cache(load)
-    train = [Source(name, "train", load_once, images["train"])]
+    train = [Source(name, "train", load, images["train"])]
     if scoring.num_folds > 1:
         train = _folds(context, dataset, scoring.num_folds, name)
-    return [*train, Source(name, "val", load_once, images["val"])]
+    return [*train, Source(name, "val", load, images["val"])]
 
 
 def _digest(context: StepContext[AttributeStageConfig]) -> str:
@@ -142,7 +141,7 @@ def _folds(
         Source(
             name=f"{name}/fold-{number}-of-{num_folds}",
             split="train",
-            load=cache(partial(Detector.load, run.out)),
+            load=partial(Detector.load, run.out),
             images=[(image_id, paths[image_id]) for image_id in fold],
         )
         for number, (run, fold) in enumerate(zip(runs, folds, strict=True))
@@ -156,11 +155,12 @@ def detect(
     work.mkdir(exist_ok=True)
     total, done = sum(len(source.images) for source in sources), 0
     for number, source in enumerate(sources):
+        load = cache(source.load)  # one detector at a time is held
         for start in range(0, len(source.images), _SHARD_SIZE):
             shard = source.images[start : start + _SHARD_SIZE]
             path = work / f"{number}-{start}.parquet"
             if not path.exists():
-                found = source.load().detect(shard, scoring.batch_size)
+                found = load().detect(shard, scoring.batch_size)
                 table = detections_table(source.split, found, source.name)
                 table = table.filter(pc.field("score") >= scoring.score_threshold)
                 temporary = path.with_suffix(".tmp")

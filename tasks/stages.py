@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from data.errors import InvalidConfig
 from data.ingest import IngestConfig, source_digest
-from data.store import StageIdentity, digest_file, folder_digest, keyed_options
+from data.store import StageIdentity, contents_digest, digest_file, keyed_options
 from models.config import (
     DETECTOR_FILES,
     AttributeStageConfig,
@@ -111,7 +111,7 @@ def foreign_files(config: BaseModel) -> dict[str, str]:
         ):
             return {"detector_config": digest_file(Path(name)).sha256}
         case GeneratorConfig(base_model=str(name)) if Path(name).is_dir():
-            return {"base_model": folder_digest(Path(name))}
+            return {"base_model": contents_digest(Path(name))}
         case (
             SynthesisConfig(attribute_overrides=Path() as path)
             | EvaluationConfig(inception_weights=Path() as path)

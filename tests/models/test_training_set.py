@@ -7,7 +7,7 @@ import torch
 from data.errors import InvalidDataset
 from data.images import read_square
 from models.autoencoder import pixel_values
-from models.training_set import build_training_set, latent_masks
+from models.training_set import _CHUNK, build_training_set, latent_masks
 
 
 @pytest.fixture
@@ -71,6 +71,27 @@ def test_masks_on_the_latent_grid_keep_their_area(layouts, dataset):
     masks = latent_masks(layouts[0], 16)
     for mask, counts in zip(masks, layouts[0].masks, strict=True):
         assert mask.sum() * 16 == pytest.approx(areas[counts])
+
+
+def test_encoding_goes_on_where_it_was_stopped(new_generator, layouts, dataset, tmp_path):
+    model, paths = new_generator().model, dict(dataset.image_paths("train"))
+    many = 7 * layouts
+    assert len(many) > 2 * _CHUNK
+    seen = []
+
+    def stop(done, total):
+        seen.append(done)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_training_set(model, many, paths, tmp_path / "a", "cached", stop)
+    stopped = build_training_set(model, many, paths, tmp_path / "a", "cached", stop)
+    whole = build_training_set(model, many, paths, tmp_path / "b")
+    assert seen[:3] == [_CHUNK, 2 * _CHUNK, min(3 * _CHUNK, len(many))]
+    assert np.array_equal(stopped.moments, whole.moments)
+    assert np.array_equal(stopped.coverage, whole.coverage)
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["latents.npy", "masks.npy"]
 
 
 def test_no_layout_is_refused(new_generator, tmp_path):
