@@ -1,6 +1,6 @@
 """From the annotations of a COCO file to checked rows of the table `objects`, chunk by chunk."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
@@ -46,6 +46,14 @@ class AnnotationContext:
     category_ids: np.ndarray
     masks: MaskMode
 
+    def size(self, image_id: int) -> tuple[int, int] | None:
+        """Height and width of an image; None if it was not accepted."""
+        row = int(np.searchsorted(self.image_ids, image_id))
+        if row == len(self.image_ids) or self.image_ids[row] != image_id:
+            return None
+        height, width = self.sizes[row].tolist()
+        return height, width
+
 
 @dataclass(frozen=True, slots=True)
 class ObjectRows:
@@ -63,6 +71,21 @@ def object_rows(context: AnnotationContext, job: SpanJob) -> ObjectRows:
         InvalidDataset: the span is not JSON.
     """
     records, malformed = job.decode(CocoAnnotation)
+    return checked_rows(context, records, lambda row: str(records[row].id), malformed)
+
+
+def checked_rows(
+    context: AnnotationContext,
+    records: list[CocoAnnotation],
+    name: Callable[[int], str],
+    malformed: list[Offence],
+) -> ObjectRows:
+    """Check and encode annotations.
+
+    Args:
+        name: what the record of an index is called in the account of refusals.
+        malformed: refused before.
+    """
     ids = _column(records, "id", np.int64)
     image_ids = _column(records, "image_id", np.int64)
     category_ids = _column(records, "category_id", np.int64)
@@ -79,9 +102,9 @@ def object_rows(context: AnnotationContext, job: SpanJob) -> ObjectRows:
         }
     )
     kept: slice | np.ndarray = slice(None)
-    items = records
+    numbers, items = np.arange(len(records)), records
     if any(map(len, refused.values())):
-        kept = np.delete(np.arange(len(records)), np.concatenate(list(refused.values())))
+        kept = numbers = np.delete(numbers, np.concatenate(list(refused.values())))
         items = [records[row] for row in kept]
     ids, boxes = ids[kept], boxes[kept]
     crowds = _column(items, "iscrowd", np.bool_)
@@ -94,8 +117,8 @@ def object_rows(context: AnnotationContext, job: SpanJob) -> ObjectRows:
     }
     offences = [
         *malformed,
-        *((reason, str(records[row].id)) for reason, rows in refused.items() for row in rows),
-        *((reason, str(items[row].id)) for reason, rows in mended.items() for row in rows),
+        *((reason, name(row)) for reason, rows in refused.items() for row in rows),
+        *((reason, name(numbers[row])) for reason, rows in mended.items() for row in rows),
     ]
     columns = [
         pa.repeat(context.split, len(items)),

@@ -22,24 +22,33 @@ class CategoryTable:
         self._rows: dict[int, dict[str, Any]] = {}
         self._things_by_split: dict[Split, set[int]] = {}
 
-    def add(self, index: CocoIndex, split: Split, *, is_thing: bool) -> np.ndarray:
-        """Add a file's categories; returns their ids, int64 (num_categories,).
+    def add(
+        self, index: CocoIndex, split: Split, *, is_thing: bool
+    ) -> tuple[np.ndarray, frozenset[int]]:
+        """Add a file's things, or its stuff.
+
+        Returns:
+            Their ids, int64 (num_categories,), and those of things in a file of stuff, which are not
+            added.
 
         Raises:
             InvalidDataset: an id means something else in another file.
         """
         ids: set[int] = set()
+        things: set[int] = set()
         for items, malformed in map_spans(index, "categories", _decode, Workers(None)):
             self._refusals.add_all((reason, f"{split}/{item}") for reason, item in malformed)
             for item in items:
-                if item.id in ids:
+                if item.id in ids | things:
                     self._refusals.add("duplicate category id", f"{split}/{item.id}")
+                elif item.isthing and not is_thing:
+                    things.add(item.id)
                 else:
                     ids.add(item.id)
                     self._add(item, index, is_thing=is_thing)
         if is_thing:
             self._things_by_split.setdefault(split, set()).update(ids)
-        return np.array(sorted(ids), np.int64)
+        return np.array(sorted(ids), np.int64), frozenset(things)
 
     def _add(self, item: CocoCategory, index: CocoIndex, *, is_thing: bool) -> None:
         row = {

@@ -47,6 +47,7 @@ class CocoCategory(msgspec.Struct, gc=False):
     id: Id
     name: str
     supercategory: str | None = ""
+    isthing: bool | int | None = None
 
 
 class CocoFile(msgspec.Struct):

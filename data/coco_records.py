@@ -107,8 +107,9 @@ def _raw(value: Any) -> msgspec.Raw:
 
 
 def _name_of(value: Any) -> str:
-    name = value.get("id", "without id") if isinstance(value, dict) else value
-    return repr(name)[:80]
+    if isinstance(value, dict) and "id" not in value:
+        return "without id"
+    return repr(value["id"] if isinstance(value, dict) else value)[:80]
 
 
 def map_spans(

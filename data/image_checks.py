@@ -46,7 +46,7 @@ class ImageRows:
 
 def image_rows(context: ImageContext, records: list[CocoImage]) -> ImageRows:
     """Check images, their files included; ids are taken to be unique."""
-    names = [_name_inside(context.root, item.file_name) for item in records]
+    names = [name_inside(context.root, item.file_name) for item in records]
     problems = [_problem(context, item, name) for item, name in zip(records, names, strict=True)]
     offences = [
         (problem, f"{context.split}/{_printable(item.file_name) or item.id}")
@@ -71,7 +71,7 @@ def _printable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _name_inside(root: Path, file_name: str) -> str | None:
+def name_inside(root: Path, file_name: str) -> str | None:
     """Name relative to the image folder; None if it leads out of it. Links are not followed."""
     if file_name and "/" not in file_name and file_name not in {".", ".."}:
         return file_name

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +24,7 @@ from data.errors import InvalidDataset
 from data.id_set import IdSet
 from data.image_checks import ImageContext, ImageReader
 from data.image_progress import ImageProgress
+from data.panoptic import PanopticContext, panoptic_rows, png_folder
 from data.refusals import Refusals
 from data.scenes import write_scenes
 from data.store import digest_file, folder_digest
@@ -44,6 +45,11 @@ class SplitConfig(BaseModel):
     stuff: Path | tuple[Path, ...] | None = Field(
         None, description="COCO stuff JSON, one or several; optional."
     )
+    panoptic: Path | None = Field(
+        None,
+        description="COCO panoptic JSON whose stuff is read; its PNGs lie beside it, in a folder of "
+        "its name. Optional.",
+    )
 
     @property
     def instance_files(self) -> tuple[Path, ...]:
@@ -54,6 +60,17 @@ class SplitConfig(BaseModel):
     def stuff_files(self) -> tuple[Path, ...]:
         """Files of stuff."""
         return self.stuff if isinstance(self.stuff, tuple) else tuple(filter(None, [self.stuff]))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All JSON files."""
+        panoptic = (self.panoptic,) if self.panoptic else ()
+        return (*self.instance_files, *self.stuff_files, *panoptic)
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """All folders of images."""
+        return (self.images, *([png_folder(self.panoptic)] if self.panoptic else []))
 
 
 class ScenesConfig(BaseModel):
@@ -102,24 +119,26 @@ def source_digest(config: IngestConfig) -> str:
     try:
         for split in filter(None, (config.train, config.val)):
             _require_paths(split)
-            for path in (*split.instance_files, *split.stuff_files):
+            for path in split.files:
                 digest.update(digest_file(path).sha256.encode())
-            digest.update(folder_digest(split.images).encode())
+            for folder in split.folders:
+                digest.update(folder_digest(folder).encode())
     except OSError as error:
         raise InvalidDataset(f"{error.filename} cannot be read: {error.strerror}") from error
     return digest.hexdigest()
 
 
 def _require_paths(split: SplitConfig) -> None:
-    for path in (*split.instance_files, *split.stuff_files):
+    for path in split.files:
         if not path.is_file():
             raise InvalidDataset(
                 f"{path} does not exist or is no file: give the path of a COCO JSON"
             )
-    if not split.images.is_dir():
-        raise InvalidDataset(
-            f"{split.images} does not exist or is no folder: give the image folder"
-        )
+    for folder in split.folders:
+        if not folder.is_dir():
+            raise InvalidDataset(
+                f"{folder} does not exist or is no folder: images are looked for there"
+            )
 
 
 def ingest(
@@ -218,13 +237,15 @@ def _stored_folder(images: Path, out: Path) -> str:
 @dataclass(frozen=True, slots=True)
 class _File:
     index: CocoIndex
-    is_thing: bool
+    kind: Literal["things", "stuff", "panoptic"]
 
 
 def _open(split: SplitConfig) -> list[_File]:
+    panoptic = [split.panoptic] if split.panoptic else []
     return [
-        *(_File(open_index(path), is_thing=True) for path in split.instance_files),
-        *(_File(open_index(path), is_thing=False) for path in split.stuff_files),
+        *(_File(open_index(path), "things") for path in split.instance_files),
+        *(_File(open_index(path), "stuff") for path in split.stuff_files),
+        *(_File(open_index(path), "panoptic") for path in panoptic),
     ]
 
 
@@ -282,17 +303,29 @@ class _Ingestion:
         image_ids, sizes = self._read_images(split, folder, files, images, count)
         seen = {True: IdSet(), False: IdSet()}
         for file in files:
-            known = self._categories.add(file.index, split, is_thing=file.is_thing)
+            is_thing = file.kind == "things"
+            known, things = self._categories.add(file.index, split, is_thing=is_thing)
             against = AnnotationContext(
-                split, file.is_thing, image_ids, sizes, known, self._config.masks
+                split, is_thing, image_ids, sizes, known, self._config.masks
             )
+            for found in self._rows(file, against, things):
+                batch = self._unique(found, seen[is_thing], split)
+                objects.write(batch)
+                count["things" if is_thing else "stuff"] += batch.num_rows
+                if is_thing:
+                    count["crowds"] += pc.sum(batch["is_crowd"]).as_py() or 0
+
+    def _rows(
+        self, file: _File, against: AnnotationContext, things: frozenset[int]
+    ) -> Iterator[ObjectRows]:
+        index = file.index
+        if file.kind == "panoptic":
+            context = PanopticContext(against, things, png_folder(index.path).absolute())
+            with Workers(context, self._num_workers) as workers:
+                yield from map_spans(index, "annotations", panoptic_rows, workers)
+        else:
             with Workers(against, self._num_workers) as workers:
-                for found in map_spans(file.index, "annotations", object_rows, workers):
-                    batch = self._unique(found, seen[file.is_thing], split)
-                    objects.write(batch)
-                    count["things" if file.is_thing else "stuff"] += batch.num_rows
-                    if file.is_thing:
-                        count["crowds"] += pc.sum(batch["is_crowd"]).as_py() or 0
+                yield from map_spans(index, "annotations", object_rows, workers)
 
     def _read_images(
         self,
