@@ -19,6 +19,7 @@ from scipy.ndimage import gaussian_filter
 
 from data.boxes import area, mask_to_box, xyxy_to_xywh
 from data.masks import encode_mask
+from data.scene_sprites import ASPECTS, SPRITES, rgb
 
 THINGS = ("ball", "crate", "pine", "house", "star", "mushroom", "flower", "kite")
 STUFF = ("sky", "grass", "water", "sand")
@@ -94,96 +95,6 @@ class RenderedScene:
     litter: np.ndarray
 
 
-def _rgb(red: int, green: int, blue: int) -> np.ndarray:
-    return np.array([red, green, blue], dtype=np.float64)
-
-
-def _paint(*layers: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Stack (mask, colour) layers bottom to top; the first mask is the outline."""
-    outline = layers[0][0]
-    colour = np.zeros((*outline.shape, 3))
-    for mask, value in layers:
-        colour[mask] = value
-    return outline, colour
-
-
-# Each sprite maps coordinates in [-1, 1]² (v points down) to an outline and its colours. Outlines
-# touch all four sides, so that boxes are tight, and are symmetric, so that flipping keeps the class.
-
-
-def _ball(u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    radius = np.hypot(u, v)
-    return _paint(
-        (radius < 1, _rgb(245, 245, 240)), ((radius < 1) & (np.abs(v) < 0.42), _rgb(215, 45, 45))
-    )
-
-
-def _crate(u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    inside = np.maximum(np.abs(u), np.abs(v)) < 1
-    frame = inside & (np.maximum(np.abs(u), np.abs(v)) > 0.68)
-    cross = inside & (np.minimum(np.abs(u - v), np.abs(u + v)) < 0.26)
-    return _paint((inside, _rgb(222, 168, 96)), (cross | frame, _rgb(128, 78, 36)))
-
-
-def _pine(u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    tier = np.select([v < -0.35, v < 0.2], [(v + 1) / 1.0, (v + 0.75) / 1.15], (v + 0.4) / 1.1)
-    crown = (np.abs(u) < tier) & (v < 0.7) & (v > -1)
-    trunk = (np.abs(u) < 0.2) & (v >= 0.7) & (v < 1)
-    snow = crown & (v < -0.5)
-    return _paint(
-        (crown | trunk, _rgb(20, 96, 56)), (trunk, _rgb(110, 70, 40)), (snow, _rgb(235, 245, 245))
-    )
-
-
-def _house(u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    roof = (np.abs(u) < (v + 1) / 0.9) & (v < -0.1)
-    wall = (np.abs(u) < 0.82) & (v >= -0.1) & (v < 1)
-    door = (np.abs(u) < 0.26) & (v > 0.3) & (v < 1)
-    return _paint(
-        (roof | wall, _rgb(240, 226, 190)), (roof, _rgb(160, 52, 62)), (door, _rgb(70, 80, 140))
-    )
-
-
-def _star(u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    angle, radius = np.arctan2(u, -v), np.hypot(u, v)
-    sector = np.abs((angle / (2 * np.pi / 5) + 0.5) % 1 - 0.5) * 2
-    outline = radius < 1.05 / (1 + 1.1 * sector**0.8)
-    return _paint((outline, _rgb(250, 205, 40)), (outline & (radius < 0.34), _rgb(245, 150, 30)))
-
-
-def _mushroom(u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    cap = (np.hypot(u, (v - 0.15) / 1.15) < 1) & (v < 0.15)
-    stem = (np.abs(u) < 0.36) & (v >= 0.15) & (v < 1)
-    dots = cap & (np.hypot(np.abs(u) - 0.45, v + 0.25) < 0.24)
-    return _paint(
-        (cap | stem, _rgb(238, 224, 205)),
-        (cap, _rgb(150, 50, 160)),
-        (dots, _rgb(250, 235, 250)),
-    )
-
-
-def _flower(u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    angle, radius = np.arctan2(v, u), np.hypot(u, v)
-    petals = radius < 0.8 + 0.22 * np.cos(4 * angle)
-    return _paint((petals, _rgb(250, 130, 190)), (petals & (radius < 0.38), _rgb(255, 225, 90)))
-
-
-def _kite(u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    outline = np.abs(u) < np.where(v < -0.2, (v + 1) / 0.8, (1 - v) / 1.2)
-    spars = outline & ((np.abs(u) < 0.09) | (np.abs(v + 0.2) < 0.09))
-    return _paint(
-        (outline, _rgb(30, 190, 190)),
-        (outline & (v > -0.2), _rgb(110, 230, 200)),
-        (spars, _rgb(30, 60, 110)),
-    )
-
-
-_SPRITES: tuple[Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]], ...]
-_SPRITES = (_ball, _crate, _pine, _house, _star, _mushroom, _flower, _kite)
-_ASPECTS = (1.0, 1.0, 0.72, 1.0, 1.0, 1.0, 1.0, 0.85)
-"""Width over height of each thing class."""
-
-
 def sample_scene(rng: np.random.Generator) -> Scene:
     """Draw a scene: 3 to 8 things on one or two grounds under a sky."""
     horizon = rng.uniform(0.25, 0.5)
@@ -221,7 +132,7 @@ def _sample_objects(rng: np.random.Generator, num_objects: int) -> tuple[SceneOb
 def _sample_object(rng: np.random.Generator) -> SceneObject:
     category = int(rng.integers(len(THINGS)))
     side = rng.uniform(0.2, 0.46)
-    aspect = np.sqrt(_ASPECTS[category] * rng.uniform(0.87, 1.15))
+    aspect = np.sqrt(ASPECTS[category] * rng.uniform(0.87, 1.15))
     width, height = side * aspect, side / aspect
     overhang = 0.35 if rng.random() < 0.12 else 0.0
     left = rng.uniform(-overhang * width, 1 - width + overhang * width)
@@ -303,7 +214,7 @@ def _render_sprite(item: SceneObject, side: int) -> tuple[int, int, np.ndarray, 
     u = (np.arange(right - left) + 0.5) / (right - left) * 2 - 1
     v = (np.arange(bottom - top) + 0.5) / (bottom - top) * 2 - 1
     grid_u, grid_v = np.meshgrid(u, v)
-    outline, colour = _SPRITES[item.category](grid_u, grid_v)
+    outline, colour = SPRITES[item.category](grid_u, grid_v)
     shading = 1.08 - 0.2 * (grid_v[..., None] + 1) / 2
     return left, top, outline, np.clip(colour * item.tint * shading, 0, 255)
 
@@ -335,12 +246,12 @@ def _render_background(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]
     x, y = np.meshgrid((np.arange(size) + 0.5) / size, (np.arange(size) + 0.5) / size)
     below_horizon = y - scene.horizon - 0.025 * np.sin(4 * x + scene.phase)
     below_shore = y - scene.shore - 0.03 * np.sin(5 * x - scene.phase)
-    noon, dusk = _rgb(120, 180, 235), _rgb(235, 170, 140)
+    noon, dusk = rgb(120, 180, 235), rgb(235, 170, 140)
     zenith = noon + scene.hue * (dusk - noon)
-    sky = zenith + (y / 0.5)[..., None] * (_rgb(225, 235, 240) - zenith) * 0.7
-    grass = _rgb(120, 180, 80) - 28 * (y + 0.15 * np.sin(7 * x + 9 * y + scene.phase))[..., None]
-    water = _rgb(60, 130, 180) + 14 * np.sin(26 * y + 2 * np.sin(6 * x + scene.phase))[..., None]
-    sand = _rgb(228, 205, 150) + 8 * np.sin(14 * (y + 0.4 * x) + scene.phase)[..., None]
+    sky = zenith + (y / 0.5)[..., None] * (rgb(225, 235, 240) - zenith) * 0.7
+    grass = rgb(120, 180, 80) - 28 * (y + 0.15 * np.sin(7 * x + 9 * y + scene.phase))[..., None]
+    water = rgb(60, 130, 180) + 14 * np.sin(26 * y + 2 * np.sin(6 * x + scene.phase))[..., None]
+    sand = rgb(228, 205, 150) + 8 * np.sin(14 * (y + 0.4 * x) + scene.phase)[..., None]
     layers = (sky, grass, water, sand)
     far, near = scene.grounds
     pixels = sky

@@ -1,7 +1,7 @@
 """MMDetection detectors: built by config name, trained by MMEngine's runner, used for inference.
 
-The only module that imports mmdet and mmengine. A trained detector is a folder with `config.py`
-(an MMEngine config), `model.safetensors` and `detector.json` (the categories).
+With `detector_config` the only module that imports mmdet and mmengine. A trained detector is a
+folder with `config.py` (an MMEngine config), `model.safetensors` and `detector.json` (the categories).
 """
 
 import json
@@ -18,7 +18,6 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.hooks import Hook
-from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
 from mmengine.runner import CheckpointLoader, Runner
 from safetensors.torch import load_model, save_model
@@ -28,6 +27,7 @@ from data.errors import InvalidConfig, InvalidModel
 from data.tables import BOX_COLUMNS, DETECTIONS
 from models.checkpoints import read_checkpoint
 from models.config import CheckpointConfig, DetectorConfig
+from models.detector_config import CocoFolder, build_config, read_config, set_everywhere
 from models.devices import default_device
 from models.mmcv_ops import install_mmcv_ops
 
@@ -48,14 +48,6 @@ UNKNOWN_CLASS = -1
 
 _NEED_LABELS = ("LoadAnnotations", "LoadPanopticAnnotations")
 """Steps of a test pipeline that plain inference goes without."""
-
-
-@dataclass(frozen=True, slots=True)
-class CocoFolder:
-    """A COCO data set on disk: an instances file and the folder its file names are relative to."""
-
-    annotations: Path
-    images: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,152 +85,6 @@ def detections_table(split: str, detections: Iterable[Detections], detector: str
         },
         schema=DETECTIONS,
     )
-
-
-def build_config(
-    settings: DetectorConfig,
-    train_sets: Sequence[CocoFolder],
-    categories: dict[int, str],
-    work: Path,
-) -> Config:
-    """Complete an MMDetection config for training on COCO folders.
-
-    Args:
-        train_sets: concatenated in this order.
-        categories: COCO category id to name, in label order.
-        work: folder for checkpoints.
-
-    Raises:
-        InvalidConfig: the config name or an override does not exist.
-    """
-    try:
-        config = _read_config(settings.config)
-        _set_everywhere(config.model, "num_classes", len(categories))
-        if not settings.pretrained:
-            _set_everywhere(config.model, "init_cfg", None)
-        config.model.data_preprocessor["pad_size_divisor"] = 32
-        config.model.data_preprocessor["batch_augments"] = None
-        config.merge_from_dict(_training_options(settings, work))
-        config.merge_from_dict(_data_options(settings, train_sets, categories))
-        config.merge_from_dict(dotted(settings.overrides))
-        config.optim_wrapper.optimizer["lr"] = settings.learning_rate
-    except (OSError, SyntaxError, ValueError, AttributeError, LookupError, TypeError) as error:
-        raise InvalidConfig(
-            f"detector config {settings.config!r} with overrides {settings.overrides}: {error}"
-        ) from error
-    return config
-
-
-def dotted(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested options to dotted names, later ones over earlier ones.
-
-    A mapping with `_delete_` replaces a whole node of the config and is left as it is.
-
-    >>> dotted({"a.b": 1, "a": {"b": 2, "c": {"_delete_": True}}})
-    {'a.b': 2, 'a.c': {'_delete_': True}}
-    """
-    flat: dict[str, Any] = {}
-    for name, value in options.items():
-        if isinstance(value, Mapping) and "_delete_" not in value:
-            flat |= dotted(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
-def _read_config(name: str) -> Config:
-    config = get_config(name) if name.startswith("mmdet::") else Config.fromfile(name)
-    for split in ("val", "test"):
-        for part in ("dataloader", "cfg", "evaluator"):
-            config[f"{split}_{part}"] = None
-    config["custom_hooks"] = []
-    return config
-
-
-def _set_everywhere(node: Any, name: str, value: Any) -> None:
-    """Set a key wherever it occurs in a nested config."""
-    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    for child in children:
-        _set_everywhere(child, name, value)
-    if isinstance(node, dict) and name in node:
-        node[name] = value
-
-
-def _training_options(settings: DetectorConfig, work: Path) -> dict[str, Any]:
-    warmup = min(settings.num_warmup_iterations, settings.num_iterations - 1)
-    scheduler = [
-        {"type": "LinearLR", "start_factor": 0.01, "by_epoch": False, "begin": 0, "end": warmup},
-        {
-            "type": "CosineAnnealingLR",
-            "by_epoch": False,
-            "begin": warmup,
-            "end": settings.num_iterations,
-            "T_max": settings.num_iterations - warmup,
-            "eta_min_ratio": 0.01,
-        },
-    ]
-    return {
-        "work_dir": str(work),
-        "default_scope": "mmdet",
-        "load_from": None,
-        "log_level": "WARNING",
-        "randomness": {"seed": settings.seed},
-        "train_cfg": {
-            "_delete_": True,
-            "type": "IterBasedTrainLoop",
-            "max_iters": settings.num_iterations,
-            "val_interval": settings.num_iterations + 1,
-        },
-        "param_scheduler": scheduler[0 if warmup else 1 :],
-        "default_hooks.checkpoint": {
-            "_delete_": True,
-            "type": "CheckpointHook",
-            "by_epoch": False,
-            "interval": settings.checkpoint_interval,
-            "max_keep_ckpts": 2,
-        },
-        "default_hooks.logger": {"_delete_": True, "type": "LoggerHook", "interval": 10**9},
-    }
-
-
-def _data_options(
-    settings: DetectorConfig, train_sets: Sequence[CocoFolder], categories: dict[int, str]
-) -> dict[str, Any]:
-    resize = {"type": "Resize", "scale": settings.image_size, "keep_ratio": True}
-    pipeline = [
-        {"type": "LoadImageFromFile"},
-        {"type": "LoadAnnotations", "with_bbox": True},
-        resize,
-        {"type": "RandomFlip", "prob": 0.5},
-        {"type": "PackDetInputs"},
-    ]
-    metadata = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
-    datasets = [
-        {
-            "type": "CocoDataset",
-            "ann_file": str(folder.annotations),
-            "data_prefix": {"img": str(folder.images)},
-            "metainfo": {"classes": tuple(categories.values())},
-            "filter_cfg": {"filter_empty_gt": False},
-            "pipeline": pipeline,
-        }
-        for folder in train_sets
-    ]
-    return {
-        "train_dataloader": {
-            "_delete_": True,
-            "batch_size": settings.batch_size,
-            "num_workers": settings.num_workers,
-            "persistent_workers": settings.num_workers > 0,
-            "sampler": {"type": "InfiniteSampler", "shuffle": True},
-            "dataset": {"type": "ConcatDataset", "datasets": datasets},
-        },
-        "test_pipeline": [
-            {"type": "LoadImageFromFile"},
-            resize,
-            {"type": "PackDetInputs", "meta_keys": metadata},
-        ],
-    }
 
 
 class _ProgressHook(Hook):  # type: ignore[misc]  # mmengine is untyped
@@ -307,7 +153,7 @@ def train_detector(
 def _export(model: torch.nn.Module, config: Config, categories: dict[int, str], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     exported = Config({"model": config.model, "test_pipeline": config.test_pipeline})
-    _set_everywhere(exported.model, "init_cfg", None)
+    set_everywhere(exported.model, "init_cfg", None)
     exported.dump(out / "config.py")
     model.to(memory_format=torch.contiguous_format)
     save_model(model, str(out / "model.safetensors"))
@@ -368,8 +214,8 @@ class Detector:
         init_default_scope("mmdet")
         checkpoint = read_checkpoint(source.checkpoint)
         try:
-            config = _read_config(source.config)
-            _set_everywhere(config.model, "init_cfg", None)
+            config = read_config(source.config)
+            set_everywhere(config.model, "init_cfg", None)
             model = MODELS.build(config.model)
             model.load_state_dict(checkpoint.weights)
             pipeline = Compose(

@@ -20,7 +20,8 @@ from data.results import read_results
 from data.store import ArtifactStore, StageIdentity, keyed_options
 from data.tables import Dataset, Split, write_table
 from models.config import AttributeStageConfig, CheckpointConfig, DetectorConfig, ScoringConfig
-from models.detector import CocoFolder, Detector, detections_table
+from models.detector import Detector, detections_table
+from models.detector_config import CocoFolder
 from tasks.context import Progress, StepContext
 from tasks.side_by_side import Run, train_side_by_side
 from tasks.stages import foreign_files

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from data.tables import Dataset, write_table
 from models.config import RetrainConfig
-from models.detector import CocoFolder
+from models.detector_config import CocoFolder
 from tasks.cards import markdown_table, write_card
 from tasks.context import StepContext, Summary
 from tasks.side_by_side import Run, train_side_by_side

@@ -10,7 +10,7 @@ from typing import Any
 
 from data.tables import Dataset
 from models.config import DetectorConfig
-from models.detector import CocoFolder
+from models.detector_config import CocoFolder
 from models.devices import limit_threads
 from tasks.context import Progress
 from tasks.orphans import end_with_parent

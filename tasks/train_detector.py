@@ -5,7 +5,8 @@ from pathlib import Path
 
 from data.tables import Dataset
 from models.config import DetectorConfig
-from models.detector import CocoFolder, Detector, detections_table, train_detector
+from models.detector import Detector, detections_table, train_detector
+from models.detector_config import CocoFolder
 from models.evaluation import coco_metrics
 from tasks.cards import markdown_table, write_card
 from tasks.context import StepContext, Summary

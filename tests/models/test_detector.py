@@ -5,13 +5,8 @@ import torch
 from data.errors import InvalidConfig, InvalidModel
 from flows.presets import PRESETS
 from models.config import DetectorConfig
-from models.detector import (
-    CocoFolder,
-    Detector,
-    build_config,
-    detections_table,
-    train_detector,
-)
+from models.detector import Detector, detections_table, train_detector
+from models.detector_config import CocoFolder, build_config
 from models.feature_extractors import DetectorFeatures, frechet_distances
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MMDetection and MMEngine warn a lot

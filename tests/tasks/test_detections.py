@@ -27,7 +27,8 @@ ALL = {"score_threshold": 0.0}
 @pytest.fixture(scope="module")
 def root(dataset, tmp_path_factory):
     """Artifact root with a detector that was hardly trained."""
-    from models.detector import CocoFolder, train_detector
+    from models.detector import train_detector
+    from models.detector_config import CocoFolder
 
     store = ArtifactStore(tmp_path_factory.mktemp("root"))
     out = store.work("train-detector", "x") / "out"
