@@ -1,5 +1,7 @@
 """The stages: their order, their options, and the identity of what they would make."""
 
+import ast
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +102,7 @@ def foreign_files(config: BaseModel) -> dict[str, str]:
     match config:
         case AttributeStageConfig(scoring=scoring):
             return {
-                f"scoring.{name}": digest_file(path).sha256
+                f"scoring.{name}": _digest(path)
                 for name, path in _scoring_files(scoring).items()
                 if path.is_file()
             }
@@ -109,7 +111,7 @@ def foreign_files(config: BaseModel) -> dict[str, str]:
         case DetectorConfig(config=name) | RetrainConfig(detector=DetectorConfig(config=name)) if (
             Path(name).is_file()
         ):
-            return {"detector_config": digest_file(Path(name)).sha256}
+            return {"detector_config": _digest(Path(name))}
         case GeneratorConfig(base_model=str(name)) if Path(name).is_dir():
             return {"base_model": contents_digest(Path(name))}
         case (
@@ -118,6 +120,29 @@ def foreign_files(config: BaseModel) -> dict[str, str]:
         ) if path.is_file():
             return {"file": digest_file(path).sha256}
     return {}
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file; of an MMEngine config together with all that it inherits from."""
+    files = [path.resolve()]
+    for file in files:  # which grows meanwhile
+        bases = [(file.parent / name).resolve() for name in _bases(file)]
+        files += [base for base in bases if base.is_file() and base not in files]
+    return hashlib.sha256("".join(digest_file(file).sha256 for file in files).encode()).hexdigest()
+
+
+def _bases(file: Path) -> list[str]:
+    """What a config names as `_base_`."""
+    if file.suffix != ".py":
+        return []
+    try:
+        for node in ast.parse(file.read_bytes()).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_base_":
+                value = ast.literal_eval(node.value)
+                return [value] if isinstance(value, str) else list(value)
+    except (SyntaxError, ValueError, TypeError):
+        pass  # only MMEngine can say what is wrong with it
+    return []
 
 
 def _scoring_files(scoring: ScoringConfig) -> dict[str, Path]:
