@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
 import tomllib
@@ -154,10 +155,15 @@ def _run_flow(config: RunConfig, stage: str | None) -> None:
         os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
     from flows import stages  # noqa: PLC0415  # Prefect reads the variables above at import
 
+    signal.signal(signal.SIGTERM, _exit)  # by default it would leave Prefect's server behind
     flow = stages.end_to_end if stage is None else getattr(stages, STAGES[stage].option)
     state = flow(config, return_state=True)
     if not state.is_completed():
         state.result()
+
+
+def _exit(number: int, _: object) -> None:
+    sys.exit(128 + number)
 
 
 def _show_results(store: ArtifactStore, manifest: Manifest) -> None:
