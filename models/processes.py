@@ -17,8 +17,8 @@ _MAX_RESTARTS = 3
 def run_distributed(function: Callable[..., Any], *arguments: Any, num_processes: int) -> None:
     """Call a function in data-parallel processes of this machine, with torchrun's environment.
 
-    When one of them dies all are started again, at most three times; the function must go on from
-    its newest checkpoint.
+    They share this process' threads. When one of them dies all are started again, at most three
+    times; the function must go on from its newest checkpoint.
 
     Args:
         function: importable by name, as are its arguments' types.
@@ -44,6 +44,8 @@ def run_distributed(function: Callable[..., Any], *arguments: Any, num_processes
     )
     # With the launcher's own store, restarted processes would look for the dead ones' addresses.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    # Processes that have more threads than cores together wait for each other in busy loops.
+    os.environ["OMP_NUM_THREADS"] = str(max(torch.get_num_threads() // num_processes, 1))
     try:
         elastic_launch(config, function)(*arguments)
     except ChildFailedError as error:

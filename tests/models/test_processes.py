@@ -75,3 +75,21 @@ def test_after_the_death_of_a_process_all_go_on_from_the_newest_checkpoint(root,
     assert (root / "bereaved" / "died-rank-5").exists()
     assert losses(root / "bereaved") == pytest.approx(losses(whole), rel=1e-4)
     assert (root / "bereaved" / "generator").is_dir()
+
+
+def test_processes_share_the_threads(tmp_path):
+    """With more threads than cores they would wait for each other in busy loops."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys, torch\n"
+        "from pathlib import Path\n"
+        "from models.processes import run_distributed\n"
+        "def work(folder):\n"
+        "    Path(folder, os.environ['RANK']).write_text(str(torch.get_num_threads()))\n"
+        "if __name__ == '__main__':\n"
+        "    run_distributed(work, sys.argv[1], num_processes=2)\n"
+    )
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, script, tmp_path], env=environment, check=True, timeout=120)
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["1", "1"]
