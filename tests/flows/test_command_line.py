@@ -1,6 +1,11 @@
 import json
+import os
+import subprocess
 import sys
+import time
+from pathlib import Path
 
+import psutil
 import pytest
 
 from flows.command_line import main
@@ -82,6 +87,26 @@ def test_a_server_that_does_not_answer_is_one_line(cli, monkeypatch):
     assert status == 1
     assert "make up" in err
     assert err.count("\n") == 1
+
+
+def test_sigterm_ends_all_that_was_started(tmp_path):
+    """The stage, its processes, and Prefect's temporary server."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")} | {
+        "DETDIFFUSION_HOME": str(tmp_path / "root"),
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+    }
+    command = [Path(sys.executable).with_name("detdiffusion"), "run", "smoke"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 150
+        while not (tmp_path / "root/.work/train-detector").exists() and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        started = psutil.Process(process.pid).children(recursive=True)
+        assert len(started) > 1
+        process.terminate()
+        assert process.wait(60) == 143
+    _, alive = psutil.wait_procs(started, timeout=20)
+    assert not alive
 
 
 def test_inspect_writes_the_page_of_an_ingested_folder(cli, dataset, tmp_path):
