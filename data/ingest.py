@@ -270,9 +270,10 @@ class _Ingestion:
     def read(self, splits: Mapping[Split, SplitConfig]) -> dict[str, Any]:
         """Write the tables; returns counts and refusals."""
         indices = {name: _open(split) for name, split in splits.items()}
-        if self._config.check_images:  # all else takes seconds
-            for items in indices.values():
+        for items in indices.values():  # where no image is looked at, all takes seconds
+            if self._config.check_images:
                 self._progress.expect(item.index for item in items)
+            self._progress.expect(item.index for item in items if item.kind == "panoptic")
         counts: dict[str, Counter[str]] = {name: Counter() for name in splits}
         with (
             TableWriter(self._folder / "images.parquet", IMAGES) as images,
@@ -314,6 +315,8 @@ class _Ingestion:
                 count["things" if is_thing else "stuff"] += batch.num_rows
                 if is_thing:
                     count["crowds"] += pc.sum(batch["is_crowd"]).as_py() or 0
+                if file.kind == "panoptic":
+                    self._progress.advance(pc.count_distinct(batch["image_id"]).as_py())
 
     def _rows(
         self, file: _File, against: AnnotationContext, things: frozenset[int]

@@ -95,8 +95,11 @@ def _segment_ids(
     height, width = size
     if problem := image_problem(context.folder / name, width, height):
         return None, f"panoptic PNG: {problem} (box kept)"
-    pixels = np.asarray(read_rgb(context.folder / name)).astype(np.int64)
-    return pixels @ np.array([1, 256, 256**2]), None
+    try:
+        colours = np.asarray(read_rgb(context.folder / name))
+    except Exception:  # noqa: BLE001  # decoders raise anything over a broken body
+        return None, "panoptic PNG: image file cut short or damaged (box kept)"
+    return colours.astype(np.int64) @ np.array([1, 256, 256**2]), None
 
 
 def _masks(segments: list[PanopticSegment], ids: np.ndarray | None) -> Iterator[msgspec.Raw]:

@@ -84,6 +84,10 @@ def test_stuff_is_read_and_things_are_passed_over(write, tmp_path):
     [
         ({"file_name": "b.png"}, {"panoptic PNG: image file missing (box kept)": "train/1"}),
         (
+            {"file_name": "damaged.png"},
+            {"panoptic PNG: image file cut short or damaged (box kept)": "train/1"},
+        ),
+        (
             {"file_name": "../a.jpg"},
             {"panoptic PNG: file name leaves its folder (box kept)": "train/1"},
         ),
@@ -112,6 +116,9 @@ def test_stuff_is_read_and_things_are_passed_over(write, tmp_path):
 )
 def test_what_is_broken_is_accounted_for(write, tmp_path, changes, reasons):
     write_png(tmp_path / "panoptic/large.png", np.zeros((9, 9), int))
+    whole = (tmp_path / "panoptic/a.png").read_bytes()
+    middle = whole.index(b"IDAT") + 12
+    (tmp_path / "panoptic/damaged.png").write_bytes(whole[:middle] + bytes(4) + whole[middle + 4 :])
     summary = ingest(write(annotation(**changes)), tmp_path / "out")
     assert {row["reason"]: row["first"] for row in summary["refused"]} == reasons
 
