@@ -71,14 +71,14 @@ def extract_attributes(
         objects = scoring.result()
     matches = _match(objects, kept, config, num_threads)
     matched = pa.array(matches.detection, mask=matches.detection < 0)
-    easy = pa.array(matches.best_iou > config.iou_threshold)
+    easy = pa.array(matches.best_iou > config.iou_threshold).cast(pa.int8())
     return pa.table(
         {
             **{name: objects[name] for name in _IDENTITY},
             "best_iou": matches.best_iou,
             "matched_score": kept["score"].take(matched),
             "matched_category_id": kept["category_id"].take(matched),
-            "attribute": pc.if_else(easy, PerceptionAttribute.EASY, PerceptionAttribute.HARD),
+            "attribute": pa.array([PerceptionAttribute.HARD, PerceptionAttribute.EASY]).take(easy),
         },
         schema=ATTRIBUTES,
     )

@@ -56,9 +56,8 @@ def match_best(
     >>> match_best(boxes, np.array([7]), boxes + 1, np.array([7])).best_iou
     array([0.14285714])
     """
-    matches = Matches(np.zeros(len(boxes)), np.full(len(boxes), -1))
     if len(boxes) == 0 or len(detected_boxes) == 0:
-        return matches
+        return Matches(np.zeros(len(boxes)), np.full(len(boxes), -1))
     rows, found_rows = _by_group(groups), _by_group(detected_groups)
     boxes, found = np.asfortranarray(boxes[rows]), np.asfortranarray(detected_boxes[found_rows])
     first, counts = _ranges(groups[rows], detected_groups[found_rows])
@@ -77,8 +76,9 @@ def match_best(
         list(pool.map(match, _parts(counts)))
     if isinstance(found_rows, np.ndarray):
         detection = np.append(found_rows, -1)[detection]
-    matches.best_iou[rows], matches.detection[rows] = best, detection
-    return matches
+    if isinstance(rows, np.ndarray):
+        best[rows], detection[rows] = best.copy(), detection.copy()
+    return Matches(best, detection)
 
 
 def match_one_to_one(
@@ -222,7 +222,7 @@ def _ranges(
 ) -> tuple[Int[np.ndarray, " boxes"], Int[np.ndarray, " boxes"]]:
     """For each box the first detection of its group and their number; both ordered by group."""
     begins = np.append(True, groups[1:] != groups[:-1])
-    keys, group = groups[begins], np.cumsum(begins) - 1
+    keys, group = groups[begins], np.cumsum(begins, dtype=np.int32) - 1
     first = np.searchsorted(found_groups, keys, side="left")
     last = np.searchsorted(found_groups, keys, side="right")
     return first.take(group), (last - first).take(group)
