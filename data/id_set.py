@@ -2,9 +2,12 @@
 
 import numpy as np
 
+_LONGEST_RUN = 1 << 18
+"""Ids; merging longer runs would take memory for their copies."""
+
 
 class IdSet:
-    """Ids seen so far, as sorted runs of int64, each at least twice as long as the next.
+    """Ids seen so far, as sorted runs of int64.
 
     >>> seen = IdSet()
     >>> seen.add(np.array([3, 1, 3])).tolist(), seen.add(np.array([1, 2])).tolist()
@@ -32,6 +35,10 @@ class IdSet:
         if not len(ids):
             return
         self._runs.append(ids)
-        while len(self._runs) > 1 and len(self._runs[-2]) < 2 * len(self._runs[-1]):
+        while len(self._runs) > 1 and self._is_worth_merging(*map(len, self._runs[-2:])):
             merged = np.concatenate([self._runs[-2], self._runs[-1]])
             self._runs[-2:] = [np.sort(merged, kind="stable")]
+
+    @staticmethod
+    def _is_worth_merging(long: int, short: int) -> bool:
+        return long < 2 * short and long + short <= _LONGEST_RUN
