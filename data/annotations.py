@@ -46,14 +46,6 @@ class AnnotationContext:
     category_ids: np.ndarray
     masks: MaskMode
 
-    def size(self, image_id: int) -> tuple[int, int] | None:
-        """Height and width of an image; None if it was not accepted."""
-        row = int(np.searchsorted(self.image_ids, image_id))
-        if row == len(self.image_ids) or self.image_ids[row] != image_id:
-            return None
-        height, width = self.sizes[row].tolist()
-        return height, width
-
 
 @dataclass(frozen=True, slots=True)
 class ObjectRows:
@@ -90,7 +82,7 @@ def checked_rows(
     image_ids = _column(records, "image_id", np.int64)
     category_ids = _column(records, "category_id", np.int64)
     boxes_xywh = _boxes_xywh(records)
-    sizes, known = _image_sizes(context, image_ids)
+    sizes, known = image_sizes(context, image_ids)
     boxes, overhang = _clipped(boxes_xywh, sizes)
     refused = _first_reason(
         {
@@ -160,9 +152,7 @@ def _first_reason(reasons: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return rows
 
 
-def _image_sizes(
-    context: AnnotationContext, image_ids: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def image_sizes(context: AnnotationContext, image_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Height and width of each annotation's image, ones where it is unknown; whether it is known."""
     if not len(context.image_ids):
         return np.ones((len(image_ids), 2), np.int32), np.zeros(len(image_ids), bool)

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from data.annotations import AnnotationContext, ObjectRows, checked_rows
+from data.annotations import AnnotationContext, ObjectRows, checked_rows, image_sizes
 from data.coco import NULL, CocoAnnotation, Id
 from data.coco_records import SpanJob
 from data.image_checks import name_inside
@@ -69,11 +69,15 @@ def panoptic_rows(context: PanopticContext, job: SpanJob) -> ObjectRows:
     annotations, offences = job.decode(CocoPanoptic)
     records: list[CocoAnnotation] = []
     names: list[str] = []
-    for annotation in annotations:
+    image_ids = np.array([item.image_id for item in annotations], np.int64)
+    sizes, known = image_sizes(context.objects, image_ids)
+    for annotation, size, is_known in zip(annotations, sizes.tolist(), known, strict=True):
         stuff = [
             item for item in annotation.segments_info if item.category_id not in context.thing_ids
         ]
-        ids, problem = _segment_ids(context, annotation) if stuff else (None, None)
+        ids, problem = None, None
+        if stuff and is_known and context.objects.masks != "none":
+            ids, problem = _segment_ids(context.folder, annotation.file_name, *size)
         if problem:
             offences.append((problem, str(annotation.image_id)))
         for item, mask in zip(stuff, _masks(stuff, ids), strict=True):
@@ -83,20 +87,16 @@ def panoptic_rows(context: PanopticContext, job: SpanJob) -> ObjectRows:
 
 
 def _segment_ids(
-    context: PanopticContext, annotation: CocoPanoptic
+    folder: Path, file_name: str, height: int, width: int
 ) -> tuple[np.ndarray | None, str | None]:
-    """The id at every pixel (height, width), or why it cannot be told; neither without masks."""
-    size = context.objects.size(annotation.image_id)
-    if size is None or context.objects.masks == "none":
-        return None, None
-    name = name_inside(context.folder, annotation.file_name)
+    """The id at every pixel (height, width), or why it cannot be told."""
+    name = name_inside(folder, file_name)
     if name is None:
         return None, "panoptic PNG: file name leaves its folder (box kept)"
-    height, width = size
-    if problem := image_problem(context.folder / name, width, height):
+    if problem := image_problem(folder / name, width, height):
         return None, f"panoptic PNG: {problem} (box kept)"
     try:
-        colours = np.asarray(read_rgb(context.folder / name))
+        colours = np.asarray(read_rgb(folder / name))
     except Exception:  # noqa: BLE001  # decoders raise anything over a broken body
         return None, "panoptic PNG: image file cut short or damaged (box kept)"
     return colours.astype(np.int64) @ np.array([1, 256, 256**2]), None
