@@ -19,9 +19,10 @@ from detections import NUM_BOXES, NUM_DETECTIONS, NUM_IMAGES, Boxes, detections,
 from pycocotools import mask as coco_mask
 from timing import best_seconds, scale_option, verdict
 
-from data.attributes import AttributeConfig, extract_attributes
-from data.boxes import xyxy_to_coco
-from data.tables import BOX_COLUMNS, DETECTIONS, Dataset
+from data.attributes.labelling import extract_attributes
+from data.attributes.options import AttributeConfig
+from data.vocabulary.boxes import xyxy_to_coco
+from data.vocabulary.tables import BOX_COLUMNS, DETECTIONS, Dataset
 
 GOALS = {"COCO dicts": 15.0, "pre-sliced arrays": 5.0}
 CONFIG = AttributeConfig()

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from data.images import read_square
-from data.ingest import IngestConfig, ScenesConfig, ingest
-from data.layouts import Layout, read_layouts
-from data.prompts import LocationGrid
-from data.tables import Dataset
+from data.ingest.ingestion import ingest
+from data.ingest.options import IngestConfig, ScenesConfig
+from data.layouts.layout import Layout, read_layouts
+from data.layouts.prompts import LocationGrid
+from data.vocabulary.images import read_square
+from data.vocabulary.tables import Dataset
 from flows.presets import build_run
-from models.config import GeneratorConfig, NewModelConfig
-from models.generator import Generator, create_base_model, prepare_generator
+from models.generator.modules import Generator, create_base_model, prepare_generator
+from models.generator.options import GeneratorConfig, NewModelConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from timing import best_seconds, scale_option, verdict
 
-from data.boxes import xyxy_to_xywh
-from data.tables import BOX_COLUMNS
-from models.evaluation import coco_statistics
+from data.vocabulary.boxes import xyxy_to_xywh
+from data.vocabulary.tables import BOX_COLUMNS
+from models.metrics.coco_metrics import coco_statistics
 
 GOAL = 8.0
 TOLERANCE = 1e-9

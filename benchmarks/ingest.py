@@ -18,10 +18,11 @@ import pyarrow.parquet as pq
 from contest import Arrays, equal, fastest, instances_file, main, parser
 from pycocotools.coco import COCO
 
-from data.annotations import MaskMode
-from data.boxes import xyxy_to_coco
-from data.ingest import IngestConfig, SplitConfig, ingest, write_tables
-from data.tables import box_array
+from data.ingest.annotations import MaskMode
+from data.ingest.ingestion import ingest, write_tables
+from data.ingest.options import IngestConfig, SplitConfig
+from data.vocabulary.boxes import xyxy_to_coco
+from data.vocabulary.tables import box_array
 
 GOAL = 10.0
 _KEYS = ("id", "image_id", "category_id", "area", "iscrowd")

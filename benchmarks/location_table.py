@@ -15,7 +15,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from models.token_table import RowAverage, synchronized_gradient
+from models.generator.token_table import RowAverage, synchronized_gradient
 
 GOAL = 2.0
 ROWS = 49_408 + 256 * 256 + 2

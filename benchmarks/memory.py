@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from contest import Arrays, instances_file, main, parser, run
 from pycocotools.coco import COCO
 
-from data.ingest import IngestConfig, SplitConfig, write_tables
+from data.ingest.ingestion import write_tables
+from data.ingest.options import IngestConfig, SplitConfig
 
 GOAL, GROWTH_GOAL = 0.5, 1.15
 _LARGE = "large.json"

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from contest import Arrays, equal, fastest, instances_file, main, parser
 from pycocotools.coco import COCO
 
-from data.ingest import IngestConfig, SplitConfig, write_tables
+from data.ingest.ingestion import write_tables
+from data.ingest.options import IngestConfig, SplitConfig
 
 GOAL = 50.0
 CATEGORY = 17

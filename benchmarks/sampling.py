@@ -10,11 +10,11 @@ import torch
 from demo_generator import demo
 from diffusers import PNDMScheduler
 
-from data.layouts import Layout
-from models.autoencoder import to_uint8
-from models.config import SamplingConfig
-from models.generator import Generator
-from models.sampling import initial_latents, sample_batch
+from data.layouts.layout import Layout
+from models.generator.autoencoder import to_uint8
+from models.generator.modules import Generator
+from models.generator.options import SamplingConfig
+from models.generator.sampling import initial_latents, sample_batch
 
 GOAL = 6.0
 BATCH = 64

@@ -17,14 +17,19 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.config import GeneratorConfig
 from models.devices import autocast, resolve_precision
-from models.losses import denoising_loss, foreground_weights, min_snr_weights, perception_loss
-from models.perception import captured_features
-from models.training import batches_ahead, train_step
-from models.training_batches import Batch, make_batch
-from models.training_set import build_training_set
-from models.training_state import TrainedModules, new_state
+from models.generator.options import GeneratorConfig
+from models.training.batches import Batch, make_batch
+from models.training.loop import batches_ahead, train_step
+from models.training.losses import (
+    denoising_loss,
+    foreground_weights,
+    min_snr_weights,
+    perception_loss,
+)
+from models.training.perception import captured_features
+from models.training.state import TrainedModules, new_state
+from models.training.training_set import build_training_set
 
 GOAL = 1.8
 PEAK_GOAL = 0.6

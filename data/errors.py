@@ -22,7 +22,15 @@ class LayoutOverflow(PipelineError):
 
 
 class ArtifactMissing(PipelineError):
-    """A stage was asked to run before the stages it depends on."""
+    """A step was asked to run before the steps it depends on."""
+
+
+class InvalidRecord(PipelineError):
+    """A record of a run that is damaged, or of a newer version."""
+
+
+class InvalidGraph(PipelineError):
+    """Steps that do not make a graph: a cycle, an unknown kind or input, two steps of one key."""
 
 
 class StorageError(PipelineError):
@@ -33,8 +41,8 @@ class TrainingDiverged(PipelineError):
     """A loss became NaN or infinite."""
 
 
-class StageFailed(PipelineError):
-    """A stage's process ended with an error."""
+class StepFailed(PipelineError):
+    """A step's process ended with an error."""
 
 
 class ServiceUnavailable(PipelineError):

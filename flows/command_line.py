@@ -7,14 +7,20 @@ import signal
 import sys
 import tempfile
 import tomllib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-import httpx
 import typer
+from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
+from data.artifacts.digests import DigestMemory
+from data.artifacts.manifest import Manifest
+from data.artifacts.records import Record, read_records, write_record
+from data.artifacts.store import ArtifactStore, storage_errors
+from data.attributes.options import ATTRIBUTES_NAME
 from data.errors import (
     ArtifactMissing,
     InvalidConfig,
@@ -22,12 +28,17 @@ from data.errors import (
     PipelineError,
     ServiceUnavailable,
 )
-from data.store import ArtifactStore, Manifest, StageIdentity, explain_miss, storage_errors
-from data.tables import Dataset
-from flows.presets import RunConfig, build_run, merge
-from tasks.cards import format_value
-from tasks.execution import available_cores, default_root
-from tasks.stages import STAGES, identify
+from data.vocabulary.tables import Dataset
+from flows.presets import merge
+from flows.run_config import RunConfig, build_run
+from flows.run_graph import REPORT, STAGES, run_graph
+from flows.studies import read_study, study_graph
+from tasks.execution.cores import available_cores
+from tasks.execution.graph import Graph, Step
+from tasks.execution.plan import check
+from tasks.execution.plan import plan as plan_steps
+from tasks.execution.workshop import default_root
+from tasks.pages.numbers import format_value
 
 app = typer.Typer(
     name="detdiffusion",
@@ -36,6 +47,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+_INPUTS_SHOWN = 4
+"""In the table of a plan."""
 
 PresetArgument = Annotated[str, typer.Argument(help="smoke, demo, coco-256 or coco-512.")]
 SetOption = Annotated[
@@ -99,28 +113,62 @@ def run(
         str | None, typer.Option(help="Run this stage alone; its inputs must be there.")
     ] = None,
 ) -> None:
-    """Run every stage of a preset that has no intact artifact yet."""
+    """Run every step of a preset that has no intact artifact yet."""
     config = configured_run(preset, assignments, config_file)
+    if stage is not None and stage not in STAGES:
+        raise InvalidConfig(f"unknown stage {stage!r}: choose one of {', '.join(STAGES)}")
     store = ArtifactStore(default_root())
-    identities = _chosen(identify(config.stage_configs()), stage)
+    graph = _checked_graph(store, lambda digests: run_graph(config, digests))
+    steps = graph.of_stage(stage) if stage else list(graph)
+    flow = stage.replace("-", "_") if stage else "end_to_end"
+    _obtain(store, steps, flow, config, ("run", config.preset, graph))
+    _show_artifact(store, steps[-1])
+
+
+@app.command()
+def study(
+    file: Annotated[Path, typer.Argument(help="TOML file: preset, options, runs.NAME.")],
+) -> None:
+    """Run several runs, what is the same in them once; each run's options stand in FILE."""
+    config = read_study(file)
+    store = ArtifactStore(default_root())
+    graph = _checked_graph(store, lambda digests: study_graph(config, digests))
+    _obtain(store, list(graph), "study", config, ("study", config.name, graph))
+    for name in config.runs:
+        typer.echo(name)
+        _show_artifact(store, graph.find(f"{name}: {REPORT}"))
+
+
+def _checked_graph(store: ArtifactStore, build: Callable[[DigestMemory], Graph]) -> Graph:
+    """Build a graph and refuse what cannot work, as far as options, files and tables tell."""
+    with DigestMemory(store.root, _show_digests) as digests:
+        graph = build(digests)
+    check(store, graph)
+    return graph
+
+
+def _show_digests(done: int, total: int, status: str) -> None:
+    typer.echo(f"{done}/{total} {status}", err=True)
+
+
+def _obtain(
+    store: ArtifactStore,
+    steps: Sequence[Step],
+    flow: str,
+    config: BaseModel,
+    record: tuple[Literal["run", "study"], str, Graph],
+) -> None:
+    """Obtain steps by a flow, or say that all are there, which needs no Prefect."""
     store.create_root()
-    manifests = [store.lookup(item.stage, item.key) for item in identities]
-    hits = [manifest for manifest in manifests if manifest is not None]
-    if _has_server() or len(hits) < len(manifests):
-        _run_flow(config, stage)
-    else:
-        typer.echo("Every stage is a hit; nothing to run.")
-        for manifest in hits:
-            store.mark_latest(manifest)
-    last = store.read(identities[-1].stage, identities[-1].key)
-    if last is not None:
-        _show_results(store, last)
-
-
-def _chosen(identities: dict[str, StageIdentity], stage: str | None) -> list[StageIdentity]:
-    if stage is not None and stage not in identities:
-        raise InvalidConfig(f"unknown stage {stage!r}: choose one of {', '.join(identities)}")
-    return [item for name, item in identities.items() if stage in (None, name)]
+    there = all(store.lookup(step.identity.kind, step.identity.key) for step in steps)
+    if _has_server() or not there:
+        _run_flow(flow, config)
+        return
+    typer.echo("Every step is a hit; nothing to run.")
+    for step in steps:
+        step.options.note_places(store.root / step.identity.reference)
+    what, name, graph = record
+    write_record(store.root, what, name, config.model_dump(mode="json"), graph.recorded())
 
 
 def _has_server() -> bool:
@@ -132,6 +180,8 @@ def _has_server() -> bool:
     url = os.environ.get("PREFECT_API_URL")
     if not url:
         return False
+    import httpx  # noqa: PLC0415  # a tenth of the time that a plan takes
+
     try:
         httpx.get(f"{url}/health", timeout=10).raise_for_status()
     except httpx.HTTPError as error:
@@ -142,8 +192,8 @@ def _has_server() -> bool:
     return True
 
 
-def _run_flow(config: RunConfig, stage: str | None) -> None:
-    """Run flows in this process, with a temporary Prefect server where none is configured.
+def _run_flow(name: str, config: BaseModel) -> None:
+    """Run a flow in this process, with a temporary Prefect server where none is configured.
 
     Raises:
         PipelineError: what made the run fail.
@@ -156,8 +206,7 @@ def _run_flow(config: RunConfig, stage: str | None) -> None:
     from flows import stages  # noqa: PLC0415  # Prefect reads the variables above at import
 
     signal.signal(signal.SIGTERM, _exit)  # by default it would leave Prefect's server behind
-    flow = stages.end_to_end if stage is None else getattr(stages, STAGES[stage].option)
-    state = flow(config, return_state=True)
+    state = getattr(stages, name)(config, return_state=True)
     if not state.is_completed():
         state.result()
 
@@ -166,8 +215,14 @@ def _exit(number: int, _: object) -> None:
     sys.exit(128 + number)
 
 
+def _show_artifact(store: ArtifactStore, step: Step) -> None:
+    manifest = store.read(step.identity.kind, step.identity.key)
+    if manifest is not None:
+        _show_results(store, manifest)
+
+
 def _show_results(store: ArtifactStore, manifest: Manifest) -> None:
-    folder = store.path(manifest.stage, manifest.key)
+    folder = store.root / manifest.reference
     for name, value in manifest.summary.get("results", {}).items():
         typer.echo(f"{name:>26}  {format_value(value)}")
     report_page = folder / "report.html"
@@ -182,19 +237,34 @@ def plan(
     preset: PresetArgument = "demo",
     assignments: SetOption = None,
     config_file: FileOption = None,
+    study_file: Annotated[
+        Path | None, typer.Option("--study", help="A study's file, instead of a preset.")
+    ] = None,
 ) -> None:
-    """Say for every stage whether its artifact is there, and if not, why."""
-    config = configured_run(preset, assignments, config_file)
+    """Say for every step whether its artifact is there, and if not, why."""
     store = ArtifactStore(default_root())
-    table = Table("stage", "state", "key", "why")
-    for identity in identify(config.stage_configs()).values():
-        if store.lookup(identity.stage, identity.key):
-            table.add_row(identity.stage, "hit", identity.key, "")
-        else:
-            latest = store.latest(identity.stage)
-            state = "miss" if latest is None else "stale"
-            table.add_row(identity.stage, state, identity.key, explain_miss(identity, latest))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    if study_file is not None:
+        study_config = read_study(study_file)
+        graph = _checked_graph(store, lambda digests: study_graph(study_config, digests))
+    else:
+        config = configured_run(preset, assignments, config_file)
+        graph = _checked_graph(store, lambda digests: run_graph(config, digests))
+    table = Table("stage", "step", "state", "why", "after", "artifact")
+    for item in plan_steps(store, graph, read_records(store.root)):
+        step = item.step
+        after = list(dict.fromkeys(source.name for source in step.inputs.values()))
+        more = [f"{len(after) - _INPUTS_SHOWN} more"] if len(after) > _INPUTS_SHOWN else []
+        table.add_row(
+            ", ".join(step.stages),
+            ", ".join(step.names),
+            item.state,
+            item.why,
+            ", ".join([*after[:_INPUTS_SHOWN], *more]),
+            f"{step.kind.name}/{step.identity.key[:8]}",
+        )
+    Console(width=None if sys.stdout.isatty() else 240).print(table)
+    for name in dict.fromkeys(name for step in graph for name in step.options.downloads()):
+        typer.echo(f"to be downloaded: {name}")
 
 
 @app.command()
@@ -204,17 +274,54 @@ def report(
         bool, typer.Option("--json", help="Print one flat JSON object of numbers.")
     ] = False,
 ) -> None:
-    """Show the numbers of the newest run and where its report is."""
+    """Show the numbers of the newest finished run or study and where its report is."""
     store = ArtifactStore(default_root())
-    manifest = store.latest("evaluate")
-    if manifest is None:
-        raise ArtifactMissing(
-            f"no evaluation under {store.root}: run `detdiffusion run demo` first"
-        )
+    record, reports = newest_reports(store)
     if as_json:
-        typer.echo(json.dumps(flat_results(store, manifest), indent=1))
-    else:
+        results = flat_results(store, record, reports)
+        typer.echo(json.dumps(results, indent=1))
+        return
+    for name, manifest in reports.items():
+        if record.what == "study":
+            typer.echo(name.removesuffix(f": {REPORT}"))
         _show_results(store, manifest)
+
+
+def newest_reports(store: ArtifactStore) -> tuple[Record, dict[str, Manifest]]:
+    """The newest run or study whose reports are all there, and those by the names of their steps.
+
+    Raises:
+        ArtifactMissing: there is none.
+    """
+    for record in read_records(store.root):
+        steps = [step for step in record.steps if step.kind == REPORT]
+        found = {name: store.read(step.kind, step.key) for step in steps for name in step.names}
+        there = {name: manifest for name, manifest in found.items() if manifest is not None}
+        if there and len(there) == len(found):
+            return record, there
+    raise ArtifactMissing(f"no finished run under {store.root}: run `detdiffusion run demo` first")
+
+
+def flat_results(
+    store: ArtifactStore, record: Record, reports: Mapping[str, Manifest]
+) -> dict[str, float]:
+    """A run's numbers with its cost; those of a study's runs after the run's name.
+
+    `seconds_total` is the sum of the steps' wall-clock times when they were made, `peak_memory_gb` the
+    most resident memory that the processes of any one of them held.
+    """
+    results = {
+        f"{name.removesuffix(REPORT)}{key}": value
+        for name, manifest in reports.items()
+        for key, value in manifest.summary["results"].items()
+    }
+    found = filter(None, (store.read(step.kind, step.key) for step in record.steps))
+    steps = list(found)
+    return {
+        **results,
+        "seconds_total": round(sum(item.seconds for item in steps), 1),
+        "peak_memory_gb": round(max(item.peak_memory_bytes for item in steps) / 1e9, 2),
+    }
 
 
 @app.command()
@@ -237,7 +344,7 @@ def inspect(
     ),
 ) -> None:
     """Write one HTML page that shows a data set: counts, images, what is hard, problems found."""
-    from tasks.inspect import ingest_file, write_inspection  # noqa: PLC0415  # matplotlib takes a second
+    from tasks.pages.inspection import ingest_file, write_inspection  # noqa: PLC0415  # matplotlib takes a second
 
     store = ArtifactStore(default_root())
     title = f"Data set {dataset or 'of the newest run'}"
@@ -254,40 +361,33 @@ def inspect(
 
 
 def _ingested(store: ArtifactStore, folder: Path | None) -> Dataset:
-    newest = store.latest("ingest")
-    if folder is None and newest is None:
-        raise ArtifactMissing(
-            f"no ingested data set under {store.root}: give a COCO JSON, or run `detdiffusion run demo`"
-        )
-    found = Dataset(folder or store.path("ingest", newest.key if newest else ""))
-    if not (found.folder / "objects.parquet").is_file():
-        raise InvalidDataset(
-            f"{found.folder} is neither a COCO JSON file nor a folder that ingest wrote"
-        )
-    return found
+    if folder is None:
+        newest = _newest(store, "ingest", lambda manifest: True)
+        if newest is None:
+            raise ArtifactMissing(
+                f"no ingested data set under {store.root}: give a COCO JSON, or run `detdiffusion run demo`"
+            )
+        folder = store.root / newest.reference
+    if not (folder / "objects.parquet").is_file():
+        raise InvalidDataset(f"{folder} is neither a COCO JSON file nor a folder that ingest wrote")
+    return Dataset(folder)
 
 
 def _newest_attributes(store: ArtifactStore, dataset: Dataset) -> Path | None:
     """Attributes of this very ingest artifact, where there are some."""
-    for manifest in store.manifests("extract-attributes"):
-        if manifest.inputs.get("ingest") == dataset.folder.resolve().name:
-            return store.path(manifest.stage, manifest.key) / "attributes.parquet"
+    source = f"ingest/{dataset.folder.resolve().name}"
+    newest = _newest(store, "label-attributes", lambda item: item.inputs["ingest"] == source)
+    return store.root / newest.reference / ATTRIBUTES_NAME if newest else None
+
+
+def _newest(store: ArtifactStore, kind: str, wanted: Callable[[Manifest], bool]) -> Manifest | None:
+    """The artifact of a kind that the newest run had which has one."""
+    for record in read_records(store.root):
+        for step in record.steps:
+            manifest = store.read(step.kind, step.key) if step.kind == kind else None
+            if manifest is not None and wanted(manifest):
+                return manifest
     return None
-
-
-def flat_results(store: ArtifactStore, manifest: Manifest) -> dict[str, float]:
-    """The evaluation's numbers with the cost of the whole run.
-
-    `seconds_total` is the sum of the stages' wall-clock times when they were made, `peak_memory_gb`
-    the highest resident memory of the process tree in any of them.
-    """
-    stages = [manifest]
-    stages += filter(None, (store.read(name, key) for name, key in manifest.inputs.items()))
-    return {
-        **manifest.summary["results"],
-        "seconds_total": round(sum(item.seconds for item in stages), 1),
-        "peak_memory_gb": round(max(item.peak_memory_bytes for item in stages) / 1e9, 2),
-    }
 
 
 def main() -> None:

@@ -1,54 +1,9 @@
-"""Named, complete runs, and how a run is put together from a preset and overrides."""
+"""Named runs: the options in which they differ from the defaults, which are the paper's."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from data.errors import InvalidConfig
-from data.ingest import IngestConfig
-from models.config import (
-    AttributeStageConfig,
-    DetectorConfig,
-    EvaluationConfig,
-    GeneratorConfig,
-    RetrainConfig,
-    SynthesisConfig,
-)
-from tasks.stages import STAGES
+from typing import Any, Literal
 
 PresetName = Literal["smoke", "demo", "coco-256", "coco-512"]
-
-
-class RunConfig(BaseModel):
-    """All options of a run: those of the preset, and over them those given."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    preset: PresetName = Field(
-        "demo",
-        description="Fills in what is not given. A form gives everything: choose it elsewhere.",
-    )
-    ingest: IngestConfig
-    train_detector: DetectorConfig
-    train_scorer: DetectorConfig
-    extract_attributes: AttributeStageConfig
-    train_generator: GeneratorConfig
-    synthesize: SynthesisConfig
-    retrain: RetrainConfig
-    evaluate: EvaluationConfig
-
-    @model_validator(mode="before")
-    @classmethod
-    def _over_preset(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping):
-            return given
-        preset = given.get("preset", "demo")
-        return merge(PRESETS[preset], given) if preset in PRESETS else given
-
-    def stage_configs(self) -> dict[str, BaseModel]:
-        """Options by stage name."""
-        return {name: getattr(self, stage.option) for name, stage in STAGES.items()}
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,28 +18,6 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(old, Mapping) and isinstance(value, Mapping)
         merged[name] = merge(old, value) if both else value  # type: ignore[arg-type]
     return merged
-
-
-def build_run(preset: str, overrides: Mapping[str, Any]) -> RunConfig:
-    """Return a preset's run with options laid over it.
-
-    Raises:
-        InvalidConfig: the preset, an option or a value does not exist; the message names it.
-    """
-    if preset not in PRESETS:
-        raise InvalidConfig(
-            f"unknown preset {preset!r}: choose one of {', '.join(get_args(PresetName))}"
-        )
-    try:
-        return RunConfig.model_validate({**overrides, "preset": preset})
-    except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, item['loc']))}: {item['msg']} (got {item['input']!r})"
-            for item in error.errors()
-        )
-        raise InvalidConfig(
-            f"preset {preset} with these options is not valid: {problems}"
-        ) from error
 
 
 _FAST_INFERENCE = {
@@ -218,7 +151,7 @@ def _coco(resolution: int, guidance_scale: float, learning_rate: float) -> dict[
         "extract_attributes": {},
         "train_generator": {
             "resolution": resolution,
-            "max_objects": 8,
+            "max_things": 8,
             "min_area_fraction": 0.02,
             "learning_rate": learning_rate,
             "text_learning_rate": 0.75 * learning_rate,

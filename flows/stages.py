@@ -1,123 +1,139 @@
-"""One flow per stage, each cached by itself, and the flow that runs them all.
+"""The flows: one for every stage, one for a whole run, one for a study.
 
-Every flow takes the whole run's configuration, from which it knows the keys of its inputs; to rerun
-one stage, give it the same options as the run that made them.
+A stage is a group of steps. Its flow takes the whole run's configuration, from which it knows the keys of its
+steps and of their inputs; to rerun one stage, give it the same options as the run that made them.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 from prefect import Flow, State, flow
+from prefect.futures import PrefectFuture, wait
 from prefect.states import Completed, Failed
+from pydantic import BaseModel
 
-from flows.presets import RunConfig
-from tasks.artifacts import obtain_artifact, show_artifact
-from tasks.execution import available_cores, default_root
-from tasks.stages import identify
+from data.artifacts.digests import DigestMemory
+from data.artifacts.manifest import Manifest
+from data.artifacts.records import write_record
+from data.artifacts.store import ArtifactStore
+from data.errors import PipelineError
+from flows.run_config import RunConfig
+from flows.run_graph import STAGES, run_graph
+from flows.studies import StudyConfig, study_graph
+from tasks.execution.graph import Graph, Step
+from tasks.execution.plan import check
+from tasks.execution.workshop import Workshop, default_root
+from tasks.prefect_ui import obtain_artifact
 
 DEMO = RunConfig.model_validate({"preset": "demo"})
 
 
-def _run(stage: str, config: RunConfig, num_workers: int | None) -> State[Any]:
-    """Get and show one stage's artifact; the returned state is named `Cached` if it was there.
+def _stage_flow(stage: str) -> Flow[Any, Any]:
+    @flow(name=stage, description=STAGES[stage])
+    def run_stage(config: RunConfig = DEMO) -> State[Any]:
+        return _run("run", config.preset, config, lambda d: run_graph(config, d), stage)
 
-    Args:
-        num_workers: CPU cores to use; None for all.
-    """
-    root, configs = default_root(), config.stage_configs()
-    identity = identify(configs)[stage]
-    cores = num_workers or available_cores()
-    state = obtain_artifact(root, identity, configs[stage], cores, return_state=True)
-    if not state.is_completed():
-        return _failure(state)
-    manifest = state.result()
-    show_artifact(root, manifest)
-    return Completed(name=state.name, data=manifest)
+    return run_stage
 
 
-@flow(name="ingest")
-def ingest(config: RunConfig = DEMO, num_workers: int | None = None) -> State[Any]:
-    """Read a COCO-format data set, or make Scenes, and write its tables."""
-    return _run("ingest", config, num_workers)
-
-
-@flow(name="train-detector")
-def train_detector(config: RunConfig = DEMO, num_workers: int | None = None) -> State[Any]:
-    """Train the detector that tells easy objects from hard ones."""
-    return _run("train-detector", config, num_workers)
-
-
-@flow(name="train-scorer")
-def train_scorer(config: RunConfig = DEMO, num_workers: int | None = None) -> State[Any]:
-    """Train the independent detector that judges generated images."""
-    return _run("train-scorer", config, num_workers)
-
-
-@flow(name="extract-attributes")
-def extract_attributes(config: RunConfig = DEMO, num_workers: int | None = None) -> State[Any]:
-    """Label every object easy or hard by the detector's success on it."""
-    return _run("extract-attributes", config, num_workers)
-
-
-@flow(name="train-generator")
-def train_generator(config: RunConfig = DEMO, num_workers: int | None = None) -> State[Any]:
-    """Fine-tune the layout-conditioned diffusion model."""
-    return _run("train-generator", config, num_workers)
-
-
-@flow(name="synthesize")
-def synthesize(config: RunConfig = DEMO, num_workers: int | None = None) -> State[Any]:
-    """Generate synthetic COCO data sets at the chosen difficulty."""
-    return _run("synthesize", config, num_workers)
-
-
-@flow(name="retrain")
-def retrain(config: RunConfig = DEMO, num_workers: int | None = None) -> State[Any]:
-    """Train detectors on real and on real + synthetic images."""
-    return _run("retrain", config, num_workers)
-
-
-@flow(name="evaluate")
-def evaluate(config: RunConfig = DEMO, num_workers: int | None = None) -> State[Any]:
-    """Measure fidelity and trainability and write the report."""
-    return _run("evaluate", config, num_workers)
+ingest = _stage_flow("ingest")
+train_detector = _stage_flow("train-detector")
+train_scorer = _stage_flow("train-scorer")
+extract_attributes = _stage_flow("extract-attributes")
+train_generator = _stage_flow("train-generator")
+synthesize = _stage_flow("synthesize")
+retrain = _stage_flow("retrain")
+evaluate = _stage_flow("evaluate")
 
 
 @flow(name="end-to-end")
 def end_to_end(config: RunConfig = DEMO) -> State[Any]:
-    """Run every stage that has no intact artifact; ends in the evaluation's state."""
-    for group in (
-        (ingest,),
-        (train_detector, train_scorer),
-        (extract_attributes,),
-        (train_generator,),
-        (synthesize,),
-        (retrain,),
-        (evaluate,),
-    ):
-        states = _together(config, *group)
-        failed = [state for state in states if not state.is_completed()]
-        if failed:
-            return _failure(failed[0])
-    return Completed(data=states[0].result())
+    """Run every step that has no intact artifact; ends in the report's state."""
+    return _run("run", config.preset, config, lambda digests: run_graph(config, digests))
 
 
-def _failure(state: State[Any]) -> State[Any]:
-    """A failed state for the caller with the same message and error, raised by nobody on the way."""
-    return Failed(message=state.message, data=state.result(raise_on_failure=False))
+@flow(name="study")
+def study(config: StudyConfig) -> State[Any]:
+    """Run several runs, what is the same in them once."""
+    return _run("study", config.name, config, lambda digests: study_graph(config, digests))
 
 
-def _together(config: RunConfig, *stages: Flow[..., Any]) -> list[State[Any]]:
-    """Run independent stages side by side, each on its share of the cores.
+STAGE_FLOWS: dict[str, Flow[Any, Any]] = {
+    item.name: item
+    for item in (
+        ingest,
+        train_detector,
+        train_scorer,
+        extract_attributes,
+        train_generator,
+        synthesize,
+        retrain,
+        evaluate,
+    )
+}
 
-    Training one small detector does not use a second core; training two does.
+
+def _run(
+    what: Literal["run", "study"],
+    name: str,
+    config: BaseModel,
+    build: Callable[[DigestMemory], Graph],
+    stage: str | None = None,
+) -> State[Any]:
+    """Record a graph and obtain its steps, or a stage's; an error of the user's becomes a failed state."""
+    store = ArtifactStore(default_root())
+    try:
+        store.create_root()
+        with DigestMemory(store.root) as digests:
+            graph = build(digests)
+        write_record(store.root, what, name, config.model_dump(mode="json"), graph.recorded())
+        return _obtain(store, graph, graph.of_stage(stage) if stage else list(graph))
+    except PipelineError as error:
+        return Failed(message=str(error), data=error)
+
+
+def _obtain(store: ArtifactStore, graph: Graph, steps: Sequence[Step]) -> State[Any]:
+    """Obtain steps, each as soon as its inputs and cores are there; ends in the last one's state.
+
+    A step that fails leaves those alone that do not need it. What the tables of a data set show to be
+    impossible is refused as soon as they are there.
     """
-    share = max(available_cores() // len(stages), 1)
+    workshop = Workshop(store)
+    futures: dict[str, PrefectFuture[Manifest]] = {}
+    try:
+        workshop.prepare(steps)
+        _submit(workshop, [step for step in steps if step.kind.name == "ingest"], futures)
+        wait(list(futures.values()))
+        check(store, graph)
+        _submit(workshop, steps, futures)
+        wait(list(futures.values()))
+    except BaseException:
+        workshop.stop()
+        raise
+    return _outcome([future.state for future in futures.values()])
 
-    def start(stage: Flow[..., Any]) -> Any:
-        return stage(config, share, return_state=True)
 
-    with ThreadPoolExecutor(len(stages)) as pool:
-        running = [pool.submit(copy_context().run, start, stage) for stage in stages]
-    return [future.result() for future in running]
+def _submit(
+    workshop: Workshop, steps: Sequence[Step], futures: dict[str, PrefectFuture[Manifest]]
+) -> None:
+    """Start the tasks of steps that have none yet; they wait for each other."""
+    for step in steps:
+        sources = (source.identity.reference for source in step.inputs.values())
+        waited = [futures[item] for item in sources if item in futures]
+        if step.identity.reference not in futures:
+            future = obtain_artifact.submit(workshop, step, wait_for=waited, return_state=False)
+            futures[step.identity.reference] = future
+
+
+def _outcome(states: Sequence[State[Manifest]]) -> State[Any]:
+    """The last state, or a failed one with all errors' messages, raised by nobody on the way."""
+    errors = [
+        state.result(raise_on_failure=False)
+        for state in states
+        if state.is_failed() or state.is_crashed()
+    ]
+    known = [error for error in errors if isinstance(error, PipelineError)]
+    if known:
+        return Failed(message="; ".join(map(str, known)), data=known[0])
+    unfinished = [state for state in states if not state.is_completed()]
+    return unfinished[0] if unfinished else Completed(data=states[-1].result())

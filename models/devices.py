@@ -2,11 +2,13 @@
 
 import resource
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import cast
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from models.config import Precision
+from models.precision import Precision
 
 
 def default_device() -> torch.device:
@@ -19,13 +21,26 @@ def limit_threads(num_threads: int) -> None:
     torch.set_num_threads(num_threads)
 
 
-def resolve_precision(precision: Precision) -> str:
+def resolve_precision(precision: Precision) -> Precision:
     """Turn `auto` into `bf16` where the hardware multiplies bfloat16 matrices, else into `no`."""
     if precision != "auto":
         return precision
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     return "bf16" if torch.cpu._is_amx_tile_supported() else "no"  # noqa: SLF001  # no public name
+
+
+def settled_precision(work: Path, precision: Precision) -> Precision:
+    """What `auto` comes to where a piece of work was begun, noted in its folder.
+
+    It goes on in that precision on whatever hardware it is taken up again.
+    """
+    note = work / "precision.txt"
+    if not note.exists():
+        temporary = note.with_suffix(".tmp")
+        temporary.write_text(resolve_precision(precision))
+        temporary.replace(note)
+    return cast("Precision", note.read_text())
 
 
 def autocast(precision: Precision) -> torch.autocast:

@@ -9,7 +9,7 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from data.errors import InvalidConfig, StageFailed
+from data.errors import InvalidConfig, StepFailed
 
 _MAX_RESTARTS = 3
 
@@ -25,7 +25,7 @@ def run_distributed(function: Callable[..., Any], *arguments: Any, num_processes
 
     Raises:
         InvalidConfig: there are fewer GPUs than processes.
-        StageFailed: a process died once more.
+        StepFailed: a process died once more.
     """
     if torch.cuda.is_available() and num_processes > torch.cuda.device_count():
         raise InvalidConfig(
@@ -50,7 +50,7 @@ def run_distributed(function: Callable[..., Any], *arguments: Any, num_processes
         elastic_launch(config, function)(*arguments)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        raise StageFailed(
+        raise StepFailed(
             f"process {rank} of {num_processes} ended {_MAX_RESTARTS + 1} times, with exit status "
             f"{failure.exitcode}: {failure.message}"
         ) from error

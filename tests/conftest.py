@@ -8,7 +8,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import jaxtyping
 
 jaxtyping.install_import_hook(
-    ["data.boxes", "data.matching", "models.losses", "models.conditioning", "models.perception"],
+    [
+        "data.vocabulary.boxes",
+        "data.attributes.matching",
+        "models.training.losses",
+        "models.generator.conditioning",
+        "models.training.perception",
+    ],
     "beartype.beartype",
 )
 
@@ -19,7 +25,8 @@ import pytest
 @pytest.fixture(scope="session")
 def ingested(tmp_path_factory) -> Path:
     """Folder of an ingested Scenes data set of 12 training and 6 validation images."""
-    from data.ingest import IngestConfig, ScenesConfig, ingest
+    from data.ingest.ingestion import ingest
+    from data.ingest.options import IngestConfig, ScenesConfig
 
     folder = tmp_path_factory.mktemp("ingested")
     ingest(IngestConfig(scenes=ScenesConfig(num_train=12, num_val=6)), folder)
@@ -29,7 +36,7 @@ def ingested(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def dataset(ingested):
     """The tables of `ingested`."""
-    from data.tables import Dataset
+    from data.vocabulary.tables import Dataset
 
     return Dataset(ingested)
 
@@ -42,7 +49,7 @@ def attributes(dataset):
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    from data.tables import ATTRIBUTES
+    from data.vocabulary.tables import ATTRIBUTES
 
     things = dataset.objects.filter(pc.field("is_thing"))
     contrasts = [json.loads(text)["contrast"] for text in things["difficulty"].to_pylist()]
@@ -61,7 +68,7 @@ def attributes(dataset):
 @pytest.fixture(scope="session")
 def layouts(dataset, attributes):
     """Training layouts of the tiny data set."""
-    from data.layouts import read_layouts
+    from data.layouts.layout import read_layouts
 
     return read_layouts(dataset, attributes, "train")
 
@@ -69,10 +76,10 @@ def layouts(dataset, attributes):
 @pytest.fixture
 def new_generator(dataset):
     """Factory of small generators with equal random weights."""
-    from data.images import read_square
-    from data.prompts import LocationGrid
-    from models.config import NewModelConfig
-    from models.generator import create_base_model, prepare_generator
+    from data.layouts.prompts import LocationGrid
+    from data.vocabulary.images import read_square
+    from models.generator.modules import create_base_model, prepare_generator
+    from models.generator.options import NewModelConfig
 
     shape = NewModelConfig(block_out_channels=(16, 32), text_hidden_size=32, text_layers=1)
     images = np.stack([read_square(path, 64) for _, path in dataset.image_paths("train")])

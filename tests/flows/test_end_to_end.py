@@ -4,9 +4,12 @@ import asyncio
 
 import pytest
 
-from tasks.stages import STAGES
-
-STAGE_NAMES = tuple(STAGES)
+from data.artifacts.digests import DigestMemory
+from data.artifacts.records import read_records
+from data.artifacts.store import ArtifactStore
+from flows.run_config import build_run
+from flows.run_graph import STAGES, run_graph
+from tasks.prefect_ui import artifact_key
 
 pytestmark = [
     pytest.mark.timeout(600),
@@ -26,33 +29,46 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def graph():
+    """The graph of the smoke preset."""
+    return run_graph(build_run("smoke", {}), DigestMemory())
+
+
+@pytest.fixture(scope="module")
 def manifest(root):
-    """Manifest of the evaluation at the end of a cold run."""
-    from flows.presets import build_run
+    """Manifest of the report at the end of a cold run."""
     from flows.stages import end_to_end
 
     return end_to_end(build_run("smoke", {}))
 
 
-def state_names(root):
-    """Names of the states of all task runs that got an artifact, oldest first."""
+def task_runs():
+    """Name and state of all tasks that got an artifact, oldest first."""
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas.sorting import TaskRunSort
 
     async def read():
         async with get_client() as client:
-            runs = await client.read_task_runs()
-        return [run.state.name for run in runs if run.name in STAGE_NAMES]
+            return await client.read_task_runs(sort=TaskRunSort.END_TIME_DESC)
 
-    return asyncio.run(read())
+    return [(run.name, run.state.name) for run in asyncio.run(read())][::-1]
 
 
-def test_a_cold_run_makes_every_artifact_and_the_report(root, manifest):
-    from data.store import ArtifactStore
-    from flows.command_line import flat_results
+def path_of(root, graph, name):
+    return root / graph.find(name).identity.reference
+
+
+def test_a_cold_run_makes_every_artifact_and_the_report(root, graph, manifest):
+    from flows.command_line import flat_results, newest_reports
 
     store = ArtifactStore(root)
-    assert all(store.latest(name) for name in STAGE_NAMES)
-    results = flat_results(store, manifest)
+    assert all(store.lookup(step.kind.name, step.identity.key) for step in graph)
+    assert {name for name, _ in task_runs()} == {step.name for step in graph}
+    assert {state for _, state in task_runs()} == {"Completed"}
+    record, reports = newest_reports(store)
+    assert reports == {"report": manifest}
+    assert record.options["preset"] == "smoke"
+    results = flat_results(store, record, reports)
     expected = {
         "detector_map50_real", "score_ap50_real", "score_ap50_origin", "score_ap50_easy",
         "score_ap50_hard", "recall_easy", "recall_origin", "recall_hard", "map_real",
@@ -60,16 +76,25 @@ def test_a_cold_run_makes_every_artifact_and_the_report(root, manifest):
         "peak_memory_gb",
     }  # fmt: skip
     assert expected <= results.keys()
+    assert results["detector_map_real"] == results["map_real"]
     assert results["peak_memory_gb"] < 6
-    page = (store.path("evaluate", manifest.key) / "report.html").read_text()
+    page = (root / manifest.reference / "report.html").read_text()
     assert page.count("data:image/png") == 2
 
 
-def test_the_synthetic_set_is_a_coco_data_set(root, manifest):
+def test_no_work_or_second_cache_is_left(root, graph, manifest):
+    kinds = {step.kind.name for step in graph}
+    assert {path.name for path in root.iterdir() if not path.name.startswith(".")} == {
+        *kinds, "runs",
+    }  # fmt: skip
+    assert not [path for path in (root / ".work").rglob("*") if path.is_file()]
+
+
+def test_the_synthetic_set_is_a_coco_data_set(root, graph, manifest):
     from PIL import Image
     from pycocotools.coco import COCO
 
-    folder = root / "synthesize" / manifest.inputs["synthesize"] / "hard"
+    folder = path_of(root, graph, "synthesize val hard")
     coco = COCO(str(folder / "instances.json"))
     assert len(coco.imgs) == 8
     assert {item["attribute"] for item in coco.anns.values()} == {"hard"}
@@ -78,18 +103,16 @@ def test_the_synthetic_set_is_a_coco_data_set(root, manifest):
             assert picture.size == (image["width"], image["height"]) == (64, 64)
 
 
-def test_a_warm_run_is_all_hits_and_says_so(root, manifest):
-    from flows.presets import build_run
+def test_a_warm_run_is_all_hits_and_says_so(root, graph, manifest):
     from flows.stages import end_to_end
 
-    before = len(state_names(root))
+    before, records = len(task_runs()), len(list(read_records(root)))
     assert end_to_end(build_run("smoke", {})) == manifest
-    names = state_names(root)
-    assert len(names) == before + len(STAGE_NAMES)
-    assert names.count("Cached") == len(STAGE_NAMES)
+    assert [state for _, state in task_runs()[before:]] == ["Cached"] * len(graph)
+    assert len(list(read_records(root))) == records + 1
 
 
-def test_cards_are_artifacts_of_the_ui(root, manifest):
+def test_cards_are_artifacts_of_the_ui(graph, manifest):
     from prefect.client.orchestration import get_client
 
     async def read():
@@ -97,34 +120,131 @@ def test_cards_are_artifacts_of_the_ui(root, manifest):
             return await client.read_latest_artifacts()
 
     artifacts = {item.key: item for item in asyncio.run(read())}
-    assert set(STAGE_NAMES) <= artifacts.keys()
-    assert "data:image/png" in artifacts["synthesize"].data
+    assert {artifact_key(step.name) for step in graph} <= artifacts.keys()
+    assert "data:image/png" in artifacts["synthesize-val-hard"].data
     assert all(len(item.data) < 300_000 for item in artifacts.values() if item.type == "markdown")
 
 
-def test_a_damaged_late_artifact_alone_is_made_again(root, manifest):
-    from flows.presets import build_run
+def test_a_damaged_late_artifact_alone_is_made_again(root, graph, manifest):
     from flows.stages import end_to_end
 
-    folder = root / "evaluate" / manifest.key
-    (folder / "report.html").unlink()
+    before = len(task_runs())
+    (root / manifest.reference / "report.html").unlink()
     again = end_to_end(build_run("smoke", {}))
     assert again.created_at > manifest.created_at
-    assert (folder / "report.html").exists()
-    assert state_names(root).count("Completed") == len(STAGE_NAMES) + 1
+    assert (root / manifest.reference / "report.html").exists()
+    states = dict(task_runs()[before:])
+    assert [name for name, state in states.items() if state == "Completed"] == ["report"]
+
+
+def test_one_more_seed_trains_and_measures_what_is_new(root, manifest):
+    from flows.stages import end_to_end
+
+    before = len(task_runs())
+    end_to_end(build_run("smoke", {"retrain": {"seeds": [0, 1]}}))
+    made = {name for name, state in task_runs()[before:] if state == "Completed"}
+    assert made == {
+        "retrain real seed 1", "validate real seed 1", "retrain real+hard seed 1",
+        "validate real+hard seed 1", "measure", "report",
+    }  # fmt: skip
+
+
+def test_two_studies_that_share_a_generator_train_it_once(root, manifest):
+    from flows.stages import study
+    from flows.studies import StudyConfig
+
+    easy = build_run("smoke", {"retrain": {"arms": ["real", "real+easy"]}})
+    before = len(task_runs())
+    study(StudyConfig(name="first", runs={"a": build_run("smoke", {}), "b": easy}))
+    runs = task_runs()[before:]
+    assert len(runs) == len({name for name, _ in runs})
+    made = {name for name, state in runs if state == "Completed"}
+    assert made == {
+        "b: synthesize train easy", "b: retrain real+easy seed 0", "b: validate real+easy seed 0",
+        "b: measure", "b: report",
+    }  # fmt: skip
+    before = len(task_runs())
+    study(StudyConfig(name="second", runs={"c": easy}))
+    assert {state for _, state in task_runs()[before:]} == {"Cached"}
+    assert next(read_records(root)).what == "study"
 
 
 def test_a_single_stage_can_be_run_and_misses_its_inputs_by_name(
     root, manifest, tmp_path, monkeypatch
 ):
-    from flows.presets import build_run
     from flows.stages import extract_attributes
 
-    assert extract_attributes(build_run("smoke", {})).stage == "extract-attributes"
+    assert extract_attributes(build_run("smoke", {})).kind == "label-attributes"
     monkeypatch.setenv("DETDIFFUSION_HOME", str(tmp_path))
     state = extract_attributes(build_run("smoke", {}), return_state=True)
     assert state.is_failed()
     assert "run the stage ingest first" in state.message
+
+
+ADDED = """
+from pathlib import Path
+from data.artifacts.options import Options
+from tasks.execution.context import StepContext
+from tasks.pages.cards import write_card
+
+class Shout(Options):
+    word: str = "hello"
+
+def run(context):
+    write_card(context.out, context.options.word.upper(), "of " + ", ".join(context.inputs))
+    return {}
+"""
+
+
+def test_a_kind_that_is_added_runs_caches_and_shows(root, manifest, tmp_path, monkeypatch):
+    """All that a new kind needs: a module, an entry in the catalogue, a node."""
+    from prefect import flow
+    from prefect.client.orchestration import get_client
+
+    from tasks import catalogue
+    from tasks.execution.graph import Node, resolve
+    from tasks.execution.workshop import Workshop
+    from tasks.kind import Kind
+    from tasks.prefect_ui import obtain_artifact
+
+    (tmp_path / "shout.py").write_text(ADDED)
+    monkeypatch.syspath_prepend(tmp_path)
+    import shout
+
+    kind = Kind("shout", "shout", shout.Shout, preload=False)
+    monkeypatch.setitem(catalogue.KINDS, "shout", kind)
+    graph = resolve([Node("say hello", "evaluate", "shout", shout.Shout())], DigestMemory())
+
+    @flow
+    def say():
+        workshop = Workshop(ArtifactStore(root))
+        return [obtain_artifact(workshop, step, return_state=True).name for step in graph]
+
+    assert [say(), say()] == [["Completed"], ["Cached"]]
+
+    async def read():
+        async with get_client() as client:
+            return await client.read_latest_artifacts()
+
+    cards = {item.key: item.data for item in asyncio.run(read()) if item.type == "markdown"}
+    assert cards["say-hello"].startswith("# HELLO")
+
+
+def test_a_failed_step_leaves_the_others_results_standing(root, manifest, monkeypatch):
+    from flows.stages import retrain
+
+    broken = {"model.backbone.type": "NoSuchNet"}
+    config = build_run("smoke", {"retrain": {"detector": {"overrides": broken}, "seeds": [3]}})
+    state = retrain(config, return_state=True)
+    assert state.is_failed()
+    assert "NoSuchNet" in state.message
+    before = len(task_runs())
+    other = build_run("smoke", {"extract_attributes": {"labelling": {"iou_threshold": 0.6}}})
+    from flows.stages import extract_attributes
+
+    extract_attributes(other)
+    states = dict(task_runs()[before:])
+    assert states == {"detect train": "Cached", "label attributes": "Completed"}
 
 
 def test_the_deployments_of_prefect_yaml_exist():
@@ -138,4 +258,4 @@ def test_the_deployments_of_prefect_yaml_exist():
     for item in yaml.safe_load(text)["deployments"]:
         module, _, attribute = item["entrypoint"].rpartition(".")
         names.append(getattr(importlib.import_module(module), attribute).name)
-    assert sorted(names) == sorted(["end-to-end", *STAGE_NAMES])
+    assert sorted(names) == sorted(["end-to-end", *STAGES])

@@ -1,8 +1,9 @@
 import pytest
 
 from data.errors import InvalidConfig
-from flows.presets import PRESETS, RunConfig, build_run
-from models.config import NewModelConfig
+from flows.presets import PRESETS
+from flows.run_config import RunConfig, build_run
+from models.generator.options import NewModelConfig
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -43,7 +44,13 @@ def test_a_run_survives_json():
         ("demo", {"nope": 1}, "nope: Extra inputs"),
         ("demo", {"ingest": 3}, "ingest"),
         ("demo", {"retrain": {"seeds": []}}, r"retrain\.seeds"),
-        ("demo", {"retrain": {"seeds": [1, 1]}}, "each seed may stand once"),
+        ("demo", {"retrain": {"seeds": [1, 1]}}, "each may stand once"),
+        ("demo", {"retrain": {"arms": ["real+nothing"]}}, r"retrain\.arms"),
+        (
+            "demo",
+            {"extract_attributes": {"scoring": {"num_folds": 2, "detector": "x"}}},
+            "give one of",
+        ),
         (
             "demo",
             {"extract_attributes": {"labelling": {"score_threshold": 0.01}}},

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from models.training import read_metrics
+from models.training.metrics_file import read_metrics
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = Path(__file__).with_name("training_script.py")
+SCRIPT = Path(__file__).with_name("training") / "training_script.py"
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""The artifact store: identities, digests, manifests, records of runs."""

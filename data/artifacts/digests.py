@@ -1,0 +1,160 @@
+"""Digests of files that are not the store's own, and facts about them, remembered."""
+
+import hashlib
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from data.progress import Progress, silent
+
+MEMORY_NAME = ".digests.sqlite"
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INT, changed INT, sha256 TEXT);
+CREATE TABLE IF NOT EXISTS facts (sha256 TEXT, name TEXT, value BLOB, PRIMARY KEY (sha256, name));
+"""
+_VARIABLES = 500
+"""Values in one query."""
+
+_THREADS = 8
+_SECONDS_BETWEEN_REPORTS = 1.0
+
+_SETTLED_NS = 2_000_000_000
+"""A file changed less than this ago may change again within its time stamp's grain: not remembered."""
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def combined_digest(lines: Iterable[str]) -> str:
+    """SHA-256 of lines of text."""
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(f"{line}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+class DigestMemory:
+    """SHA-256 of files, remembered by path, size and time of change, so that each is read once.
+
+    Args:
+        folder: where the memory is kept; None, or a folder that is not there, for this object's life.
+        on_progress: called about once a second while files are read.
+    """
+
+    def __init__(self, folder: Path | None = None, on_progress: Progress = silent):
+        self._on_progress = on_progress
+        self._database = self._open(folder)
+
+    @staticmethod
+    def _open(folder: Path | None) -> sqlite3.Connection:
+        """A memory that cannot be written is done without: it only saves time."""
+        if folder is not None and folder.is_dir():
+            with suppress(sqlite3.Error):
+                database = sqlite3.connect(folder / MEMORY_NAME, timeout=30)
+                database.executescript(_SCHEMA)
+                return database
+        database = sqlite3.connect(":memory:")
+        database.executescript(_SCHEMA)
+        return database
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._database.close()
+
+    def file(self, path: Path) -> str:
+        """SHA-256 of a file.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        return self.files([path])[0]
+
+    def files(self, paths: Sequence[Path]) -> list[str]:
+        """SHA-256 of each file.
+
+        Raises:
+            OSError: one cannot be read.
+        """
+        names = [os.path.abspath(path) for path in paths]  # noqa: PTH100  # links stay as they are
+        known = self._known(names)
+        stats = [(entry.st_size, entry.st_mtime_ns) for entry in map(os.stat, names)]
+        new = [row for row, name in enumerate(names) if known.get(name, ())[:2] != stats[row]]
+        read = self._read([names[row] for row in new])
+        settled = time.time_ns() - _SETTLED_NS
+        self._remember(
+            "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)",
+            [
+                (names[row], *stats[row], digest)
+                for row, digest in zip(new, read, strict=True)
+                if stats[row][1] < settled
+            ],
+        )
+        digests = {name: entry[2] for name, entry in known.items()}
+        digests |= {names[row]: digest for row, digest in zip(new, read, strict=True)}
+        return [digests[name] for name in names]
+
+    def folder(self, folder: Path) -> str:
+        """SHA-256 over the names and contents of all files in a folder."""
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        names = [str(path.relative_to(folder)) for path in paths]
+        lines = zip(names, self.files(paths), strict=True)
+        return combined_digest(f"{name} {digest}" for name, digest in lines)
+
+    def fact(self, path: Path, name: str, find: Callable[[Path], list[str]]) -> list[str]:
+        """What `find` says of a file's content, found once.
+
+        Args:
+            name: of the fact, changed whenever `find` is.
+        """
+        key = (self.file(path), name)
+        row = self._database.execute("SELECT value FROM facts WHERE (sha256, name) = (?, ?)", key)
+        if found := row.fetchone():
+            return msgspec.json.decode(found[0], type=list[str])
+        value = find(path)
+        text = msgspec.json.encode(value)
+        self._remember("INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", [(*key, text)])
+        return value
+
+    def _known(self, names: Sequence[str]) -> dict[str, tuple[int, int, str]]:
+        known = {}
+        for start in range(0, len(names), _VARIABLES):
+            part = names[start : start + _VARIABLES]
+            marks = ",".join("?" * len(part))
+            query = f"SELECT path, size, changed, sha256 FROM files WHERE path IN ({marks})"  # noqa: S608  # marks only
+            for path, size, changed, digest in self._database.execute(query, part):
+                known[path] = (size, changed, digest)
+        return known
+
+    def _read(self, names: Sequence[str]) -> list[str]:
+        digests: list[str] = []
+        reported = time.monotonic()
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for digest in pool.map(lambda name: file_digest(Path(name)), names):
+                digests.append(digest)
+                if time.monotonic() - reported > _SECONDS_BETWEEN_REPORTS:
+                    reported = time.monotonic()
+                    self._on_progress(len(digests), len(names), "files read for their digests")
+        return digests
+
+    def _remember(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
+        with suppress(sqlite3.OperationalError), self._database:
+            self._database.executemany(statement, rows)

@@ -1,0 +1,94 @@
+"""Manifests: what an artifact is, and in what it differs from another."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from data.artifacts.identity import StepIdentity
+
+MANIFEST_NAME = "manifest.json"
+
+_DIGITS = 12
+"""Of a digest, where people read it."""
+
+
+class FileRecord(BaseModel):
+    """Size in bytes and SHA-256 of one file of an artifact."""
+
+    model_config = ConfigDict(frozen=True)
+
+    size: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """What an artifact is, what made it, and what is in it.
+
+    Attributes:
+        kind: of the step that made it.
+        key: digest that names the artifact's folder.
+        versions: of the code that made it, see `StepIdentity`.
+        options: those that are part of the key.
+        foreign: option to the digest of what it names outside of the store.
+        inputs: input's name to `kind/key` of the artifact it came from.
+        files: path relative to the artifact's folder to its record.
+        summary: the step's headline results, plain JSON.
+        environment: git commit, package versions, device.
+        seconds: wall-clock time of the step.
+        peak_memory_bytes: most memory that the step's processes held.
+        created_at: ISO 8601, UTC.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: str
+    key: str
+    versions: dict[str, int]
+    options: dict[str, Any]
+    foreign: dict[str, str]
+    inputs: dict[str, str]
+    files: dict[str, FileRecord]
+    summary: dict[str, Any]
+    environment: dict[str, Any]
+    seconds: float
+    peak_memory_bytes: int
+    created_at: str
+
+    @property
+    def reference(self) -> str:
+        """`kind/key`: the artifact's folder under the store's root."""
+        return f"{self.kind}/{self.key}"
+
+
+def changes(old: Manifest, new: StepIdentity) -> list[str]:
+    """What makes a new identity differ from that of an artifact, one line each."""
+    found = [
+        f"version of {name} {before} → {after}"
+        for name, before, after in _differences(old.versions, new.versions)
+    ]
+    found += [
+        f"{name}: {before!r} → {after!r}"
+        for name, before, after in _differences(old.options, new.options)
+    ]
+    found += [
+        f"content of {name}: {_short(before)} → {_short(after)}"
+        for name, before, after in _differences(old.foreign, new.foreign)
+    ]
+    found += [f"input {name}" for name, _, _ in _differences(old.inputs, new.inputs)]
+    return found
+
+
+def _short(digest: str | None) -> str:
+    return digest[:_DIGITS] if digest else "none"
+
+
+def _differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    for name in sorted({*old, *new}):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from _differences(before, after, f"{prefix}{name}.")
+        elif before != after:
+            yield f"{prefix}{name}", before, after

@@ -1,0 +1,107 @@
+"""Records of runs and studies: what was asked for, when, and the keys of its steps."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from data.artifacts.store import storage_errors
+from data.errors import InvalidRecord
+
+_FOLDER = "runs"
+_FORMAT = 1
+
+
+class RecordedStep(BaseModel):
+    """One step of a run: its names in the run, and its artifact."""
+
+    model_config = ConfigDict(frozen=True)
+
+    names: tuple[str, ...]
+    stages: tuple[str, ...]
+    kind: str
+    key: str
+
+
+class Record(BaseModel):
+    """A run or a study as it was started; never changed.
+
+    Attributes:
+        format: of the record itself.
+        what: a run, or a study of several.
+        name: the preset, or the study's name.
+        created_at: ISO 8601, UTC.
+        options: of the run, or of each run of the study, plain JSON.
+        steps: all of them, each after its inputs.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    format: int = _FORMAT
+    what: Literal["run", "study"]
+    name: str
+    created_at: str
+    options: dict[str, Any]
+    steps: tuple[RecordedStep, ...]
+
+    def step(self, name: str) -> RecordedStep | None:
+        """The step that has this name."""
+        return next((item for item in self.steps if name in item.names), None)
+
+
+def write_record(
+    root: Path,
+    what: Literal["run", "study"],
+    name: str,
+    options: dict[str, Any],
+    steps: tuple[RecordedStep, ...],
+) -> Record:
+    """Add a record to a store.
+
+    Raises:
+        StorageError: the store cannot be written to.
+    """
+    now = datetime.now(UTC)
+    record = Record(what=what, name=name, created_at=now.isoformat(), options=options, steps=steps)
+    folder = root / _FOLDER
+    with storage_errors(root):
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{now:%Y%m%dT%H%M%S.%f}-{uuid.uuid4().hex[:8]}.json"
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("w") as file:
+            file.write(record.model_dump_json(indent=1))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    return record
+
+
+def read_records(root: Path) -> Iterator[Record]:
+    """The records of a store, the newest first.
+
+    Raises:
+        InvalidRecord: one is damaged, or of a newer version of this program.
+    """
+    yield from map(_read, sorted((root / _FOLDER).glob("*.json"), reverse=True))
+
+
+def _read(path: Path) -> Record:
+    try:
+        document = msgspec.json.decode(path.read_bytes())
+        newer = document["format"] > _FORMAT
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise InvalidRecord(f"{path} is no record of a run, move it away: {error!r}") from error
+    if newer:
+        raise InvalidRecord(
+            f"{path} was written by a newer version of detdiffusion (format {document['format']}, "
+            f"known up to {_FORMAT}): update, or use another DETDIFFUSION_HOME"
+        )
+    try:
+        return Record.model_validate(document)
+    except ValidationError as error:
+        raise InvalidRecord(f"{path} is no record of a run, move it away: {error}") from error

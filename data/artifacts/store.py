@@ -1,0 +1,203 @@
+"""Content-addressed artifacts on disk.
+
+An artifact is a folder `<root>/<kind>/<key>/` whose key is a digest of everything that can change its
+content. It appears by one rename with its `manifest.json` inside, so it is there whole or not at all;
+`ArtifactStore.lookup` trusts it only while every file still has the recorded digest.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from pydantic import ValidationError
+
+from data.artifacts.digests import file_digest
+from data.artifacts.identity import StepIdentity
+from data.artifacts.manifest import MANIFEST_NAME, FileRecord, Manifest
+from data.errors import StorageError
+
+
+@contextmanager
+def storage_errors(root: Path) -> Iterator[None]:
+    """Turn an unwritable root or a full disk into `StorageError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageError(
+                f"no space left under {root}: free some or set DETDIFFUSION_HOME elsewhere; "
+                "finished steps are kept and a rerun goes on from them"
+            ) from error
+        if isinstance(error.filename, str | Path) and _concerns(Path(error.filename), root):
+            raise StorageError(
+                f"cannot write artifacts under {root} ({error.strerror}): "
+                "set DETDIFFUSION_HOME to a folder you can write to"
+            ) from error
+        raise
+
+
+def _concerns(path: Path, root: Path) -> bool:
+    return path.is_relative_to(root) or root.is_relative_to(path)
+
+
+class ArtifactStore:
+    """Artifacts and work in progress under one root folder."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self._verified: set[str] = set()
+
+    def create_root(self) -> None:
+        """Make the root folder.
+
+        Raises:
+            StorageError: it cannot be made or written to.
+        """
+        with storage_errors(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.root, os.W_OK):
+                raise PermissionError(errno.EACCES, "Permission denied", str(self.root))
+
+    def path(self, kind: str, key: str) -> Path:
+        """Folder of a finished artifact."""
+        return self.root / kind / key
+
+    def work(self, kind: str, key: str) -> Path:
+        """Folder for shard outputs and checkpoints of an unfinished artifact, found again by key."""
+        folder = self.root / ".work" / kind / key
+        with storage_errors(self.root):
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def lock(self, kind: str, key: str) -> FileLock:
+        """Lock that keeps two processes from making the same artifact at once."""
+        folder = self.root / ".locks"
+        with storage_errors(self.root):
+            folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(folder / f"{kind}-{key}")
+
+    def read(self, kind: str, key: str) -> Manifest | None:
+        """Read a manifest without checking the files; None if absent or unreadable."""
+        try:
+            text = (self.path(kind, key) / MANIFEST_NAME).read_text()
+            return Manifest.model_validate_json(text)
+        except (OSError, ValidationError, UnicodeDecodeError):
+            return None
+
+    def lookup(self, kind: str, key: str) -> Manifest | None:
+        """Return the manifest of an intact artifact, None if it is absent or damaged."""
+        manifest = self.read(kind, key)
+        if manifest is None or self.damage(manifest):
+            return None
+        self._verified.add(manifest.reference)
+        return manifest
+
+    def is_there(self, kind: str, key: str) -> bool:
+        """Whether an artifact is intact; what this object has verified before is not read again."""
+        manifest = self.read(kind, key)
+        if manifest is None or manifest.reference not in self._verified:
+            return self.lookup(kind, key) is not None
+        folder = self.root / manifest.reference
+        return all(_has_size(folder / name, item.size) for name, item in manifest.files.items())
+
+    def damage(self, manifest: Manifest) -> list[str]:
+        """Files of an artifact that are missing or do not have their recorded content."""
+        folder = self.root / manifest.reference
+        return [
+            name for name, record in manifest.files.items() if not _intact(folder / name, record)
+        ]
+
+    def ancestors(self, manifest: Manifest) -> dict[str, Manifest]:
+        """The artifacts that an artifact was made from, directly or not, by `kind/key`; files unchecked."""
+        found: dict[str, Manifest] = {}
+        waiting = [*manifest.inputs.values()]
+        for reference in waiting:  # which grows meanwhile
+            if reference not in found and (parent := self.read(*reference.split("/"))):
+                found[reference] = parent
+                waiting += parent.inputs.values()
+        return found
+
+    def publish(
+        self,
+        identity: StepIdentity,
+        out: Path,
+        *,
+        summary: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        seconds: float,
+        peak_memory_bytes: int,
+        created_at: str,
+    ) -> Manifest:
+        """Move a finished output folder into the store and delete the step's work folder.
+
+        Args:
+            out: folder on the same file system as the root; consumed.
+
+        Raises:
+            StorageError: the disk is full or not writable; `out` is left as it was.
+        """
+        with storage_errors(self.root):
+            names = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
+            manifest = Manifest(
+                kind=identity.kind,
+                key=identity.key,
+                versions=identity.versions,
+                options=identity.options,
+                foreign=identity.foreign,
+                inputs=identity.inputs,
+                files={name: _record(out / name) for name in names if name != MANIFEST_NAME},
+                summary=dict(summary),
+                environment=dict(environment),
+                seconds=seconds,
+                peak_memory_bytes=peak_memory_bytes,
+                created_at=created_at,
+            )
+            (out / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1))
+            _sync_tree(out)
+            target = self.root / identity.reference
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():  # and is damaged
+                shutil.rmtree(out.with_name("damaged"), ignore_errors=True)
+                target.rename(out.with_name("damaged"))
+            out.rename(target)
+            _sync(target.parent)
+        self._verified.add(identity.reference)
+        shutil.rmtree(self.root / ".work" / identity.reference, ignore_errors=True)
+        return manifest
+
+
+def _record(path: Path) -> FileRecord:
+    return FileRecord(size=path.stat().st_size, sha256=file_digest(path))
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except OSError:
+        return False
+
+
+def _intact(path: Path, record: FileRecord) -> bool:
+    try:
+        return _has_size(path, record.size) and file_digest(path) == record.sha256
+    except OSError:
+        return False
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)

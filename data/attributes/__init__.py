@@ -1,0 +1,1 @@
+"""Perception-aware attributes: easy or hard, and why."""

@@ -1,0 +1,36 @@
+"""Cutting a data set into folds, and the training files of their detectors."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from data.errors import InvalidConfig
+from data.layouts.layout import image_seed
+
+
+def assign_folds(image_ids: Sequence[int], num_folds: int) -> list[list[int]]:
+    """Deal images to folds in the order of a hash of their ids; sizes differ by one at most.
+
+    >>> assign_folds([1, 2, 3, 4, 5], 2)
+    [[1, 4, 5], [2, 3]]
+
+    Raises:
+        InvalidConfig: there are fewer images than folds.
+    """
+    if len(image_ids) < num_folds:
+        raise InvalidConfig(f"{len(image_ids)} training images cannot make {num_folds} folds")
+    order = sorted(image_ids, key=lambda image_id: (image_seed(0, image_id, 0), image_id))
+    return [sorted(order[fold::num_folds]) for fold in range(num_folds)]
+
+
+def write_without(instances: Path, image_ids: Collection[int], path: Path) -> None:
+    """Copy a COCO instances file without some images and their annotations."""
+    document: dict[str, Any] = msgspec.json.decode(instances.read_bytes())
+    left_out = set(image_ids)
+    document["images"] = [item for item in document["images"] if item["id"] not in left_out]
+    document["annotations"] = [
+        item for item in document["annotations"] if item["image_id"] not in left_out
+    ]
+    path.write_bytes(msgspec.json.encode(document))

@@ -1,0 +1,1 @@
+"""COCO's JSON files: reading them in chunks, writing them, results files."""

@@ -1,0 +1,123 @@
+"""COCO files: typed reading with msgspec, writing."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+
+from data.errors import InvalidDataset
+from data.vocabulary.boxes import xywh_to_xyxy
+
+Id = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Side = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
+
+
+class CocoImage(msgspec.Struct, gc=False):
+    """An entry of `images`."""
+
+    id: Id
+    file_name: str
+    width: Side
+    height: Side
+
+
+NULL = msgspec.Raw(b"null")
+"""What a raw field holds that is not given."""
+
+
+class CocoAnnotation(msgspec.Struct, gc=False):
+    """An entry of `annotations`; `segmentation` is left undecoded."""
+
+    id: Id
+    image_id: Id
+    category_id: Id
+    bbox: tuple[float, float, float, float]
+    area: float | None = None
+    iscrowd: bool | int | None = 0
+    segmentation: msgspec.Raw = NULL
+    difficulty: msgspec.Raw = NULL
+
+
+class CocoCategory(msgspec.Struct, gc=False):
+    """An entry of `categories`."""
+
+    id: Id
+    name: str
+    supercategory: str | None = ""
+    isthing: bool | int | None = None
+
+
+class CocoFile(msgspec.Struct):
+    """A COCO instances or stuff file; unknown keys are ignored."""
+
+    images: list[CocoImage]
+    annotations: list[CocoAnnotation]
+    categories: list[CocoCategory]
+
+
+def decode_json(text: bytes | bytearray) -> Any:
+    """Decode JSON as leniently as Python's own reader: NaN, Infinity and broken UTF-8 pass.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    try:
+        return json.loads(text.decode("utf-8", "surrogateescape"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def read_coco(path: Path) -> CocoFile:
+    """Read a whole COCO instances file, such as one of our own, into memory.
+
+    Raises:
+        InvalidDataset: the file is missing, not JSON, or not of COCO's structure; the message names
+            the place.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=CocoFile, strict=False)
+    except OSError as error:
+        raise InvalidDataset(
+            f"{path}: {error.strerror}; give the path of a COCO JSON file"
+        ) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidDataset(f"{path} is not a COCO file: {error}") from error
+
+
+def write_coco(
+    path: Path,
+    images: Iterable[Mapping[str, Any]],
+    annotations: Iterable[Mapping[str, Any]],
+    categories: Mapping[int, str],
+) -> None:
+    """Write a COCO instances file that pycocotools and MMDetection read without further code."""
+    document = {
+        "info": {"description": "written by detdiffusion"},
+        "licenses": [],
+        "images": list(images),
+        "annotations": list(annotations),
+        "categories": [{"id": key, "name": name} for key, name in categories.items()],
+    }
+    path.write_text(json.dumps(document))
+
+
+def boxes_by_image(file: CocoFile) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Boxes (xyxy, pixels) and category ids of every image's annotations that are not crowds."""
+    rows: dict[int, list[CocoAnnotation]] = {image.id: [] for image in file.images}
+    for item in file.annotations:
+        if not item.iscrowd:
+            rows[item.image_id].append(item)
+    return {
+        image_id: (
+            xywh_to_xyxy(np.array([item.bbox for item in items]).reshape(-1, 4)),
+            np.array([item.category_id for item in items], dtype=np.int64),
+        )
+        for image_id, items in rows.items()
+    }

@@ -1,0 +1,159 @@
+"""From the images of COCO files to checked rows of the table `images`."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from data.coco.files import CocoImage
+from data.coco.records import Offence, SpanJob, map_spans
+from data.coco.stream import CocoIndex
+from data.coco.workers import Workers
+from data.ingest.id_set import IdSet
+from data.ingest.refusals import Refusals
+from data.vocabulary.images import MAX_PIXELS, image_problem
+from data.vocabulary.tables import IMAGES, Split
+
+_BATCH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class ImageContext:
+    """What an image is checked against.
+
+    Attributes:
+        split: of the data set.
+        root: folder that file names are relative to, absolute.
+        look: whether the files are looked at; if not, what the JSON says is believed.
+    """
+
+    split: Split
+    root: Path
+    look: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRows:
+    """Rows of `images`, what was left out, and how many records that makes."""
+
+    batch: pa.RecordBatch
+    offences: list[Offence]
+    num_records: int
+
+
+def image_rows(context: ImageContext, records: list[CocoImage]) -> ImageRows:
+    """Check images, their files included; ids are taken to be unique."""
+    names = [name_inside(context.root, item.file_name) for item in records]
+    problems = [_problem(context, item, name) for item, name in zip(records, names, strict=True)]
+    offences = [
+        (problem, f"{context.split}/{_printable(item.file_name) or item.id}")
+        for item, problem in zip(records, problems, strict=True)
+        if problem
+    ]
+    kept = [row for row, problem in enumerate(problems) if not problem]
+    items = [records[row] for row in kept]
+    columns = [
+        pa.repeat(context.split, len(kept)),
+        [item.id for item in items],
+        [names[row] for row in kept],
+        [item.width for item in items],
+        [item.height for item in items],
+    ]
+    arrays = [pa.array(column, kind) for column, kind in zip(columns, IMAGES.types, strict=True)]
+    batch = pa.RecordBatch.from_arrays(arrays, schema=IMAGES)
+    return ImageRows(batch, offences, len(records))
+
+
+def _printable(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def name_inside(root: Path, file_name: str) -> str | None:
+    """Name relative to the image folder; None if it leads out of it. Links are not followed."""
+    if file_name and "/" not in file_name and file_name not in {".", ".."}:
+        return file_name
+    path = Path(os.path.normpath(root / file_name))
+    for folder in (root, root.resolve()):
+        if path.is_relative_to(folder):
+            return str(path.relative_to(folder))
+    return None
+
+
+def _problem(context: ImageContext, item: CocoImage, name: str | None) -> str | None:
+    if not item.file_name.isascii() and not is_unicode(item.file_name):
+        return "file name is not UTF-8"
+    if item.width <= 0 or item.height <= 0:
+        return "image without area"
+    if item.width * item.height > MAX_PIXELS:
+        return "image of gigantic size"
+    if name is None:
+        return "file name leaves the image folder"
+    return image_problem(context.root / name, item.width, item.height) if context.look else None
+
+
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can write a text; lone surrogates stand for bytes that are no UTF-8."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+@dataclass(slots=True)
+class ImageReader:
+    """Reads the images of a split's files, each image once, in a few bytes of memory an image."""
+
+    context: ImageContext
+    refusals: Refusals
+    _seen: IdSet = field(default_factory=IdSet)
+    _fingerprints: IdSet = field(default_factory=IdSet)
+    _ids: list[np.ndarray] = field(default_factory=list)
+    _sizes: list[np.ndarray] = field(default_factory=list)
+
+    def read(self, index: CocoIndex, workers: Workers[ImageContext]) -> Iterator[ImageRows]:
+        """Yield the rows of one file; images that an earlier file names alike are passed over.
+
+        Raises:
+            InvalidDataset: the file is not a COCO file.
+        """
+        for rows in workers.map(image_rows, self._new_records(index)):
+            self.refusals.add_all(rows.offences)
+            self._ids.append(rows.batch["image_id"].to_numpy().copy())
+            sizes = np.stack([rows.batch["height"], rows.batch["width"]], axis=1)
+            self._sizes.append(sizes.astype(np.int32))
+            yield rows
+
+    def accepted(self) -> tuple[np.ndarray, np.ndarray]:
+        """Ids ascending, int64 (n,), and their height and width, int32 (n, 2)."""
+        ids = np.concatenate([np.zeros(0, np.int64), *self._ids])
+        sizes = np.concatenate([np.zeros((0, 2), np.int32), *self._sizes])
+        order = np.argsort(ids)
+        return ids[order], sizes[order]
+
+    def _new_records(self, index: CocoIndex) -> Iterator[list[CocoImage]]:
+        split, in_file = self.context.split, IdSet()
+        for records, malformed in map_spans(index, "images", _decode, Workers(None)):
+            self.refusals.add_all((reason, f"{split}/{item}") for reason, item in malformed)
+            ids = np.array([item.id for item in records], np.int64)
+            repeated = ~in_file.add(ids)
+            is_new = self._seen.add(ids)
+            same = ~self._fingerprints.add(_fingerprints(records, ids))
+            clash = repeated | ~is_new & ~same
+            labels = [f"{split}/{ids[row]}" for row in np.flatnonzero(clash)]
+            if labels:
+                self.refusals.add("duplicate image id", *labels)
+            new = [records[row] for row in np.flatnonzero(is_new)]
+            for start in range(0, len(new), _BATCH):
+                yield new[start : start + _BATCH]
+
+
+def _decode(_: None, job: SpanJob) -> tuple[list[CocoImage], list[Offence]]:
+    return job.decode(CocoImage)
+
+
+def _fingerprints(records: list[CocoImage], ids: np.ndarray) -> np.ndarray:
+    """A number for each id with its file name and size, the same all through this process."""
+    names = np.array(
+        [hash((item.file_name, item.width, item.height)) for item in records], np.int64
+    )
+    return ids * 2**32 + names  # which may wrap around

@@ -1,0 +1,249 @@
+"""From COCO files to Parquet tables, with an account of everything that was refused."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data.coco.export import export_boxes
+from data.coco.records import map_spans, open_index
+from data.coco.stream import CocoIndex
+from data.coco.workers import Workers
+from data.errors import InvalidDataset
+from data.ingest.annotations import AnnotationContext, ObjectRows, object_rows
+from data.ingest.category_table import CategoryTable
+from data.ingest.id_set import IdSet
+from data.ingest.image_checks import ImageContext, ImageReader
+from data.ingest.image_progress import ImageProgress
+from data.ingest.options import IngestConfig, ScenesConfig, SplitConfig
+from data.ingest.panoptic import PanopticContext, panoptic_rows
+from data.ingest.refusals import Refusals
+from data.ingest.table_writer import TableWriter
+from data.progress import Progress, silent
+from data.scenes.scenes import write_scenes
+from data.vocabulary.tables import IMAGES, OBJECTS, REFUSED, Split, split_folder, write_table
+
+
+def ingest(
+    config: IngestConfig, out: Path, num_workers: int = 1, on_progress: Progress = silent
+) -> dict[str, Any]:
+    """Read a data set and write its tables to `out`; where it is refused, nothing is written.
+
+    Writes `images.parquet`, `objects.parquet`, `categories.parquet`, `refused.parquet`
+    and `instances_{train,val}.json`; for Scenes the data set itself under `scenes/`.
+
+    Args:
+        on_progress: told of the images.
+
+    Returns:
+        Counts by split and the refusals by reason.
+
+    Raises:
+        InvalidDataset: a file is not COCO format, a split is empty, the splits have no category in
+            common, or something is broken and the policy is `strict`.
+    """
+    splits = config.splits or _make_scenes(config.scenes, out, num_workers, on_progress)
+    if not config.splits:
+        on_progress = silent  # all images are there
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent, prefix=".ingest-") as folder:
+        tables = Path(folder)
+        summary = write_tables(config, splits, tables, num_workers, on_progress)
+        for name in splits:
+            export_boxes(tables, name, tables / f"instances_{name}.json", num_workers)
+        out.mkdir(exist_ok=True)
+        for path in tables.iterdir():
+            path.replace(out / path.name)
+    config.note_places(out)
+    return summary
+
+
+def write_tables(
+    config: IngestConfig,
+    splits: Mapping[Split, SplitConfig],
+    folder: Path,
+    num_workers: int = 1,
+    on_progress: Progress = silent,
+) -> dict[str, Any]:
+    """Write `images.parquet`, `objects.parquet`, `categories.parquet` and `refused.parquet`.
+
+    Args:
+        config: for its policy and what is to be read.
+        folder: of the tables; exists, and holds unfinished files after an error.
+
+    Returns:
+        Counts by split and the refusals by reason.
+
+    Raises:
+        InvalidDataset: as `ingest`.
+    """
+    for split in splits.values():
+        split.require_paths()
+    with TableWriter(folder / "refused.parquet", REFUSED) as refused:
+        refusals = Refusals(refused)
+        return _Ingestion(config, folder, refusals, num_workers, on_progress).read(splits)
+
+
+def _make_scenes(
+    config: ScenesConfig, out: Path, num_workers: int, on_progress: Progress
+) -> dict[Split, SplitConfig]:
+    root = out / "scenes"
+    write_scenes(root, **config.model_dump(), num_workers=num_workers, on_progress=on_progress)
+
+    def split(name: Split) -> SplitConfig:
+        folder = root / "annotations"
+        return SplitConfig(
+            instances=folder / f"instances_{name}.json",
+            stuff=folder / f"stuff_{name}.json",
+            images=out / split_folder(name),
+        )
+
+    return {"train": split("train"), "val": split("val")}
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A JSON file, and the folder of the pictures that its records name."""
+
+    index: CocoIndex
+    kind: Literal["things", "stuff", "panoptic"]
+    folder: Path
+
+
+def _open(split: SplitConfig) -> list[_File]:
+    panoptic = [split.panoptic] if split.panoptic else []
+    return [
+        *(_File(open_index(path), "things", split.images) for path in split.instance_files),
+        *(_File(open_index(path), "stuff", split.images) for path in split.stuff_files),
+        *(_File(open_index(path), "panoptic", split.png_folder) for path in panoptic),
+    ]
+
+
+class _Ingestion:
+    """One run over the files of a data set: what is known so far, and the tables being written."""
+
+    def __init__(
+        self,
+        config: IngestConfig,
+        folder: Path,
+        refusals: Refusals,
+        num_workers: int,
+        on_progress: Progress,
+    ):
+        self._folder = folder
+        self._config = config
+        self._num_workers = num_workers
+        self._progress = ImageProgress(on_progress)
+        self._refusals = refusals
+        self._categories = CategoryTable(self._refusals)
+
+    def read(self, splits: Mapping[Split, SplitConfig]) -> dict[str, Any]:
+        """Write the tables; returns counts and refusals."""
+        indices = {name: _open(split) for name, split in splits.items()}
+        for items in indices.values():  # where no image is looked at, all takes seconds
+            if self._config.check_images:
+                self._progress.expect(item.index for item in items)
+            self._progress.expect(item.index for item in items if item.kind == "panoptic")
+        counts: dict[str, Counter[str]] = {name: Counter() for name in splits}
+        with (
+            TableWriter(self._folder / "images.parquet", IMAGES) as images,
+            TableWriter(self._folder / "objects.parquet", OBJECTS) as objects,
+        ):
+            for name, items in indices.items():
+                self._read_split(name, splits[name].images, items, images, objects, counts[name])
+                images.flush()
+                objects.flush()
+        self._check(counts)
+        write_table(self._categories.table(), self._folder / "categories.parquet")
+        return {
+            "counts": {name: dict(count) for name, count in counts.items()},
+            "refused": self._refusals.rows(),
+            "categories": len(self._categories),
+        }
+
+    def _read_split(
+        self,
+        split: Split,
+        folder: Path,
+        files: list[_File],
+        images: TableWriter,
+        objects: TableWriter,
+        count: Counter[str],
+    ) -> None:
+        count.update(images=0, things=0, crowds=0, stuff=0)
+        image_ids, sizes = self._read_images(split, folder, files, images, count)
+        seen = {True: IdSet(), False: IdSet()}
+        for file in files:
+            is_thing = file.kind == "things"
+            known, things = self._categories.add(file.index, split, is_thing=is_thing)
+            against = AnnotationContext(
+                split, is_thing, image_ids, sizes, known, self._config.masks
+            )
+            for found in self._rows(file, against, things):
+                batch = self._unique(found, seen[is_thing], split)
+                objects.write(batch)
+                count["things" if is_thing else "stuff"] += batch.num_rows
+                if is_thing:
+                    count["crowds"] += pc.sum(batch["is_crowd"]).as_py() or 0
+                if file.kind == "panoptic":
+                    self._progress.advance(pc.count_distinct(batch["image_id"]).as_py())
+
+    def _rows(
+        self, file: _File, against: AnnotationContext, things: frozenset[int]
+    ) -> Iterator[ObjectRows]:
+        index = file.index
+        if file.kind == "panoptic":
+            context = PanopticContext(against, things, file.folder.absolute())
+            with Workers(context, self._num_workers) as workers:
+                yield from map_spans(index, "annotations", panoptic_rows, workers)
+        else:
+            with Workers(against, self._num_workers) as workers:
+                yield from map_spans(index, "annotations", object_rows, workers)
+
+    def _read_images(
+        self,
+        split: Split,
+        folder: Path,
+        files: list[_File],
+        images: TableWriter,
+        count: Counter[str],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Write the images of a split; returns their ids and sizes, all that later checks need."""
+        root = Path(os.path.abspath(folder))  # noqa: PTH100  # links in it stay as they are
+        context = ImageContext(split, root, look=self._config.check_images)
+        reader = ImageReader(context, self._refusals)
+        with Workers(context, self._num_workers if context.look else 1) as workers:
+            for file in files:
+                for rows in reader.read(file.index, workers):
+                    images.write(rows.batch)
+                    count["images"] += rows.batch.num_rows
+                    self._progress.advance(rows.num_records)
+        return reader.accepted()
+
+    def _unique(self, rows: ObjectRows, seen: IdSet, split: Split) -> pa.RecordBatch:
+        self._refusals.add_all(rows.offences)
+        ids = rows.batch["object_id"].to_numpy()
+        is_new = seen.add(ids)
+        if is_new.all():
+            return rows.batch
+        self._refusals.add("duplicate annotation id", *(f"{split}/{key}" for key in ids[~is_new]))
+        return rows.batch.filter(pa.array(is_new))
+
+    def _check(self, counts: dict[str, Counter[str]]) -> None:
+        if self._config.policy == "strict" and self._refusals.total:
+            raise InvalidDataset(
+                f"{self._refusals.total} broken records and policy strict: {self._refusals}"
+            )
+        for split, count in counts.items():
+            if not count["images"]:
+                raise InvalidDataset(f"split {split} has no usable image; {self._refusals}")
+            if count["things"] <= count["crowds"]:
+                raise InvalidDataset(f"split {split} has no usable object; {self._refusals}")
+        self._categories.check_common()

@@ -1,0 +1,148 @@
+"""Options of `ingest`: where a data set lies, and how it is read."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from data.artifacts.digests import DigestMemory
+from data.artifacts.options import Options
+from data.errors import InvalidDataset
+from data.scenes.classes import THINGS
+from data.vocabulary.tables import Split, note_places
+
+MaskMode = Literal["rle", "none"]
+
+
+class SplitConfig(Options):
+    """Where one split of a COCO-format data set lies."""
+
+    instances: Path | tuple[Path, ...] = Field(description="COCO instances JSON, one or several.")
+    images: Path = Field(description="Folder that file names are relative to.")
+    stuff: Path | tuple[Path, ...] | None = Field(
+        None, description="COCO stuff JSON, one or several; optional."
+    )
+    panoptic: Path | None = Field(
+        None,
+        description="COCO panoptic JSON whose stuff is read; its PNGs lie beside it, in a folder of "
+        "its name. Optional.",
+    )
+
+    @property
+    def instance_files(self) -> tuple[Path, ...]:
+        """Files of things."""
+        return self.instances if isinstance(self.instances, tuple) else (self.instances,)
+
+    @property
+    def stuff_files(self) -> tuple[Path, ...]:
+        """Files of stuff."""
+        return self.stuff if isinstance(self.stuff, tuple) else tuple(filter(None, [self.stuff]))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All JSON files."""
+        panoptic = (self.panoptic,) if self.panoptic else ()
+        return (*self.instance_files, *self.stuff_files, *panoptic)
+
+    @property
+    def png_folder(self) -> Path:
+        """Folder of the panoptic file's PNGs, beside it and of its name, as COCO has them.
+
+        That of the images where there is no such file.
+        """
+        return self.panoptic.with_suffix("") if self.panoptic else self.images
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """All folders of images."""
+        return tuple(dict.fromkeys([self.images, self.png_folder]))
+
+    def require_paths(self) -> None:
+        """Raise InvalidDataset where a file or folder is not there."""
+        for path in self.files:
+            if not path.is_file():
+                raise InvalidDataset(
+                    f"{path} does not exist or is no file: give the path of a COCO JSON"
+                )
+        for folder in self.folders:
+            if not folder.is_dir():
+                raise InvalidDataset(
+                    f"{folder} does not exist or is no folder: images are looked for there"
+                )
+
+    def digest(self, digests: DigestMemory) -> str:
+        """Digest of the content of the split.
+
+        Raises:
+            InvalidDataset: a path does not exist or cannot be read, or a file is not a COCO file.
+        """
+        from data.ingest.source import source_digest  # noqa: PLC0415  # loads what Scenes need not
+
+        self.require_paths()
+        files = (*self.instance_files, *self.stuff_files)
+        try:
+            return source_digest(files, self.images, self.panoptic, self.png_folder, digests)
+        except OSError as error:
+            raise InvalidDataset(f"{error.filename} cannot be read: {error.strerror}") from error
+
+
+class ScenesConfig(Options):
+    """The embedded data set."""
+
+    num_train: int = Field(3500, ge=1)
+    num_val: int = Field(500, ge=1)
+    size: int = Field(64, ge=32, description="Image side, pixels.")
+    seed: int = 0
+
+
+class IngestConfig(Options):
+    """A COCO-format data set, or the embedded Scenes where no split is given."""
+
+    train: SplitConfig | None = None
+    val: SplitConfig | None = None
+    scenes: ScenesConfig = ScenesConfig()
+    policy: Literal["report", "strict"] = Field(
+        "report",
+        description="Leave broken records out and account for them, or refuse the data set.",
+    )
+    masks: MaskMode = Field(
+        "rle", description="Encode masks, or go without them, which is several times faster."
+    )
+    check_images: bool = Field(
+        True, description="Look at every image file; off: believe what the JSON says of them."
+    )
+
+    @property
+    def splits(self) -> dict[Split, SplitConfig]:
+        """The user's splits; none for Scenes.
+
+        Raises:
+            InvalidDataset: only one is given.
+        """
+        if self.train is None and self.val is None:
+            return {}
+        if self.train is None or self.val is None:
+            missing = "val" if self.val is None else "train"
+            raise InvalidDataset(
+                f"ingest.{missing} is missing: give ingest.{missing}.instances and "
+                f"ingest.{missing}.images"
+            )
+        return {"train": self.train, "val": self.val}
+
+    def foreign(self, digests: DigestMemory) -> dict[str, str]:
+        """Digests of the user's splits."""
+        return {name: split.digest(digests) for name, split in self.splits.items()}
+
+    def thing_names(self, digests: DigestMemory) -> set[str]:
+        """Names of the classes of things, as far as the files tell."""
+        if not self.splits:
+            return set(THINGS)
+        from data.ingest.source import category_names  # noqa: PLC0415  # loads what Scenes need not
+
+        files = [path for split in self.splits.values() for path in split.instance_files]
+        return category_names(files, digests)
+
+    def note_places(self, artifact: Path) -> None:
+        """Note where the user's images lie."""
+        if self.splits:
+            note_places(artifact, {name: split.images for name, split in self.splits.items()})

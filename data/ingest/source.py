@@ -1,0 +1,105 @@
+"""Identity of a COCO-format data set: the content of its files and of what their records name."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from data.artifacts.digests import DigestMemory, combined_digest
+from data.coco.files import CocoCategory
+from data.coco.records import Offence, SpanJob, map_spans, open_index
+from data.coco.stream import Section
+from data.coco.workers import Workers
+from data.ingest.image_checks import is_unicode, name_inside
+
+
+class _FileName(msgspec.Struct):
+    file_name: str
+
+
+class _Image(_FileName):
+    """An entry of `images`, of which the name alone is looked at."""
+
+
+class _Panoptic(_FileName):
+    """An entry of a panoptic file's `annotations`, likewise."""
+
+
+def source_digest(
+    files: Iterable[Path], images: Path, panoptic: Path | None, pngs: Path, digests: DigestMemory
+) -> str:
+    """Digest of a split: its JSON files' content, and that of every image that they name.
+
+    Where the files lie is no part of it, nor are files that no record names. An image that is not
+    there has no content.
+
+    Args:
+        files: COCO files of things and stuff.
+        images: folder of their images.
+        panoptic: COCO panoptic file.
+        pngs: folder of its PNGs.
+
+    Raises:
+        InvalidDataset: a file is not a COCO file.
+        OSError: a file cannot be read.
+    """
+    things_and_stuff = list(files)
+    names = {
+        name
+        for path in [*things_and_stuff, *filter(None, [panoptic])]
+        for name in digests.fact(path, "image names", _image_names)
+    }
+    lines = [f"file {digests.file(path)}" for path in things_and_stuff]
+    lines += _contents(images, names, digests)
+    if panoptic:
+        lines.append(f"panoptic {digests.file(panoptic)}")
+        lines += _contents(pngs, digests.fact(panoptic, "PNG names", _png_names), digests)
+    return combined_digest(lines)
+
+
+def category_names(files: Iterable[Path], digests: DigestMemory) -> set[str]:
+    """Names of all categories of COCO files.
+
+    Raises:
+        InvalidDataset: a file is not a COCO file.
+        OSError: a file cannot be read.
+    """
+    found = (digests.fact(path, "category names", _category_names) for path in files)
+    return {name for names in found for name in names}
+
+
+def _contents(folder: Path, file_names: Iterable[str], digests: DigestMemory) -> list[str]:
+    """A line for each file that the records name, with the digest of its content."""
+    root = Path(os.path.abspath(folder))  # noqa: PTH100  # links in it stay as they are
+    names = sorted(set(file_names))
+    inside = {name: name_inside(root, name) for name in names}
+    paths = {name: root / place for name, place in inside.items() if place}
+    there = [name for name, path in paths.items() if os.path.isfile(path)]  # noqa: PTH113  # any name is allowed
+    known = dict(zip(there, digests.files([paths[name] for name in there]), strict=True))
+    return [f"{name} {known.get(name, 'missing')}" for name in names]
+
+
+def _image_names(path: Path) -> list[str]:
+    return _names(path, "images", _Image)
+
+
+def _png_names(path: Path) -> list[str]:
+    return _names(path, "annotations", _Panoptic)
+
+
+def _names(path: Path, section: Section, kind: type[_FileName]) -> list[str]:
+    def decode(_: None, job: SpanJob) -> tuple[list[_FileName], list[Offence]]:
+        return job.decode(kind)
+
+    spans = map_spans(open_index(path), section, decode, Workers(None))
+    names = (item.file_name for items, _ in spans for item in items)
+    return [name for name in names if is_unicode(name)]
+
+
+def _category_names(path: Path) -> list[str]:
+    def decode(_: None, job: SpanJob) -> tuple[list[CocoCategory], list[Offence]]:
+        return job.decode(CocoCategory)
+
+    spans = map_spans(open_index(path), "categories", decode, Workers(None))
+    return [item.name for items, _ in spans for item in items if is_unicode(item.name)]

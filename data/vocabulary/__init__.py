@@ -1,0 +1,1 @@
+"""What everything speaks of: boxes, masks, images, and the tables of a data set."""

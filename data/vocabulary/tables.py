@@ -1,0 +1,221 @@
+"""The Parquet tables of an ingested data set: schemas, writing, reading."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data.errors import ArtifactMissing
+
+Split = Literal["train", "val"]
+
+
+def _field(
+    name: str, kind: pa.DataType, description: str, *, unit: str = "", nullable: bool = False
+) -> pa.Field:
+    metadata = {"description": description, **({"unit": unit} if unit else {})}
+    return pa.field(name, kind, nullable=nullable, metadata=metadata)
+
+
+IMAGES = pa.schema(
+    [
+        _field("split", pa.string(), "train or val"),
+        _field("image_id", pa.int64(), "COCO image id, unique within its split"),
+        _field("file_name", pa.string(), "path relative to the split's image folder"),
+        _field("width", pa.int32(), "as the image is shown", unit="pixels"),
+        _field("height", pa.int32(), "as the image is shown", unit="pixels"),
+    ]
+)
+OBJECTS = pa.schema(
+    [
+        _field("split", pa.string(), "train or val"),
+        _field("object_id", pa.int64(), "COCO annotation id, unique within its split and kind"),
+        _field("image_id", pa.int64(), "COCO image id"),
+        _field("category_id", pa.int64(), "COCO category id"),
+        _field("is_thing", pa.bool_(), "thing (true) or stuff (false)"),
+        _field("is_crowd", pa.bool_(), "COCO's iscrowd"),
+        _field("x_min", pa.float64(), "left edge", unit="pixels"),
+        _field("y_min", pa.float64(), "top edge", unit="pixels"),
+        _field("x_max", pa.float64(), "right edge, exclusive", unit="pixels"),
+        _field("y_max", pa.float64(), "bottom edge, exclusive", unit="pixels"),
+        _field("area", pa.float64(), "of the mask, of the box if there is none", unit="pixels²"),
+        _field("mask", pa.string(), "COCO compressed RLE counts, column-major", nullable=True),
+        _field("difficulty", pa.string(), "JSON, recorded causes of difficulty", nullable=True),
+    ]
+)
+CATEGORIES = pa.schema(
+    [
+        _field("category_id", pa.int64(), "COCO category id"),
+        _field("name", pa.string(), "class name"),
+        _field("supercategory", pa.string(), "COCO supercategory, empty if none"),
+        _field("is_thing", pa.bool_(), "thing (true) or stuff (false)"),
+    ]
+)
+REFUSED = pa.schema(
+    [
+        _field("reason", pa.string(), "why it was left out, or how it was mended"),
+        _field(
+            "record", pa.string(), "split/id of an annotation or category, split/name of an image"
+        ),
+    ]
+)
+DETECTIONS = pa.schema(
+    [
+        _field("split", pa.string(), "train or val"),
+        _field("image_id", pa.int64(), "COCO image id"),
+        _field("category_id", pa.int64(), "predicted COCO category id; -1: not of the data set"),
+        _field("score", pa.float32(), "confidence in [0, 1]"),
+        _field("x_min", pa.float32(), "pixels, left edge"),
+        _field("y_min", pa.float32(), "pixels, top edge"),
+        _field("x_max", pa.float32(), "pixels, right edge, exclusive"),
+        _field("y_max", pa.float32(), "pixels, bottom edge, exclusive"),
+        _field("detector", pa.string(), "which detector or results file this comes from"),
+    ]
+)
+ATTRIBUTES = pa.schema(
+    [
+        _field("split", pa.string(), "train or val"),
+        _field("object_id", pa.int64(), "COCO annotation id, unique within its split and kind"),
+        _field("image_id", pa.int64(), "COCO image id"),
+        _field("category_id", pa.int64(), "COCO category id"),
+        _field("is_thing", pa.bool_(), "thing (true) or stuff (false)"),
+        _field("best_iou", pa.float64(), "IoU with the matched detection; 0 if there is none"),
+        _field("matched_score", pa.float32(), "score of that detection", nullable=True),
+        _field("matched_category_id", pa.int64(), "class of that detection", nullable=True),
+        _field("attribute", pa.string(), "easy or hard"),
+    ]
+)
+
+BOX_COLUMNS = ("x_min", "y_min", "x_max", "y_max")
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write a table as zstd-compressed Parquet."""
+    pq.write_table(table, path, compression="zstd")
+
+
+def box_array(table: pa.Table) -> np.ndarray:
+    """The boxes of a table, xyxy in pixels, float64 (num_rows, 4)."""
+    columns = [table[name].to_numpy() for name in BOX_COLUMNS]
+    return np.stack(columns, dtype=np.float64).T  # each edge contiguous in memory
+
+
+def split_folder(split: Split) -> str:
+    """Where an ingested data set has its images, if it has them itself, as Scenes do."""
+    return f"scenes/{split}"
+
+
+def note_places(folder: Path, image_folders: Mapping[Split, Path]) -> None:
+    """Note beside an ingested data set where its images lie on this machine.
+
+    Not in it: its content is the same wherever the images are.
+    """
+    text = json.dumps({split: str(path.absolute()) for split, path in image_folders.items()})
+    path = _places_file(folder)
+    if not (path.exists() and path.read_text() == text):
+        temporary = path.with_name(f"{path.name}.{os.getpid()}")
+        temporary.write_text(text)
+        temporary.replace(path)
+
+
+def _places_file(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.places.json")
+
+
+@dataclass(frozen=True)
+class Category:
+    """One class. `category_id` is COCO's."""
+
+    category_id: int
+    name: str
+    is_thing: bool
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An ingested data set: the folder that `data.ingest` wrote.
+
+    Attributes:
+        folder: holds `images.parquet`, `objects.parquet`, `categories.parquet`, `refused.parquet`,
+            `instances_{split}.json`, the accepted things as COCO files, and for Scenes `scenes/`.
+    """
+
+    folder: Path
+
+    @cached_property
+    def images(self) -> pa.Table:
+        """Table with schema `IMAGES`."""
+        return self._read("images")
+
+    @cached_property
+    def objects(self) -> pa.Table:
+        """Table with schema `OBJECTS`."""
+        return self._read("objects")
+
+    @cached_property
+    def refused(self) -> pa.Table:
+        """Table with schema `REFUSED`."""
+        return self._read("refused")
+
+    @cached_property
+    def categories(self) -> tuple[Category, ...]:
+        """Things, then stuff, each by id."""
+        rows = self._read("categories").to_pylist()
+        found = [Category(row["category_id"], row["name"], row["is_thing"]) for row in rows]
+        return tuple(sorted(found, key=lambda item: (not item.is_thing, item.category_id)))
+
+    @property
+    def things(self) -> dict[int, str]:
+        """Category id to name of the thing classes, in label order."""
+        return {item.category_id: item.name for item in self.categories if item.is_thing}
+
+    def image_folder(self, split: Split) -> Path:
+        """Folder that the split's file names are relative to.
+
+        Raises:
+            ArtifactMissing: it is not known on this machine.
+        """
+        inside = self.folder / split_folder(split)
+        if inside.is_dir():
+            return inside
+        places = _places_file(self.folder)
+        try:
+            return Path(json.loads(places.read_text())[split])
+        except (OSError, ValueError, KeyError) as error:
+            raise ArtifactMissing(
+                f"{places} does not say where the images of {split} lie: run the stage ingest"
+            ) from error
+
+    def instances_file(self, split: Split) -> Path:
+        """COCO instances JSON of the accepted things of a split."""
+        return self.folder / f"instances_{split}.json"
+
+    def split_images(self, split: Split) -> list[dict[str, Any]]:
+        """Rows of `images` of one split, by image id."""
+        rows = self.images.filter(pc.field("split") == split).sort_by("image_id")
+        return list(rows.to_pylist())
+
+    def image_paths(self, split: Split) -> list[tuple[int, Path]]:
+        """Image id and path of every image of a split, by image id."""
+        folder = self.image_folder(split)
+        return [(row["image_id"], folder / row["file_name"]) for row in self.split_images(split)]
+
+    def object_columns(self, split: Split, names: Sequence[str]) -> pa.Table:
+        """Some columns of the objects of a split, without reading the others."""
+        return self._read("objects", list(names), pc.field("split") == split)
+
+    def _read(
+        self, name: str, columns: list[str] | None = None, rows: pc.Expression | None = None
+    ) -> pa.Table:
+        path = self.folder / f"{name}.parquet"
+        if not path.is_file():
+            raise ArtifactMissing(f"{path} does not exist: run the stage ingest")
+        return pq.read_table(path, columns=columns, filters=rows)

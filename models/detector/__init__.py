@@ -1,0 +1,1 @@
+"""MMDetection detectors: configs, training, inference."""

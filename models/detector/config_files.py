@@ -1,0 +1,171 @@
+"""MMDetection configs, completed for training on COCO folders."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.hub import get_config
+
+from data.errors import InvalidConfig
+from models.detector.options import DetectorConfig
+
+
+@dataclass(frozen=True, slots=True)
+class CocoFolder:
+    """A COCO data set on disk: an instances file and the folder its file names are relative to."""
+
+    annotations: Path
+    images: Path
+
+
+def build_config(
+    settings: DetectorConfig,
+    train_sets: Sequence[CocoFolder],
+    categories: dict[int, str],
+    work: Path,
+) -> Config:
+    """Complete an MMDetection config for training on COCO folders.
+
+    Args:
+        train_sets: concatenated in this order.
+        categories: COCO category id to name, in label order.
+        work: folder for checkpoints.
+
+    Raises:
+        InvalidConfig: the config name or an override does not exist.
+    """
+    try:
+        config = read_config(settings.config)
+        set_everywhere(config.model, "num_classes", len(categories))
+        if not settings.pretrained:
+            set_everywhere(config.model, "init_cfg", None)
+        config.model.data_preprocessor["pad_size_divisor"] = 32
+        config.model.data_preprocessor["batch_augments"] = None
+        config.merge_from_dict(_training_options(settings, work))
+        config.merge_from_dict(_data_options(settings, train_sets, categories))
+        config.merge_from_dict(dotted(settings.overrides))
+        config.optim_wrapper.optimizer["lr"] = settings.learning_rate
+    except (OSError, SyntaxError, ValueError, AttributeError, LookupError, TypeError) as error:
+        raise InvalidConfig(
+            f"detector config {settings.config!r} with overrides {settings.overrides}: {error}"
+        ) from error
+    return config
+
+
+def dotted(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested options to dotted names, later ones over earlier ones.
+
+    A mapping with `_delete_` replaces a whole node of the config and is left as it is.
+
+    >>> dotted({"a.b": 1, "a": {"b": 2, "c": {"_delete_": True}}})
+    {'a.b': 2, 'a.c': {'_delete_': True}}
+    """
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        if isinstance(value, Mapping) and "_delete_" not in value:
+            flat |= dotted(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def read_config(name: str) -> Config:
+    """Read a packaged config (`mmdet::…`) or a file, without its validation, test and hooks."""
+    config = get_config(name) if name.startswith("mmdet::") else Config.fromfile(name)
+    for split in ("val", "test"):
+        for part in ("dataloader", "cfg", "evaluator"):
+            config[f"{split}_{part}"] = None
+    config["custom_hooks"] = []
+    return config
+
+
+def set_everywhere(node: Any, name: str, value: Any) -> None:
+    """Set a key wherever it occurs in a nested config."""
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    for child in children:
+        set_everywhere(child, name, value)
+    if isinstance(node, dict) and name in node:
+        node[name] = value
+
+
+def _training_options(settings: DetectorConfig, work: Path) -> dict[str, Any]:
+    warmup = min(settings.num_warmup_iterations, settings.num_iterations - 1)
+    scheduler = [
+        {"type": "LinearLR", "start_factor": 0.01, "by_epoch": False, "begin": 0, "end": warmup},
+        {
+            "type": "CosineAnnealingLR",
+            "by_epoch": False,
+            "begin": warmup,
+            "end": settings.num_iterations,
+            "T_max": settings.num_iterations - warmup,
+            "eta_min_ratio": 0.01,
+        },
+    ]
+    return {
+        "work_dir": str(work),
+        "default_scope": "mmdet",
+        "load_from": None,
+        "log_level": "WARNING",
+        "randomness": {"seed": settings.seed},
+        "train_cfg": {
+            "_delete_": True,
+            "type": "IterBasedTrainLoop",
+            "max_iters": settings.num_iterations,
+            "val_interval": settings.num_iterations + 1,
+        },
+        "param_scheduler": scheduler[0 if warmup else 1 :],
+        "default_hooks.checkpoint": {
+            "_delete_": True,
+            "type": "CheckpointHook",
+            "by_epoch": False,
+            "interval": settings.checkpoint_interval,
+            "max_keep_ckpts": 2,
+        },
+        "default_hooks.logger": {"_delete_": True, "type": "LoggerHook", "interval": 10**9},
+    }
+
+
+def _data_options(
+    settings: DetectorConfig, train_sets: Sequence[CocoFolder], categories: dict[int, str]
+) -> dict[str, Any]:
+    resize = {"type": "Resize", "scale": settings.image_size, "keep_ratio": True}
+    pipeline = [
+        {"type": "LoadImageFromFile"},
+        {"type": "LoadAnnotations", "with_bbox": True},
+        resize,
+        {"type": "RandomFlip", "prob": 0.5},
+        {"type": "PackDetInputs"},
+    ]
+    metadata = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
+    datasets = [
+        {
+            "type": "CocoDataset",
+            "ann_file": str(folder.annotations),
+            "data_prefix": {"img": str(folder.images)},
+            "metainfo": {"classes": tuple(categories.values())},
+            "filter_cfg": {"filter_empty_gt": False},
+            "pipeline": pipeline,
+        }
+        for folder in train_sets
+    ]
+    return {
+        "train_dataloader": {
+            "_delete_": True,
+            "batch_size": settings.batch_size,
+            "num_workers": settings.num_workers,
+            "persistent_workers": settings.num_workers > 0,
+            "sampler": {"type": "PlaceSampler", "shuffle": True},
+            "dataset": {
+                "type": "SeededConcatDataset",
+                "datasets": datasets,
+                "seed": settings.seed,
+            },
+        },
+        "test_pipeline": [
+            {"type": "LoadImageFromFile"},
+            resize,
+            {"type": "PackDetInputs", "meta_keys": metadata},
+        ],
+    }

@@ -1,0 +1,227 @@
+"""Options of the steps around detectors. Light: imports neither torch nor MMDetection."""
+
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from data.artifacts.digests import DigestMemory, combined_digest
+from data.artifacts.options import Options, RuntimeOnly
+from data.attributes.folds import assign_folds
+from data.errors import InvalidConfig, InvalidDataset, InvalidModel
+from data.vocabulary.tables import Dataset, Split
+from models.detector.config_sources import config_files, named_weights
+
+CODE_VERSION = 2
+"""Of training, inference and features; bumped by hand when what they make changes."""
+
+DETECTOR_FILES = ("config.py", "detector.json", "model.safetensors")
+"""What a trained detector's folder holds."""
+
+
+def config_digest(name: str, digests: DigestMemory) -> str:
+    """Digest of a detector config's content and of all that it inherits from.
+
+    Raises:
+        InvalidConfig: there is no such config.
+    """
+    return combined_digest(digests.files(config_files(name)))
+
+
+class DetectorConfig(Options):
+    """Which MMDetection detector to train, and how."""
+
+    config: str = Field(
+        "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",
+        description="A config packaged with MMDetection (`mmdet::…`) or the path of a config file.",
+    )
+    overrides: dict[str, Any] = Field(
+        default_factory=dict,
+        description="MMEngine options by dotted name, such as model.neck.out_channels.",
+    )
+    pretrained: bool = Field(
+        True,
+        description="Start from the backbone weights that the config names; off: from scratch.",
+    )
+    image_size: tuple[int, int] = Field(
+        (1333, 800), description="Long and short side that images are resized to, in pixels."
+    )
+    num_iterations: int = Field(88_716, ge=1, description="Optimiser steps.")
+    batch_size: int = Field(8, ge=1, description="Images per optimiser step.")
+    learning_rate: float = Field(0.01, gt=0)
+    num_warmup_iterations: int = Field(
+        500, ge=0, description="Of the learning rate; at most all of the iterations."
+    )
+    checkpoint_interval: Annotated[int, RuntimeOnly] = Field(
+        1000, ge=1, description="Steps between resumable checkpoints."
+    )
+    seed: int = 0
+    num_workers: Annotated[int, RuntimeOnly] = Field(
+        2, ge=0, description="Data loader processes; 0: none."
+    )
+
+    def foreign(self, digests: DigestMemory) -> dict[str, str]:
+        """Digests of the config and of weights in files.
+
+        Raises:
+            InvalidConfig: the config or weights that it names are not there.
+        """
+        found = {"config": config_digest(self.config, digests)}
+        for name in sorted(self._weights()):
+            if "://" not in name:
+                if not Path(name).is_file():
+                    raise InvalidConfig(
+                        f"detector config {self.config!r} starts from the weights {name!r}: there is no "
+                        "such file. Correct the path, or set pretrained=false"
+                    )
+                found[f"weights {Path(name).name}"] = digests.file(Path(name))
+        return found
+
+    def downloads(self) -> tuple[str, ...]:
+        """Addresses of weights."""
+        return tuple(sorted(name for name in self._weights() if "://" in name))
+
+    def _weights(self) -> set[str]:
+        return named_weights(self.config, self.overrides) if self.pretrained else set()
+
+
+class Fold(Options):
+    """Training images that one of several detectors does not see, and scores."""
+
+    number: int = Field(ge=0)
+    of: int = Field(ge=2)
+
+
+class DetectorTraining(DetectorConfig):
+    """A detector to train on the real images, or on those but a fold, and on a synthetic set."""
+
+    fold: Fold | None = Field(None, description="Left out of the training images.")
+
+    def check(self, dataset: Dataset) -> None:
+        """Refuse more folds than images.
+
+        Raises:
+            InvalidConfig: there are.
+        """
+        if self.fold:
+            assign_folds([row["image_id"] for row in dataset.split_images("train")], self.fold.of)
+
+
+class CheckpointConfig(Options):
+    """Somebody's MMDetection detector."""
+
+    config: str = Field(description="Config packaged with MMDetection (`mmdet::…`), or its path.")
+    checkpoint: Path = Field(description="Its .pth, or safetensors with the same names.")
+    classes: tuple[str, ...] | None = Field(
+        None,
+        description="Names in label order; null: as the checkpoint says, else the data set's things.",
+    )
+
+    def foreign(self, digests: DigestMemory) -> dict[str, str]:
+        """Digests of the config and the checkpoint.
+
+        Raises:
+            InvalidConfig: there is no such config.
+            InvalidModel: there is no such checkpoint.
+        """
+        if not self.checkpoint.is_file():
+            raise InvalidModel(f"scoring.detector.checkpoint {self.checkpoint}: no such file")
+        return {
+            "config": config_digest(self.config, digests),
+            "checkpoint": digests.file(self.checkpoint),
+        }
+
+
+class DetectorFolder(Options):
+    """A detector's folder as `train-detector` writes it."""
+
+    folder: Path
+
+    def foreign(self, digests: DigestMemory) -> dict[str, str]:
+        """Digest of the folder's files.
+
+        Raises:
+            InvalidModel: one is missing.
+        """
+        paths = [self.folder / name for name in DETECTOR_FILES]
+        for path in paths:
+            if not path.is_file():
+                raise InvalidModel(f"scoring.detector {self.folder}: it has no {path.name}")
+        return {"folder": combined_digest(digests.files(paths))}
+
+
+class DetectorSource(Options):
+    """Where a detector of the user's comes from."""
+
+    source: CheckpointConfig | DetectorFolder
+
+    def foreign(self, digests: DigestMemory) -> dict[str, str]:
+        """Those of the source."""
+        return {f"source.{name}": text for name, text in self.source.foreign(digests).items()}
+
+
+class DetectionOptions(Options):
+    """Which images a detector looks at, and what is kept of what it finds."""
+
+    split: Split = "val"
+    fold: Fold | None = Field(None, description="These images of the split alone.")
+    score_threshold: float = Field(0.0, ge=0, lt=1, description="Weaker detections are not kept.")
+    batch_size: Annotated[int, RuntimeOnly] = Field(32, ge=1)
+
+
+class DetectionsFile(Options):
+    """A COCO results file, a JSON list of {image_id, category_id, bbox, score}, for one split."""
+
+    path: Path
+    split: Split
+
+    def foreign(self, digests: DigestMemory) -> dict[str, str]:
+        """Digest of the file.
+
+        Raises:
+            InvalidDataset: there is no such file.
+        """
+        if not self.path.is_file():
+            raise InvalidDataset(f"scoring.results.{self.split} {self.path}: no such file")
+        return {"path": digests.file(self.path)}
+
+
+class ResultsConfig(Options):
+    """COCO results files, JSON lists of {image_id, category_id, bbox, score}."""
+
+    train: Path
+    val: Path
+
+
+class ScoringConfig(Options):
+    """Where the detections for the perception-aware attributes come from."""
+
+    score_threshold: float = Field(
+        0.05, ge=0, lt=1, description="Weaker detections of training images are not kept."
+    )
+    detector: Path | CheckpointConfig | None = Field(
+        None,
+        description="A detector's folder as train-detector writes it, or an MMDetection config with a "
+        "checkpoint; null: the one that train-detector trains.",
+    )
+    results: ResultsConfig | None = Field(
+        None, description="Detections of any other framework, instead of inference."
+    )
+    num_folds: int = Field(
+        0,
+        ge=0,
+        description="From 2: so many detectors of train-detector's options, each trained without the "
+        "fold of training images that it scores. 0: training images are scored by the detector.",
+    )
+    batch_size: Annotated[int, RuntimeOnly] = Field(32, ge=1)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.num_folds == 1:
+            raise ValueError(
+                "one fold leaves nothing to train on: give scoring.num_folds from 2 on"
+            )
+        given = [self.detector is not None, self.results is not None, self.num_folds > 1]
+        if sum(given) > 1:
+            raise ValueError("give one of scoring.detector, scoring.results and scoring.num_folds")
+        return self

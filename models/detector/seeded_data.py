@@ -1,0 +1,45 @@
+"""Training images whose random changes do not depend on how many processes load them.
+
+MMEngine seeds each loading process by its number. Here the sampler says with every image at which place of
+the training it stands, and the data set draws its random numbers from the seed and that place.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from mmengine.dataset import ConcatDataset, InfiniteSampler
+from mmengine.dist import get_rank
+
+from models.detector.mmdetection import DATA_SAMPLERS, DATASETS
+
+
+@DATA_SAMPLERS.register_module()
+class PlaceSampler(InfiniteSampler):  # type: ignore[misc]  # likewise
+    """MMEngine's endless sampler, with place * size of the data set + index in place of the index."""
+
+    def __iter__(self) -> Iterator[int]:
+        for place, index in enumerate(super().__iter__()):
+            yield place * self.size + index
+
+
+@DATASETS.register_module()
+class SeededConcatDataset(ConcatDataset):  # type: ignore[misc]  # likewise
+    """Data sets in a row, read by `PlaceSampler`."""
+
+    def __init__(self, datasets: list[Any], seed: int):
+        super().__init__(datasets)
+        self._seed = seed
+
+    def __getitem__(self, code: int) -> Any:
+        place, index = divmod(code, len(self))
+        state = np.random.get_state()  # noqa: NPY002  # MMDetection's transforms use the global one
+        np.random.seed(_state(self._seed, get_rank(), place))  # noqa: NPY002  # likewise
+        try:
+            return super().__getitem__(index)
+        finally:
+            np.random.set_state(state)  # noqa: NPY002  # likewise
+
+
+def _state(*numbers: int) -> np.ndarray:
+    return np.random.SeedSequence(numbers).generate_state(4)

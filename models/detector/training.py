@@ -1,0 +1,85 @@
+"""Training MMDetection detectors with MMEngine's runner; a killed training goes on."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import CheckpointLoader, Runner
+
+from data.errors import InvalidConfig
+from models.detector import seeded_data  # noqa: F401  # registers what the configs name
+from models.detector.config_files import CocoFolder, build_config
+from models.detector.detector import write_detector
+from models.detector.mmdetection import register_all_modules
+from models.detector.options import DetectorConfig
+
+logger = logging.getLogger(__name__)
+
+_WORK_FOLDER_SCHEME = "work-folder:"
+"""Checkpoints that this project wrote itself; MMEngine pickles its message hub into them."""
+
+
+class _ProgressHook(Hook):  # type: ignore[misc]  # mmengine is untyped
+    """Reports every step's losses to a callback."""
+
+    def __init__(self, on_step: Callable[[int, dict[str, float]], None]) -> None:
+        self._on_step = on_step
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        losses = {k: float(v) for k, v in (outputs or {}).items() if "loss" in k}
+        self._on_step(runner.iter + 1, losses)
+
+
+def _load_own_checkpoint(filename: str, map_location: Any = None) -> Any:
+    path = filename.removeprefix(_WORK_FOLDER_SCHEME)
+    return torch.load(path, map_location=map_location, weights_only=False)
+
+
+def _newest_checkpoint(work: Path) -> Path | None:
+    """The checkpoint that MMEngine noted after it was written whole."""
+    note = work / "last_checkpoint"
+    return work / Path(note.read_text()).name if note.exists() else None
+
+
+def train_detector(
+    settings: DetectorConfig,
+    train_sets: Sequence[CocoFolder],
+    categories: dict[int, str],
+    work: Path,
+    out: Path,
+    on_step: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
+) -> None:
+    """Train a detector and export it to `out`; a killed run goes on from its newest checkpoint.
+
+    Args:
+        train_sets: COCO folders, concatenated.
+        categories: COCO category id to name, in label order.
+        work: folder for resumable checkpoints.
+        out: folder to create, readable by `Detector.load`.
+        on_step: called with the step's number, from 1, and its losses.
+
+    Raises:
+        InvalidConfig: the config name or an override does not exist.
+    """
+    register_all_modules(init_default_scope=True)
+    config = build_config(settings, train_sets, categories, work)
+    checkpoint = _newest_checkpoint(work)
+    if checkpoint:
+        CheckpointLoader.register_scheme(_WORK_FOLDER_SCHEME, _load_own_checkpoint, force=True)
+        config.load_from, config.resume = f"{_WORK_FOLDER_SCHEME}{checkpoint}", True
+        logger.info("resuming detector training from %s", checkpoint.name)
+    try:
+        runner = Runner.from_cfg(config)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InvalidConfig(
+            f"detector config {settings.config!r} cannot be built: {error}"
+        ) from error
+    runner.model.to(memory_format=torch.channels_last)
+    runner.register_hook(_ProgressHook(on_step), priority="LOWEST")
+    runner.train()
+    write_detector(out, runner.model, config, list(categories.items()))

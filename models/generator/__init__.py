@@ -1,0 +1,1 @@
+"""The layout-conditioned diffusion model: modules, conditioning, sampling."""

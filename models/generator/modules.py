@@ -1,0 +1,278 @@
+"""The generator's modules and their folder: diffusers' Stable Diffusion format plus `layout.json`."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from tokenizers import AddedToken, pre_tokenizers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from data.errors import InvalidConfig, InvalidModel
+from data.layouts.prompts import LocationGrid
+from data.vocabulary.tables import Category
+from models.generator.autoencoder import PatchAutoencoder, pixel_values
+from models.generator.conditioning import LayoutEncoder, add_layout_tokens, widen_input
+from models.generator.options import NewModelConfig
+
+_LAYOUT_FILE = "layout.json"
+_AUTOENCODERS = {"AutoencoderKL": AutoencoderKL, "PatchAutoencoder": PatchAutoencoder}
+
+
+@dataclass(slots=True)
+class StableDiffusion:
+    """The modules of a Stable Diffusion folder."""
+
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL | PatchAutoencoder
+    noise_scheduler: DDPMScheduler
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels per latent cell."""
+        if isinstance(self.vae, PatchAutoencoder):
+            return int(self.vae.config.patch_size)
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+
+def load_base_model(name: str, revision: str | None = None) -> StableDiffusion:
+    """Load a Stable Diffusion folder or hub id.
+
+    Args:
+        revision: of a hub id: branch, tag or commit.
+
+    Raises:
+        InvalidModel: a part is missing or of another architecture.
+    """
+    try:
+        vae_class = PatchAutoencoder.load_config(name, subfolder="vae", revision=revision)[
+            "_class_name"
+        ]
+        if vae_class not in _AUTOENCODERS:
+            raise InvalidModel(
+                f"{name}: autoencoder {vae_class} is none of {sorted(_AUTOENCODERS)}"
+            )
+        return StableDiffusion(
+            tokenizer=CLIPTokenizer.from_pretrained(name, subfolder="tokenizer", revision=revision),
+            text_encoder=CLIPTextModel.from_pretrained(
+                name, subfolder="text_encoder", revision=revision
+            ),
+            unet=UNet2DConditionModel.from_pretrained(name, subfolder="unet", revision=revision),
+            vae=_AUTOENCODERS[vae_class].from_pretrained(name, subfolder="vae", revision=revision),
+            noise_scheduler=DDPMScheduler.from_pretrained(
+                name, subfolder="scheduler", revision=revision
+            ),
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InvalidModel(
+            f"{name} is not a Stable Diffusion folder or hub id "
+            f"(tokenizer, text_encoder, unet, vae, scheduler): {error}"
+        ) from error
+
+
+def save_base_model(model: StableDiffusion, folder: Path) -> None:
+    """Write a folder that `load_base_model` and diffusers read."""
+    model.tokenizer.save_pretrained(folder / "tokenizer")
+    model.text_encoder.save_pretrained(folder / "text_encoder")
+    model.unet.save_pretrained(folder / "unet")
+    model.vae.save_pretrained(folder / "vae")
+    model.noise_scheduler.save_pretrained(folder / "scheduler")
+    libraries: dict[str, Any] = {"_class_name": "StableDiffusionPipeline"}
+    libraries |= {name: [None, None] for name in ("feature_extractor", "safety_checker")}
+    for name, module in (
+        ("tokenizer", model.tokenizer),
+        ("text_encoder", model.text_encoder),
+        ("unet", model.unet),
+        ("vae", model.vae),
+        ("scheduler", model.noise_scheduler),
+    ):
+        package = type(module).__module__
+        library = package.partition(".")[0]
+        libraries[name] = [package if library == "models" else library, type(module).__name__]
+    (folder / "model_index.json").write_text(json.dumps(libraries, indent=2))
+
+
+def create_base_model(
+    config: NewModelConfig, images: np.ndarray, class_names: Sequence[str], seed: int
+) -> StableDiffusion:
+    """Create a small model with random weights in Stable Diffusion's shape.
+
+    Args:
+        images: uint8 (num_images, height, width, 3), to fit the autoencoder to.
+        class_names: text that the tokenizer learns its vocabulary from.
+    """
+    tokenizer = create_tokenizer(["An image with", *class_names], config.max_prompt_length)
+    size = images.shape[1] // config.patch_size
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        text_encoder, unet = _new_text_encoder(config, tokenizer), _new_unet(config, size)
+    return StableDiffusion(
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        unet=unet,
+        vae=PatchAutoencoder.fit(pixel_values(images), config.patch_size, config.latent_channels),
+        noise_scheduler=DDPMScheduler(
+            beta_schedule="scaled_linear",
+            beta_start=0.00085,
+            beta_end=0.012,
+            clip_sample=False,
+            prediction_type=config.prediction_type,
+            steps_offset=1,
+        ),
+    )
+
+
+def _new_text_encoder(config: NewModelConfig, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.text_hidden_size,
+            intermediate_size=2 * config.text_hidden_size,
+            num_hidden_layers=config.text_layers,
+            num_attention_heads=config.text_hidden_size // 32,
+            max_position_embeddings=config.max_prompt_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def _new_unet(config: NewModelConfig, size: int) -> UNet2DConditionModel:
+    """Attention in the middle block alone: at higher resolutions it is slow on a CPU."""
+    depth = len(config.block_out_channels)
+    return UNet2DConditionModel(
+        sample_size=size,
+        in_channels=config.latent_channels,
+        out_channels=config.latent_channels,
+        block_out_channels=config.block_out_channels,
+        layers_per_block=config.layers_per_block,
+        down_block_types=("DownBlock2D",) * depth,
+        up_block_types=("UpBlock2D",) * depth,
+        cross_attention_dim=config.text_hidden_size,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    )
+
+
+def create_tokenizer(texts: Sequence[str], max_length: int) -> CLIPTokenizer:
+    """Make a CLIP tokenizer of single bytes in which every word of the texts is one token.
+
+    Words are added tokens, not merges: training merges breaks ties differently from run to run.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    symbols = ["<|startoftext|>", "<|endoftext|>", *alphabet, *(f"{item}</w>" for item in alphabet)]
+    vocabulary = {symbol: index for index, symbol in enumerate(symbols)}
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=max_length)
+    words = [word for text in texts for word in text.lower().replace("-", " ").split()]
+    tokenizer.add_tokens(
+        [AddedToken(word, single_word=True, normalized=True) for word in dict.fromkeys(words)]
+    )
+    return tokenizer
+
+
+@dataclass(slots=True)
+class Generator:
+    """A base model that understands layouts."""
+
+    model: StableDiffusion
+    encoder: LayoutEncoder
+
+
+def prepare_generator(
+    model: StableDiffusion,
+    categories: tuple[Category, ...],
+    conditioning: str,
+    grid: LocationGrid,
+    overflow: str,
+    *,
+    resolution: int,
+    perception_attributes: bool = True,
+) -> Generator:
+    """Teach a base model the layout tokens and widen its input for the canvas, in place.
+
+    Args:
+        resolution: side of the images to train on and to generate, pixels.
+
+    Raises:
+        InvalidConfig: the resolution is not a multiple of the autoencoder's factor.
+        InvalidModel: the base model is of another architecture than Stable Diffusion v1, or its
+            tokenizer has location tokens of another grid.
+    """
+    _check_architecture(model)
+    if resolution % model.vae_scale_factor:
+        raise InvalidConfig(
+            f"resolution {resolution} is not a multiple of the autoencoder's factor "
+            f"{model.vae_scale_factor}"
+        )
+    model.unet.register_to_config(sample_size=resolution // model.vae_scale_factor)
+    add_layout_tokens(model.tokenizer, model.text_encoder, grid)
+    encoder = LayoutEncoder(
+        model.tokenizer,
+        categories,
+        conditioning,  # type: ignore[arg-type]
+        grid,
+        overflow,  # type: ignore[arg-type]
+        perception_attributes,
+    )
+    if encoder.canvas_channels:
+        widen_input(model.unet, encoder.canvas_channels)
+    return Generator(model, encoder)
+
+
+def _check_architecture(model: StableDiffusion) -> None:
+    unet, text, vae = model.unet.config, model.text_encoder.config, model.vae.config
+    for name, found, needed in (
+        ("input channels of the UNet", unet.in_channels, vae.latent_channels),
+        ("output channels of the UNet", unet.out_channels, vae.latent_channels),
+        ("cross_attention_dim of the UNet", unet.cross_attention_dim, text.hidden_size),
+        ("addition_embed_type of the UNet", unet.addition_embed_type, None),
+        ("class_embed_type of the UNet", unet.class_embed_type, None),
+    ):
+        if found != needed:
+            raise InvalidModel(
+                f"the base model is not of Stable Diffusion v1's architecture: {name} is {found} and "
+                f"must be {needed}"
+            )
+
+
+def save_generator(generator: Generator, folder: Path) -> None:
+    """Write the folder; `load_generator` reads it, and diffusers reads its modules."""
+    save_base_model(generator.model, folder)
+    encoder = generator.encoder
+    document = {
+        "layout_conditioning": encoder.conditioning,
+        "grid": asdict(encoder.grid),
+        "overflow": encoder.overflow,
+        "perception_attributes": encoder.perception_attributes,
+        "categories": [asdict(item) for item in encoder.categories],
+    }
+    (folder / _LAYOUT_FILE).write_text(json.dumps(document, indent=2))
+
+
+def load_generator(folder: Path) -> Generator:
+    """Load a folder written by `save_generator`.
+
+    Raises:
+        InvalidModel: a part is missing or damaged.
+    """
+    model = load_base_model(str(folder))
+    try:
+        document = json.loads((folder / _LAYOUT_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise InvalidModel(f"{folder / _LAYOUT_FILE}: {error}") from error
+    encoder = LayoutEncoder(
+        tokenizer=model.tokenizer,
+        categories=tuple(Category(**item) for item in document["categories"]),
+        conditioning=document["layout_conditioning"],
+        grid=LocationGrid(**document["grid"]),
+        overflow=document["overflow"],
+        perception_attributes=document["perception_attributes"],
+    )
+    return Generator(model, encoder)

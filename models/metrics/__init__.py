@@ -1,0 +1,1 @@
+"""What generated images and retrained detectors are measured by."""

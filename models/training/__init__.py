@@ -1,0 +1,1 @@
+"""How the generator learns: losses, batches, state, the loop."""

@@ -1,0 +1,146 @@
+"""Batches of the generator's training, each a pure function of the seed and the step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.layouts.layout import Layout
+from models.generator.conditioning import LayoutBatch, token_weights
+from models.generator.modules import Generator
+from models.generator.options import GeneratorConfig
+from models.training.training_set import TrainingSet
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Everything one pass through the modules needs."""
+
+    latents: Tensor
+    input_ids: Tensor
+    token_weights: Tensor
+    layouts: LayoutBatch
+    masks: Tensor
+    canvas: Tensor
+    noise: Tensor
+    timesteps: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """Move every tensor to a device."""
+        return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """Random numbers of one step, a function of the run's seed and the step alone."""
+    state = np.random.SeedSequence([seed, step]).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(num_images)
+
+
+def batch_indices(num_images: int, batch_size: int, seed: int, step: int) -> list[int]:
+    """Images of a step: each epoch is its own permutation, read in order across epoch borders."""
+    positions = range(step * batch_size, (step + 1) * batch_size)
+    places = (divmod(position, num_images) for position in positions)
+    return [int(_epoch_order(num_images, seed, epoch)[offset]) for epoch, offset in places]
+
+
+def make_batch(
+    generator: Generator,
+    training_set: TrainingSet,
+    config: GeneratorConfig,
+    step: int,
+    samples: Sequence[int] | None = None,
+) -> Batch:
+    """Assemble the batch of a step, or some of its samples.
+
+    All random numbers are drawn for the whole batch, so that it does not depend on how many
+    processes and parts share it.
+
+    Args:
+        samples: positions in the batch; None for all.
+    """
+    rng = step_generator(config.seed, step)
+    size, num_images = config.batch_size, len(training_set.layouts)
+    samples = range(size) if samples is None else samples
+    indices = batch_indices(num_images, size, config.seed, step)
+    flips = torch.rand(size, generator=rng) < config.flip_probability
+    dropped = torch.rand(size, generator=rng) < config.prompt_dropout
+    num_timesteps = generator.model.noise_scheduler.config.num_train_timesteps
+    timesteps = torch.randint(0, num_timesteps, (size,), generator=rng)
+    seeds = torch.randint(2**62, (size,), generator=rng).tolist()
+    items = [_sample(training_set, indices[i], flip=bool(flips[i]), seed=seeds[i]) for i in samples]
+    return _collate(
+        generator, training_set, items, dropped[list(samples)], timesteps[list(samples)]
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    index: int
+    flip: bool
+    layout: Layout
+    order: list[int]
+    noise: Tensor
+    posterior_noise: Tensor
+
+
+def _sample(training_set: TrainingSet, index: int, *, flip: bool, seed: int) -> _Sample:
+    rng = torch.Generator().manual_seed(seed)
+    layout = training_set.layouts[index]
+    noise, posterior_noise = torch.randn(2, *training_set.latent_shape, generator=rng)
+    return _Sample(
+        index=index,
+        flip=flip,
+        layout=mirror(layout) if flip else layout,
+        order=torch.randperm(len(layout.boxes), generator=rng).tolist(),
+        noise=noise,
+        posterior_noise=posterior_noise,
+    )
+
+
+def _collate(
+    generator: Generator,
+    training_set: TrainingSet,
+    items: Sequence[_Sample],
+    dropped: Tensor,
+    timesteps: Tensor,
+) -> Batch:
+    encoder = generator.encoder
+    prompts = [encoder.prompt(item.layout, item.order) for item in items]
+    texts = ["" if drop else prompt.text for prompt, drop in zip(prompts, dropped, strict=True)]
+    input_ids, layouts = encoder.input_ids(texts), encoder.batch([item.layout for item in items])
+    weights = token_weights(prompts, layouts.labels.shape[1], input_ids.shape[1])
+    weights[dropped] = 0
+    latents = training_set.latents(
+        [item.index for item in items],
+        torch.tensor([item.flip for item in items]),
+        torch.stack([item.posterior_noise for item in items]),
+    )
+    masks = latents.new_zeros(*layouts.labels.shape, *latents.shape[2:])
+    for row, item in enumerate(items):
+        source = training_set.masks(item.index)
+        masks[row, : len(source)] = source.flip(-1) if item.flip else source
+    return Batch(
+        latents=latents,
+        input_ids=input_ids,
+        token_weights=weights,
+        layouts=layouts,
+        masks=masks,
+        canvas=encoder.canvas(layouts, *latents.shape[2:]) * ~dropped[:, None, None, None],
+        noise=torch.stack([item.noise for item in items]),
+        timesteps=timesteps,
+    )
+
+
+def mirror(layout: Layout) -> Layout:
+    """Flip a layout's boxes left to right; its masks are left as they are."""
+    boxes = layout.boxes.copy()
+    boxes[:, [0, 2]] = layout.width - layout.boxes[:, [2, 0]]
+    return replace(layout, boxes=boxes)

@@ -1,0 +1,126 @@
+"""What is looked at while the generator is trained: whether boxes and masks come out right."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from data.layouts.gallery import contact_sheet, layout_sheet, png_bytes
+from data.layouts.layout import Layout, image_seed
+from data.vocabulary.tables import Split
+from models.detector.detector import Detector, detections_table
+from models.generator.autoencoder import to_uint8
+from models.generator.options import GeneratorConfig, ProbeConfig
+from models.generator.sampling import sample_batch
+from models.metrics.coco_metrics import detection_recall
+from models.training.batches import make_batch
+from models.training.loop import predict_masks
+from models.training.metrics_file import Metrics
+from models.training.state import TrainingState
+from models.training.training_set import TrainingSet
+
+_SPLIT: Split = "val"
+_NUM_PICTURES = 16
+_NUM_MASK_IMAGES = 8
+_MASK_TIMESTEP = 100
+"""Little noise: what the head sees there is the best it can do."""
+_THUMBNAIL = 96
+_PALETTE = np.array(
+    [(230, 60, 60), (60, 180, 75), (0, 110, 220), (245, 180, 40), (145, 60, 190), (70, 200, 220)]
+)
+
+
+class GeneratorProbe:
+    """Samples a fixed set of layouts and asks a detector whether the boxes are there.
+
+    Args:
+        config: which layouts and how they are sampled.
+        layouts: validation layouts, with the attributes as measured.
+        detector: folder of the detector; None to look at the samples alone.
+        folder: for `step-….png`, some samples with their boxes, and `masks-….png`.
+    """
+
+    def __init__(
+        self, config: ProbeConfig, layouts: list[Layout], detector: Path | None, folder: Path
+    ) -> None:
+        self._config = config
+        self._layouts = layouts
+        self._detector = Detector.load(detector) if detector else None
+        self._folder = folder
+        folder.mkdir(exist_ok=True)
+
+    def layout_recall(self, detector: Detector, images: dict[int, Path]) -> Metrics:
+        """Share of things found where the layout has them, and where another image's layout has some.
+
+        The second is what a generator that ignores its boxes would get.
+
+        Args:
+            images: image id of each layout to a picture of it.
+        """
+        found = detections_table(
+            _SPLIT,
+            detector.detect(list(images.items()), self._config.sampling.batch_size),
+            "probe",
+        )
+        things = {
+            item.image_id: (item.boxes[item.is_thing], item.category_ids[item.is_thing])
+            for item in self._layouts
+        }
+        others = [*list(things.values())[1:], *list(things.values())[:1]]
+        shuffled = dict(zip(things, others, strict=True))
+        return {
+            "layout_recall": detection_recall(things, found),
+            "layout_recall_shuffled": detection_recall(shuffled, found),
+        }
+
+    def sample(self, state: TrainingState) -> Metrics:
+        """Draw the layouts and measure them; write the contact sheet."""
+        sampling = self._config.sampling
+        images = {}
+        for start in range(0, len(self._layouts), sampling.batch_size):
+            part = self._layouts[start : start + sampling.batch_size]
+            seeds = [image_seed(sampling.seed, item.image_id, 0) for item in part]
+            pictures = sample_batch(state.generator, part, seeds, sampling)
+            for item, pixels in zip(part, pictures, strict=True):
+                size = (item.width, item.height)
+                images[item.image_id] = self._folder / f"{item.image_id}.png"
+                Image.fromarray(pixels).resize(size).save(images[item.image_id])
+        metrics = self.layout_recall(self._detector, images) if self._detector else {}
+        shown = self._layouts[:_NUM_PICTURES]
+        sheet = layout_sheet((images[item.image_id], item) for item in shown)
+        (self._folder / f"step-{state.step:08d}.png").write_bytes(png_bytes(sheet))
+        for path in images.values():
+            path.unlink()
+        return metrics
+
+    def draw_masks(
+        self, state: TrainingState, training_set: TrainingSet, config: GeneratorConfig
+    ) -> None:
+        """Write true masks above predicted ones, of the same training images every time."""
+        plain = {"batch_size": _NUM_MASK_IMAGES, "prompt_dropout": 0.0, "flip_probability": 0.0}
+        batch = make_batch(state.generator, training_set, config.model_copy(update=plain), step=0)
+        batch = replace(batch, timesteps=torch.full_like(batch.timesteps, _MASK_TIMESTEP))
+        model = state.generator.model
+        batch = batch.to(model.unet.device)
+        predicted, true = predict_masks(state, batch)
+        with torch.no_grad():
+            model.vae.to(batch.latents.device).eval()
+            decoded = model.vae.decode(batch.latents / model.vae.config.scaling_factor).sample
+        pictures = to_uint8(decoded)
+        rows = [
+            [_with_masks(*pair) for pair in zip(pictures, masks.cpu().numpy(), strict=True)]
+            for masks in (true >= 0.5, predicted)
+        ]
+        (self._folder / f"masks-{state.step:08d}.png").write_bytes(png_bytes(contact_sheet(rows)))
+
+
+def _with_masks(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Tint each mask, given on the latent grid, over a thumbnail of the image."""
+    size = (_THUMBNAIL, _THUMBNAIL)
+    picture = np.asarray(Image.fromarray(image).resize(size), dtype=np.float64)
+    for index, mask in enumerate(masks):
+        inside = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+        picture[inside] = 0.45 * picture[inside] + 0.55 * _PALETTE[index % len(_PALETTE)]
+    return picture.round().astype(np.uint8)

@@ -1,0 +1,346 @@
+"""All that changes while the generator is trained: modules, optimisers, averages, checkpoints."""
+
+import os
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from diffusers.optimization import get_cosine_schedule_with_warmup
+from diffusers.training_utils import EMAModel
+from jaxtyping import Float, Int
+from peft import LoraConfig
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from data.errors import InvalidConfig, InvalidModel, StorageError
+from models.devices import default_device, resolve_precision
+from models.generator.modules import Generator
+from models.generator.options import GeneratorConfig
+from models.generator.token_table import RowAverage, synchronized_gradient
+from models.training.perception import (
+    InstanceHead,
+    PerceptionHead,
+    SemanticHead,
+    captured_features,
+    up_block_channels,
+)
+
+_EMA_POWER = 0.75
+_CHECKPOINTS = "checkpoint-*.pt"
+
+
+class TrainedModules(nn.Module):
+    """Text encoder, UNet and perception head as one module, for one data-parallel wrapper."""
+
+    def __init__(self, generator: Generator, head: PerceptionHead | None):
+        super().__init__()
+        self.text_encoder = generator.model.text_encoder
+        self.unet = generator.model.unet
+        self.head = head
+
+    def forward(
+        self,
+        inputs: Float[Tensor, "batch channels height width"],
+        timesteps: Int[Tensor, " batch"],
+        input_ids: Int[Tensor, "batch tokens"],
+        token_weights: Float[Tensor, "batch objects tokens"],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Predict noise or velocity, and the masks' logits where there is a head."""
+        states = self.text_encoder(input_ids).last_hidden_state
+        with captured_features(self.unet) as features:
+            prediction = self.unet(inputs, timesteps, states).sample
+        if self.head is None:
+            return prediction, None
+        return prediction, self.head(features, states, token_weights, inputs.shape[2:])
+
+    @property
+    def token_table(self) -> nn.Parameter:
+        """Rows of the text encoder's token embedding."""
+        return self.text_encoder.get_input_embeddings().weight
+
+
+class WeightAverage:
+    """Exponential moving average of the weights that are exported.
+
+    diffusers' `EMAModel` for all but the token table, whose rows are averaged when touched.
+    """
+
+    def __init__(self, modules: TrainedModules, decay: float):
+        self._table = modules.token_table
+        self._parameters = [
+            parameter
+            for module in (modules.unet, modules.text_encoder)
+            for parameter in module.parameters()
+            if parameter.requires_grad and parameter is not self._table
+        ]
+        self.dense = EMAModel(
+            self._parameters, decay=decay, use_ema_warmup=True, power=_EMA_POWER, foreach=True
+        )
+        self.rows = RowAverage(self._table)
+
+    def before_step(self, rows: Tensor) -> None:
+        """Prepare for an optimiser step that changes these rows of the token table."""
+        self.rows.catch_up(self._table, rows)
+
+    def after_step(self, rows: Tensor) -> None:
+        """Count an optimiser step that has changed these rows of the token table."""
+        self.dense.step(self._parameters)
+        self.rows.step(self._table, rows, self.dense.cur_decay_value)
+
+    def copy_to_model(self) -> None:
+        """Overwrite the weights with their averages."""
+        self.dense.copy_to(self._parameters)
+        with torch.no_grad():
+            self._table.copy_(self.rows.read(self._table))
+
+    @contextmanager
+    def in_model(self) -> Iterator[None]:
+        """Let the model have the averages for a while."""
+        table = self._table.detach().clone()
+        self.dense.store(self._parameters)
+        self.copy_to_model()
+        try:
+            yield
+        finally:
+            self.dense.restore(self._parameters)
+            with torch.no_grad():
+                self._table.copy_(table)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes."""
+        return {"dense": self.dense.state_dict(), "rows": self.rows.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore in place what `state_dict` returned."""
+        self.dense.load_state_dict(state["dense"])
+        self.dense.to(device=self._table.device)
+        self.rows.load_state_dict(state["rows"])
+
+
+@dataclass(slots=True)
+class TrainingState:
+    """All that changes while training.
+
+    Attributes:
+        generator: its modules are trained in place.
+        modules: the same modules and the perception head.
+        model: `modules` as Accelerate prepared them: in mixed precision, data-parallel.
+        optimizers: of the dense parameters, then of the token table where the encoder is trained.
+        schedules: learning rates, one schedule for each optimiser.
+        average: None to export the last weights.
+        step: optimiser steps made.
+    """
+
+    accelerator: Accelerator
+    generator: Generator
+    modules: TrainedModules
+    model: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    schedules: list[torch.optim.lr_scheduler.LRScheduler]
+    average: WeightAverage | None
+    step: int = 0
+
+    def parts(self) -> dict[str, Any]:
+        """The parts with a `state_dict`, by name."""
+        parts: dict[str, Any] = {"modules": self.modules}
+        parts |= {f"optimizer{i}": item for i, item in enumerate(self.optimizers)}
+        parts |= {f"schedule{i}": item for i, item in enumerate(self.schedules)}
+        if self.average is not None:
+            parts["average"] = self.average
+        if self.accelerator.scaler is not None:
+            parts["scaler"] = self.accelerator.scaler
+        return parts
+
+
+def new_state(generator: Generator, config: GeneratorConfig) -> TrainingState:
+    """Set up modules, optimisers, schedules and averages for a generator.
+
+    Raises:
+        InvalidConfig: 8-bit Adam is asked for and bitsandbytes is not installed, or float16 on a CPU.
+    """
+    accelerator = _accelerator(config)
+    modules = _trained_modules(generator, config)
+    table_trained = config.text_learning_rate > 0
+    optimizers = [_dense_optimizer(modules, config)]
+    if table_trained:
+        optimizers.append(torch.optim.SparseAdam([modules.token_table], config.text_learning_rate))
+    average = None if config.ema_decay is None else WeightAverage(modules, config.ema_decay)
+    schedules = [
+        get_cosine_schedule_with_warmup(
+            item, min(config.num_warmup_steps, config.num_steps // 2), config.num_steps
+        )
+        for item in optimizers
+    ]
+    return TrainingState(
+        accelerator=accelerator,
+        generator=generator,
+        modules=modules,
+        model=accelerator.prepare_model(modules),
+        # One only: each prepared optimiser would make a step of the fp16 loss scaler.
+        optimizers=[accelerator.prepare_optimizer(optimizers[0]), *optimizers[1:]],
+        schedules=schedules,
+        average=average,
+    )
+
+
+def _accelerator(config: GeneratorConfig) -> Accelerator:
+    device, precision = default_device(), resolve_precision(config.mixed_precision)
+    if precision == "fp16" and device.type == "cpu":
+        raise InvalidConfig("mixed_precision fp16 needs a GPU: use bf16 or no")
+    AcceleratorState._reset_state()  # noqa: SLF001  # of an earlier training in this process
+    return Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision=precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+    )
+
+
+def _trained_modules(generator: Generator, config: GeneratorConfig) -> TrainedModules:
+    unet, text_encoder = generator.model.unet, generator.model.text_encoder
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        head = _new_head(generator, config) if config.perception_weight > 0 else None
+        if config.lora_rank is not None:
+            _add_adapters(generator, config.lora_rank)
+    device = default_device()
+    unet.to(device, memory_format=torch.channels_last).train()
+    text_encoder.to(device).train()
+    text_encoder.requires_grad_(config.text_learning_rate > 0)
+    text_encoder.get_input_embeddings().sparse = True
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+        text_encoder.activation_checkpointing_enable()
+    modules = TrainedModules(generator, head).to(device)
+    # Gathered row by row instead, see `clip_gradients`.
+    ignored = [name for name, item in modules.named_parameters() if item is modules.token_table]
+    ignore = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model  # noqa: SLF001
+    ignore(modules, ignored)  # type: ignore[no-untyped-call]
+    return modules
+
+
+def _new_head(generator: Generator, config: GeneratorConfig) -> PerceptionHead:
+    channels = up_block_channels(generator.model.unet)
+    if config.perception_head == "semantic":
+        return SemanticHead(channels, len(generator.encoder.categories))
+    return InstanceHead(channels, generator.model.text_encoder.config.hidden_size)
+
+
+def _add_adapters(generator: Generator, rank: int) -> None:
+    """Adapt the UNet's attention only; its first convolution learns the canvas where there is one."""
+    unet = generator.model.unet
+    unet.requires_grad_(requires_grad=False)
+    targets = ["to_q", "to_k", "to_v", "to_out.0"]
+    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
+    if generator.encoder.canvas_channels:
+        unet.conv_in.requires_grad_(requires_grad=True)
+
+
+def _dense_optimizer(modules: TrainedModules, config: GeneratorConfig) -> torch.optim.Optimizer:
+    def trainable(*parts: nn.Module | None) -> list[nn.Parameter]:
+        parameters = [p for part in parts if part is not None for p in part.parameters()]
+        return [p for p in parameters if p.requires_grad and p is not modules.token_table]
+
+    groups = [
+        {"params": trainable(modules.unet, modules.head), "lr": config.learning_rate},
+        {"params": trainable(modules.text_encoder), "lr": config.text_learning_rate},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
+    try:
+        from bitsandbytes.optim import AdamW8bit  # noqa: PLC0415  # optional, CUDA only
+    except ImportError as error:
+        raise InvalidConfig("optimizer adamw-8bit needs: pip install bitsandbytes") from error
+    return AdamW8bit(groups, weight_decay=config.weight_decay)
+
+
+def clip_gradients(state: TrainingState, max_norm: float) -> tuple[float, Int[Tensor, " touched"]]:
+    """Scale all gradients to a norm of at most `max_norm`, in place.
+
+    Returns:
+        The norm before, and the rows of the token table that have a gradient.
+    """
+    accelerator, table = state.accelerator, state.modules.token_table
+    accelerator.unscale_gradients(state.optimizers[0])
+    dense = [p for p in state.modules.parameters() if p.grad is not None and p is not table]
+    gradients = [parameter.grad for parameter in dense if parameter.grad is not None]
+    of_table = None
+    if table.grad is not None:
+        of_table = synchronized_gradient(
+            table.grad,
+            lambda part: accelerator.gather(accelerator.pad_across_processes(part)),
+            accelerator.num_processes,
+        )
+        if accelerator.scaler is not None:
+            of_table = of_table / accelerator.scaler.get_scale()
+        gradients.append(of_table.values())
+    norm = nn.utils.get_total_norm(gradients, foreach=True)
+    nn.utils.clip_grads_with_norm_(dense, max_norm, norm, foreach=True)
+    if of_table is None:
+        return float(norm), torch.zeros(0, dtype=torch.long, device=table.device)
+    table.grad = of_table * torch.clamp(max_norm / (norm + 1e-6), max=1.0)
+    return float(norm), of_table.indices()[0]
+
+
+def merge_adapters(generator: Generator) -> None:
+    """Fold low-rank adapters into the UNet's weights, where there are any."""
+    unet = generator.model.unet
+    if hasattr(unet, "peft_config"):
+        unet.fuse_lora()
+        unet.unload_lora()
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint."""
+    return max(folder.glob(_CHECKPOINTS), default=None)
+
+
+def save_checkpoint(state: TrainingState, fingerprint: str, folder: Path, keep: int) -> None:
+    """Write the state to a temporary file, flush it to disk, rename it, and remove old ones.
+
+    Args:
+        keep: number of newest checkpoints that stay.
+
+    Raises:
+        StorageError: it cannot be written; the checkpoints before it are intact.
+    """
+    document = {name: part.state_dict() for name, part in state.parts().items()}
+    document |= {"step": state.step, "fingerprint": fingerprint}
+    temporary = folder / "checkpoint.tmp"
+    try:
+        with temporary.open("wb") as file:
+            torch.save(document, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # torch hides the cause in a RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise StorageError(
+            f"the checkpoint of step {state.step} cannot be written to {folder}: {error}. Make room and "
+            f"run again: it goes on from {newest_checkpoint(folder) or 'the start'}"
+        ) from error
+    temporary.replace(folder / f"checkpoint-{state.step:08d}.pt")
+    for path in sorted(folder.glob(_CHECKPOINTS))[:-keep]:
+        path.unlink()
+
+
+def load_checkpoint(state: TrainingState, fingerprint: str, path: Path) -> None:
+    """Restore a state in place.
+
+    Raises:
+        InvalidModel: the checkpoint is damaged or of another configuration.
+    """
+    try:
+        document = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise InvalidModel(f"checkpoint {path} is damaged, remove it: {error}") from error
+    if document.get("fingerprint") != fingerprint:
+        raise InvalidModel(f"{path} belongs to another configuration: remove it to start afresh")
+    for name, part in state.parts().items():
+        part.load_state_dict(document[name])
+    state.step = document["step"]

@@ -1,0 +1,198 @@
+"""What the generator is trained on: latents and masks on the latent grid, in memory-mapped files."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional
+
+from data.errors import InvalidDataset
+from data.layouts.layout import Layout
+from data.progress import Progress, silent
+from data.vocabulary.images import read_square
+from data.vocabulary.masks import decode_mask
+from models.devices import default_device
+from models.generator.autoencoder import pixel_values
+from models.generator.modules import StableDiffusion
+
+_CHUNK = 32
+"""Images worked on at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSet:
+    """Layouts with the latents of their images and their masks.
+
+    Attributes:
+        layouts: one per image.
+        model: whose autoencoder encodes.
+        image_paths: image id to file.
+        moments: latent mean and log-variance, (2, num_images, 2 × channels, height, width), row 1 of
+            the mirrored images; None to encode whenever an image is used.
+        coverage: share of each cell that an object covers, 0 to 255, (num_objects, height, width).
+        first_objects: place of each image's first object in `coverage`, then the number of objects.
+    """
+
+    layouts: Sequence[Layout]
+    model: StableDiffusion
+    image_paths: dict[int, Path]
+    moments: np.ndarray | None
+    coverage: np.ndarray
+    first_objects: np.ndarray
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a latent."""
+        size = self.model.unet.config.sample_size
+        return self.model.vae.config.latent_channels, size, size
+
+    def latents(
+        self,
+        indices: Sequence[int],
+        flips: Bool[Tensor, " batch"],
+        noise: Float[Tensor, "batch channels height width"],
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Scaled latents z = s (μ + σ noise) of images or their mirror images."""
+        if self.moments is None:
+            moments = self._encode(indices, flips)
+        else:
+            moments = torch.from_numpy(self.moments[flips.long().numpy(), list(indices)])
+        mean, logvar = moments.chunk(2, dim=1)
+        return (mean + (0.5 * logvar).exp() * noise) * self.model.vae.config.scaling_factor
+
+    def masks(self, index: int) -> Float[Tensor, "objects height width"]:
+        """Share of each cell that an image's objects cover, in [0, 1]."""
+        first, last = self.first_objects[index : index + 2]
+        return torch.from_numpy(np.array(self.coverage[first:last])).float() / 255
+
+    def _encode(self, indices: Sequence[int], flips: Bool[Tensor, " batch"]) -> Tensor:
+        images = _read([self.layouts[index] for index in indices], self.image_paths, self.model)
+        pixels = torch.where(flips[:, None, None, None], images.flip(-1), images)
+        return _moments(self.model, pixels)
+
+
+def build_training_set(
+    model: StableDiffusion,
+    layouts: Sequence[Layout],
+    image_paths: dict[int, Path],
+    folder: Path,
+    latents: Literal["cached", "online"] = "cached",
+    on_progress: Progress = silent,
+) -> TrainingSet:
+    """Encode the images of all layouts and decode their masks into memory-mapped files, once.
+
+    Existing files are used as they are and unfinished ones gone on with, so they must be of the same
+    layouts and autoencoder. Images are squashed to the square, not cropped [G]. A box without mask
+    uses its rectangle.
+
+    Args:
+        image_paths: image id to file.
+        folder: for the files, which get their names when they are complete.
+        latents: `online` leaves the encoding to the training.
+
+    Raises:
+        InvalidDataset: there is no layout, or an image cannot be read.
+    """
+    if not layouts:
+        raise InvalidDataset("no image has a layout to train on: loosen max_objects")
+    folder.mkdir(exist_ok=True)
+    first_objects = np.cumsum([0, *(len(layout.boxes) for layout in layouts)])
+    size = model.unet.config.sample_size
+
+    def masks(images: slice) -> Part:
+        start, stop, _ = images.indices(len(layouts))
+        found = torch.cat([latent_masks(layout, size) for layout in layouts[images]])
+        place = np.s_[first_objects[start] : first_objects[stop]]
+        return place, (found * 255).round().byte().numpy()
+
+    def encoded(images: slice) -> Part:
+        pixels = _read(layouts[images], image_paths, model)
+        both = torch.stack([_moments(model, pixels), _moments(model, pixels.flip(-1))])
+        return np.s_[:, images], both.numpy()
+
+    coverage, moments = folder / "masks.npy", folder / "latents.npy"
+    if not coverage.exists():
+        shape: tuple[int, ...] = (int(first_objects[-1]), size, size)
+        _fill(coverage, np.uint8, shape, masks, len(layouts))
+    if latents == "cached" and not moments.exists():
+        shape = (2, len(layouts), 2 * model.vae.config.latent_channels, size, size)
+        _fill(moments, np.float32, shape, encoded, len(layouts), on_progress)
+    return TrainingSet(
+        layouts=layouts,
+        model=model,
+        image_paths=image_paths,
+        moments=np.load(moments, mmap_mode="r") if latents == "cached" else None,
+        coverage=np.load(coverage, mmap_mode="r"),
+        first_objects=first_objects,
+    )
+
+
+Part = tuple[Any, np.ndarray]
+"""Place in an array, and what stands there."""
+
+
+def _fill(
+    path: Path,
+    dtype: type,
+    shape: tuple[int, ...],
+    work: Callable[[slice], Part],
+    num_images: int,
+    on_progress: Progress = silent,
+) -> None:
+    """Fill an array file some images at a time; after a kill it goes on with those that are left."""
+    temporary, record = path.with_suffix(".tmp"), path.with_suffix(".done")
+    if not (temporary.exists() and record.exists()):
+        record.write_bytes(b"")
+    done = record.stat().st_size * _CHUNK  # it grows by one byte a chunk
+    mode: Literal["r+", "w+"] = "r+" if done else "w+"
+    array = np.lib.format.open_memmap(temporary, mode=mode, dtype=dtype, shape=shape)
+    with temporary.open("r+b") as file:  # a sparse file on a full disk would end the process
+        os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
+    for start in range(done, num_images, _CHUNK):
+        images = slice(start, min(start + _CHUNK, num_images))
+        place, values = work(images)
+        array[place] = values
+        array.flush()
+        with record.open("ab") as file:
+            file.write(b".")
+        on_progress(images.stop, num_images, "images encoded")
+    record.unlink()
+    temporary.replace(path)
+
+
+def _read(
+    layouts: Sequence[Layout], image_paths: dict[int, Path], model: StableDiffusion
+) -> Tensor:
+    resolution = model.unet.config.sample_size * model.vae_scale_factor
+    images = [read_square(image_paths[layout.image_id], resolution) for layout in layouts]
+    return pixel_values(np.stack(images))
+
+
+@torch.no_grad()
+def _moments(model: StableDiffusion, pixels: Tensor) -> Tensor:
+    """Latent mean and log-variance, one above the other, on the CPU."""
+    device = default_device()
+    distribution = model.vae.to(device).eval().encode(pixels.to(device)).latent_dist
+    return torch.cat([distribution.mean, distribution.logvar], dim=1).cpu()
+
+
+def latent_masks(layout: Layout, size: int) -> Float[Tensor, "objects size size"]:
+    """Share of each cell of a square grid that every object covers, in [0, 1]."""
+    masks = torch.zeros(len(layout.boxes), size, size)
+    for index, counts in enumerate(layout.masks):
+        if counts is None:
+            mask = np.zeros((layout.height, layout.width), dtype=bool)
+            left, top = np.floor(layout.boxes[index, :2]).astype(int)
+            right, bottom = np.ceil(layout.boxes[index, 2:]).astype(int)
+            mask[top:bottom, left:right] = True
+        else:
+            mask = decode_mask(counts, layout.height, layout.width)
+        pixels = torch.from_numpy(mask).float()[None, None]
+        masks[index] = functional.adaptive_avg_pool2d(pixels, size)[0, 0]
+    return masks

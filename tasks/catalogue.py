@@ -1,0 +1,108 @@
+"""The kinds of steps that there are."""
+
+from data.artifacts.options import Options
+from data.attributes.options import AttributeConfig
+from data.ingest.options import IngestConfig
+from models.detector import options as detector
+from models.generator import options as generator
+from models.metrics.options import FeatureOptions, MeasureOptions
+from tasks.kind import Kind
+
+_DETECTOR = {"detector": detector.CODE_VERSION}
+_GENERATOR = {"generator": generator.CODE_VERSION}
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind(
+            "ingest",
+            "tasks.kinds.ingest",
+            IngestConfig,
+            versions={"step": 5},
+            share=1.0,
+            preload=False,
+        ),
+        Kind(
+            "train-detector",
+            "tasks.kinds.train_detector",
+            detector.DetectorTraining,
+            {"ingest": "one", "synthetic": "optional"},
+            {"step": 1} | _DETECTOR,
+        ),
+        Kind(
+            "import-detector",
+            "tasks.kinds.import_detector",
+            detector.DetectorSource,
+            {"ingest": "one"},
+            {"step": 1} | _DETECTOR,
+        ),
+        Kind(
+            "detect",
+            "tasks.kinds.detect",
+            detector.DetectionOptions,
+            {"detector": "one", "ingest": "optional", "set": "optional"},
+            {"step": 1} | _DETECTOR,
+        ),
+        Kind(
+            "import-detections",
+            "tasks.kinds.import_detections",
+            detector.DetectionsFile,
+            {"ingest": "one"},
+        ),
+        Kind(
+            "label-attributes",
+            "tasks.kinds.label_attributes",
+            AttributeConfig,
+            {"ingest": "one", "detections": "many"},
+        ),
+        Kind(
+            "train-generator",
+            "tasks.kinds.train_generator",
+            generator.GeneratorConfig,
+            {"ingest": "one", "attributes": "one", "detector": "optional"},
+            {"step": 1} | _GENERATOR,
+            share=1.0,
+        ),
+        Kind(
+            "synthesize",
+            "tasks.kinds.synthesize",
+            generator.SyntheticSetOptions,
+            {"ingest": "one", "attributes": "one", "generator": "one"},
+            {"step": 1} | _GENERATOR,
+        ),
+        Kind(
+            "image-features",
+            "tasks.kinds.image_features",
+            FeatureOptions,
+            {"ingest": "optional", "set": "optional", "like": "optional", "detector": "optional"},
+            {"step": 1} | _DETECTOR,
+        ),
+        Kind(
+            "measure",
+            "tasks.kinds.measure",
+            MeasureOptions,
+            {
+                "ingest": "one",
+                "attributes": "one",
+                "detections": "one",
+                "sets": "many",
+                "scores": "many",
+                "features": "many",
+                "arms": "many",
+            },
+        ),
+        Kind(
+            "report",
+            "tasks.kinds.report",
+            Options,
+            {
+                "ingest": "one",
+                "attributes": "one",
+                "generator": "one",
+                "measures": "one",
+                "sets": "many",
+            },
+        ),
+    )
+}
+"""By name. A new kind is a module in `tasks/kinds/` and an entry here."""

@@ -1,0 +1,1 @@
+"""Graphs of steps, and how a step's artifact is obtained."""

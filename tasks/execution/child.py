@@ -1,0 +1,101 @@
+"""A step in a process of its own.
+
+It speaks over a connection: progress as a tuple, and at the end a dictionary with `summary` and `device`,
+or with `error` (class name) and `message`. Everything that libraries print goes to a log file.
+"""
+
+import importlib
+import logging
+import os
+import sys
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from filelock import FileLock
+
+from data.artifacts.options import Options
+from data.artifacts.store import storage_errors
+from data.errors import PipelineError
+from tasks.execution.context import StepContext
+from tasks.execution.orphans import end_with_parent
+
+LOG_NAME = "log.txt"
+
+_MIN_SECONDS_BETWEEN_REPORTS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class StepSpec:
+    """What the process is to do; the paths are absolute."""
+
+    module: str
+    key: str
+    options: Options
+    inputs: dict[str, Path]
+    work: Path
+    root: Path
+    num_workers: int
+
+
+class _Reporter:
+    """Sends progress, at most once a second, the last report of a count always."""
+
+    def __init__(self, channel: Connection):
+        self._channel = channel
+        self._last = 0.0
+
+    def __call__(self, done: int, total: int, status: str) -> None:
+        now = time.monotonic()
+        if done >= total or now - self._last >= _MIN_SECONDS_BETWEEN_REPORTS:
+            self._last = now
+            self._channel.send((done, total, status))
+
+
+def run_step(spec: StepSpec, channel: Connection) -> None:
+    """Run one step and send its summary, or what is wrong for the user."""
+    end_with_parent()
+    _log_to(spec.work / LOG_NAME)
+    _use_threads(spec.num_workers)
+    context = StepContext(
+        options=spec.options,
+        inputs=spec.inputs,
+        out=spec.work / "out",
+        work=spec.work,
+        key=spec.key,
+        root=spec.root,
+        num_workers=spec.num_workers,
+        progress=_Reporter(channel),
+    )
+    try:
+        with storage_errors(spec.root), FileLock(spec.work / "child.lock"):
+            context.out.mkdir(exist_ok=True)
+            summary = importlib.import_module(spec.module).run(context)
+    except PipelineError as error:
+        channel.send({"error": type(error).__name__, "message": str(error)})
+    else:
+        channel.send({"summary": summary, "device": _device()})
+
+
+def _log_to(path: Path) -> None:
+    """Append all output of this process, and that of processes it starts, to a file."""
+    with path.open("a") as log:
+        for descriptor in (1, 2):
+            os.dup2(log.fileno(), descriptor)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", force=True
+    )
+
+
+def _use_threads(count: int) -> None:
+    os.environ["OMP_NUM_THREADS"] = str(count)
+    torch = sys.modules.get("torch")
+    if torch is not None:  # it has read the variable already
+        torch.set_num_threads(count)
+
+
+def _device() -> str:
+    """The device that models ran on; `cpu` where no torch was needed."""
+    torch = sys.modules.get("torch")
+    return "cuda" if torch is not None and torch.cuda.is_available() else "cpu"

@@ -1,0 +1,221 @@
+"""Getting steps' artifacts: from the store if they are there and intact, else from processes.
+
+Modules that are slow to import (a detector's takes seconds, so does the generator's) are imported once by a
+fork server, from which the steps' processes are forked.
+"""
+
+import errno
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+from data import errors
+from data.artifacts.manifest import Manifest
+from data.artifacts.store import ArtifactStore, storage_errors
+from data.errors import ArtifactMissing, PipelineError, StepFailed
+from data.progress import Progress
+from tasks.execution.child import LOG_NAME, StepSpec, run_step
+from tasks.execution.cores import Cores, available_cores
+from tasks.execution.graph import Step
+from tasks.execution.memory import PeakMemory
+
+_PACKAGES = ("torch", "diffusers", "transformers", "mmdet", "mmengine", "prefect")
+_LOG_LINES_SHOWN = 12
+_LITTLE_SPACE = 16_000_000
+"""Bytes free under which a step's end is put down to a full disk: libraries hide the cause."""
+
+_start_lock = threading.Lock()
+
+
+class Workshop:
+    """Obtains artifacts for one run; steps may be asked for side by side.
+
+    Args:
+        store: where the artifacts are.
+        num_cores: that the steps share; None for all.
+    """
+
+    def __init__(self, store: ArtifactStore, num_cores: int | None = None):
+        self.store = store
+        self._cores = Cores(num_cores or available_cores())
+        self._processes: set[BaseProcess] = set()
+        self._stopped = threading.Event()
+
+    def prepare(self, steps: Iterable[Step]) -> None:
+        """Begin to import what those steps need that have no artifact yet; returns at once."""
+        modules = {step.kind.module for step in steps if step.kind.preload and not self._has(step)}
+        if modules:
+            from multiprocessing import forkserver  # noqa: PLC0415  # starts nothing by itself
+
+            multiprocessing.set_forkserver_preload(sorted(modules))
+            with _start_lock:
+                forkserver.ensure_running()
+
+    def obtain(self, step: Step, progress: Progress) -> tuple[Manifest, bool]:
+        """Return a step's artifact and whether it was there already.
+
+        Raises:
+            ArtifactMissing: an input's artifact is absent or damaged.
+            StepFailed: the step's process died, or the run was stopped.
+            PipelineError: whatever the step reported.
+        """
+        identity = step.identity
+        with self.store.lock(identity.kind, identity.key):
+            manifest = self.store.lookup(identity.kind, identity.key)
+            hit = manifest is not None
+            if manifest is None:
+                inputs = {name: self._input(step, name) for name in step.inputs}
+                with storage_errors(self.store.root), self._cores.take(step.kind.share) as cores:
+                    manifest = self._make(step, inputs, cores, progress)
+            step.options.note_places(self.store.root / identity.reference)
+        return manifest, hit
+
+    def stop(self) -> None:
+        """End all processes, and start no more."""
+        self._stopped.set()
+        for process in list(self._processes):
+            process.terminate()
+
+    def _has(self, step: Step) -> bool:
+        return self.store.read(step.identity.kind, step.identity.key) is not None
+
+    def _input(self, step: Step, name: str) -> Path:
+        source = step.inputs[name]
+        if not self.store.is_there(source.identity.kind, source.identity.key):
+            raise ArtifactMissing(
+                f"{step.name!r} needs the artifact {source.identity.reference} of {source.name!r}, which "
+                f"is missing or damaged: run the stage {source.stages[0]} first, or end-to-end"
+            )
+        return self.store.root / source.identity.reference
+
+    def _make(
+        self, step: Step, inputs: dict[str, Path], num_workers: int, progress: Progress
+    ) -> Manifest:
+        identity = step.identity
+        spec = StepSpec(
+            module=step.kind.module,
+            key=identity.key,
+            options=step.options,
+            inputs=inputs,
+            work=self.store.work(identity.kind, identity.key),
+            root=self.store.root,
+            num_workers=num_workers,
+        )
+        started = time.monotonic()
+        result, peak = self._run(step, spec, progress)
+        return self.store.publish(
+            identity,
+            spec.work / "out",
+            summary=result["summary"],
+            environment=_environment() | {"device": result["device"], "cores": num_workers},
+            seconds=time.monotonic() - started,
+            peak_memory_bytes=peak,
+            created_at=datetime.now(UTC).isoformat(),
+        )
+
+    def _run(self, step: Step, spec: StepSpec, progress: Progress) -> tuple[dict[str, Any], int]:
+        """Let a process run the step; returns what it reports, and its memory at the peak, bytes."""
+        start = "forkserver" if step.kind.preload else "spawn"
+        context = cast("ForkServerContext", multiprocessing.get_context(start))
+        receiving, sending = context.Pipe(duplex=False)
+        process = context.Process(target=run_step, args=(spec, sending), name=step.name)
+        with _start_lock, _without_main():
+            if self._stopped.is_set():
+                raise StepFailed(f"{step.name!r}: the run was stopped")
+            process.start()
+        sending.close()
+        self._processes.add(process)
+        last: Any = None
+        try:
+            with PeakMemory(process.pid or 0) as peak:
+                while True:
+                    try:
+                        last = receiving.recv()
+                    except EOFError:
+                        break
+                    if isinstance(last, tuple):
+                        progress(*last)
+                process.join()
+        except BaseException:
+            process.terminate()
+            raise
+        finally:
+            self._processes.discard(process)
+        return self._result(step, spec, last, process.exitcode), peak.bytes
+
+    def _result(self, step: Step, spec: StepSpec, last: Any, status: int | None) -> dict[str, Any]:
+        report = last if isinstance(last, dict) else {}
+        if "error" in report:
+            raise _user_error(report["error"], report["message"])
+        if "summary" in report:
+            return report
+        if self._stopped.is_set():
+            raise StepFailed(f"{step.name!r}: the run was stopped; run again to go on")
+        if shutil.disk_usage(spec.root).free < _LITTLE_SPACE:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        log = spec.work / LOG_NAME
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+        tail = "\n".join(lines[-_LOG_LINES_SHOWN:])
+        raise StepFailed(
+            f"{step.name!r} ended with exit status {status}; run again to go on from its last checkpoint. "
+            f"The end of {log}:\n{tail}"
+        )
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Hide the main module: a new process would import it again, and has no use for it."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _user_error(name: str, message: str) -> PipelineError:
+    kind = getattr(errors, name, StepFailed)
+    return kind(message)
+
+
+def default_root() -> Path:
+    """The artifact root: `DETDIFFUSION_HOME`, or `artifacts` in the working folder."""
+    return Path(os.environ.get("DETDIFFUSION_HOME", "artifacts")).resolve()
+
+
+def _environment() -> dict[str, Any]:
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "python": sys.version.split()[0],
+        "packages": {name: metadata.version(name) for name in _PACKAGES},
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of a git command in the project's checkout; None outside of one."""
+    folder = Path(__file__).parent
+    try:
+        run = subprocess.run(  # noqa: S603  # fixed arguments
+            ["git", *arguments],  # noqa: S607  # git is found on the user's PATH
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return run.stdout.strip()

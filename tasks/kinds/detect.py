@@ -1,0 +1,63 @@
+"""Kind `detect`: what a detector finds in images.
+
+Inference is cut into shards of images. A shard is a file that appears when it is whole, so that a step
+that was killed goes on after the last one.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data.attributes.folds import assign_folds
+from data.coco.image_sets import ImageSet, SyntheticSet, real_images
+from data.vocabulary.tables import Dataset, write_table
+from models.detector.detector import Detector, detections_table
+from models.detector.options import DetectionOptions
+from tasks.execution.context import StepContext, Summary, artifact_name
+from tasks.pages.detections import publish_detections
+
+_SHARD_SIZE = 256
+"""Images."""
+
+Context = StepContext[DetectionOptions]
+
+
+def run(context: Context) -> Summary:
+    """Write `detections.parquet`, and COCO's metrics of validation images."""
+    images = _images(context)
+    found = pa.concat_tables(_shards(context, images))
+    return publish_detections(context.out, found, images, context.options.split)
+
+
+def _images(context: Context) -> ImageSet:
+    if "set" in context.inputs:
+        return SyntheticSet(context.inputs["set"]).image_set
+    dataset, split = Dataset(context.inputs["ingest"]), context.options.split
+    fold = context.options.fold
+    if fold is None:
+        return real_images(dataset, split)
+    image_ids = [row["image_id"] for row in dataset.split_images(split)]
+    return real_images(dataset, split, assign_folds(image_ids, fold.of)[fold.number])
+
+
+def _shards(context: Context, images: ImageSet) -> Iterator[pa.Table]:
+    """Score the images shard by shard; a finished shard is read, not made again."""
+    options, folder = context.options, context.inputs["detector"]
+    load = cache(lambda: Detector.load(folder / "detector"))
+    shards = context.work / "shards"
+    shards.mkdir(exist_ok=True)
+    for start in range(0, len(images.images), _SHARD_SIZE):
+        shard = images.images[start : start + _SHARD_SIZE]
+        path = shards / f"{start:09d}.parquet"
+        if not path.exists():
+            found = load().detect(shard, options.batch_size)
+            table = detections_table(options.split, found, artifact_name(folder))
+            table = table.filter(pc.field("score") >= options.score_threshold)
+            temporary = path.with_suffix(".tmp")
+            write_table(table, temporary)
+            temporary.replace(path)
+        context.progress(start + len(shard), len(images.images), "images scored")
+        yield pq.read_table(path)

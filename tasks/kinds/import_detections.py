@@ -1,0 +1,18 @@
+"""Kind `import-detections`: detections of any other framework."""
+
+from data.coco.image_sets import real_images
+from data.coco.results import read_results
+from data.vocabulary.tables import Dataset
+from models.detector.options import DetectionsFile
+from tasks.execution.context import StepContext, Summary
+from tasks.pages.detections import publish_detections
+
+
+def run(context: StepContext[DetectionsFile]) -> Summary:
+    """Read a COCO results file into `detections.parquet`."""
+    options = context.options
+    dataset = Dataset(context.inputs["ingest"])
+    found = read_results(options.path, dataset, options.split)
+    return publish_detections(
+        context.out, found, real_images(dataset, options.split), options.split
+    )

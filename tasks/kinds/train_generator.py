@@ -1,0 +1,285 @@
+"""Kind `train-generator`: fine-tune the layout-conditioned diffusion model."""
+
+import json
+import logging
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+
+from data import errors
+from data.attributes.options import ATTRIBUTES_NAME
+from data.errors import PipelineError, StepFailed
+from data.layouts.layout import Layout, dataset_selection, evenly_spaced, read_layouts
+from data.layouts.prompts import LocationGrid
+from data.progress import silent
+from data.vocabulary.images import read_square
+from data.vocabulary.tables import Dataset
+from models.devices import settled_precision
+from models.generator.hub import hub_commit
+from models.generator.modules import (
+    Generator,
+    StableDiffusion,
+    create_base_model,
+    load_base_model,
+    prepare_generator,
+    save_base_model,
+    save_generator,
+)
+from models.generator.options import GeneratorConfig, NewModelConfig
+from models.processes import is_main_process, run_distributed
+from models.training.loop import train_generator
+from models.training.metrics_file import METRICS_NAME, Metrics, last_metrics, read_metrics
+from models.training.probe import GeneratorProbe
+from models.training.state import TrainingState
+from models.training.training_set import TrainingSet, build_training_set
+from tasks.execution.context import StepContext, Summary
+from tasks.execution.orphans import end_with_parent
+from tasks.pages.cards import markdown_picture, markdown_table, write_card
+
+logger = logging.getLogger(__name__)
+
+_AUTOENCODER_IMAGES = 1000
+_SECONDS_BETWEEN_LOOKS = 1.0
+_SHOWN = ("step", "loss_ldm", "loss_perception", "mask_iou", "grad_norm", "images_per_second")
+_PROBED = ("step", "layout_recall", "layout_recall_shuffled")
+_CAPTIONS = {
+    "step": "Validation layouts, sampled in training",
+    "masks": "True masks above, predicted ones below",
+}
+
+Context = StepContext[GeneratorConfig]
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What the training starts from; each process makes it for itself, from the same files."""
+
+    dataset: Dataset
+    layouts: list[Layout]
+    generator: Generator
+    training_set: TrainingSet
+
+
+def run(context: Context) -> Summary:
+    """Train and export a diffusers-format folder, with loss curves and probes beside it."""
+    precision = settled_precision(context.work, context.options.mixed_precision)
+    options = context.options.model_copy(update={"mixed_precision": precision})
+    context = replace(context, options=options)
+    prepared = _prepare(context)
+    chosen = dataset_selection(prepared.dataset, "train", options.protocol).counts()
+    omitted = _count_omitted(prepared.generator, prepared.layouts)
+    if options.num_processes == 1:
+        _train(context, prepared)
+    else:
+        with _followed(context):
+            _train_in_workers(context)
+    shutil.copy(context.work / METRICS_NAME, context.out / METRICS_NAME)
+    metrics = read_metrics(context.work / METRICS_NAME)
+    rows = _summary_rows(metrics)
+    rectangles = sum(item.masks.count(None) for item in prepared.layouts)
+    write_card(
+        context.out,
+        "Generator training",
+        f"{omitted} objects left out of prompts that were too long; "
+        f"{rectangles} objects without mask, whose rectangle stands for it.",
+        f"## Layouts\n\n{markdown_table([chosen])}",
+        markdown_table([{name: row[name] for name in _SHOWN if name in row} for row in rows]),
+        "## Are things where the layout has them? And where another layout has some?",
+        markdown_table(
+            [{name: row[name] for name in _PROBED} for row in metrics if _PROBED[-1] in row]
+        ),
+        *_pictures(context.out),
+    )
+    return {
+        "layouts": chosen,
+        "objects_omitted": omitted,
+        "objects_without_mask": rectangles,
+        "precision": precision,
+        "progress": rows,
+    }
+
+
+def _prepare(context: Context) -> _Prepared:
+    dataset = Dataset(context.inputs["ingest"])
+    layouts = _training_layouts(context, dataset)
+    generator = _new_generator(context, dataset, layouts)
+    training_set = build_training_set(
+        generator.model,
+        layouts,
+        dict(dataset.image_paths("train")),
+        context.work / "training_set",
+        context.options.latents,
+        context.progress,
+    )
+    return _Prepared(dataset, layouts, generator, training_set)
+
+
+def _train(context: Context, prepared: _Prepared) -> None:
+    """Train in this process, alone or as one of several; the first one exports the generator."""
+    options = context.options
+    probe = _new_probe(context, prepared.dataset) if is_main_process() else None
+
+    def on_step(metrics: Metrics) -> None:
+        context.progress(int(metrics["step"]), options.num_steps, _status(metrics))
+
+    def on_probe(state: TrainingState) -> Metrics:
+        if probe is None:
+            return {}
+        if options.perception_weight > 0:
+            probe.draw_masks(state, prepared.training_set, options)
+        return probe.sample(state)
+
+    train_generator(
+        prepared.generator,
+        prepared.training_set,
+        options,
+        context.work,
+        context.key,
+        on_step=on_step,
+        on_probe=on_probe,
+    )
+    if is_main_process():
+        save_generator(prepared.generator, context.out / "generator")
+
+
+def _train_in_workers(context: Context) -> None:
+    """Train in several processes; what is wrong for the user ends them all, a death does not."""
+    failure = context.work / "failure.json"
+    failure.unlink(missing_ok=True)
+    quiet = replace(context, progress=silent)
+    try:
+        run_distributed(
+            _train_in_worker, quiet, failure, num_processes=context.options.num_processes
+        )
+    except StepFailed as error:
+        if failure.exists():
+            name, message = json.loads(failure.read_text())
+            raise getattr(errors, name)(message) from error
+        raise
+
+
+def _train_in_worker(context: Context, failure: Path) -> None:
+    end_with_parent()
+    if failure.exists():
+        raise StepFailed("started again after an error of the user's")
+    try:
+        _train(context, _prepare(context))
+    except PipelineError as error:
+        failure.write_text(json.dumps([type(error).__name__, str(error)]))
+        raise
+
+
+@contextmanager
+def _followed(context: Context) -> Iterator[None]:
+    """Report the progress that other processes write into the metrics file."""
+    finished = threading.Event()
+
+    def follow() -> None:
+        while not finished.wait(_SECONDS_BETWEEN_LOOKS):
+            metrics = last_metrics(context.work / METRICS_NAME)
+            if metrics:
+                context.progress(int(metrics["step"]), context.options.num_steps, _status(metrics))
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join()
+
+
+def _status(metrics: Metrics) -> str:
+    return f"loss {metrics['loss']:.3f}, {metrics['images_per_second']:.0f} images/s"
+
+
+def _new_probe(context: Context, dataset: Dataset) -> GeneratorProbe:
+    options = context.options
+    attributes = pq.read_table(context.inputs["attributes"] / ATTRIBUTES_NAME)
+    layouts = read_layouts(dataset, attributes, "val", options.probe_protocol)
+    detector = context.inputs.get("detector")
+    return GeneratorProbe(
+        options.probe,
+        evenly_spaced(layouts, options.probe.num_layouts),
+        detector / "detector" if detector else None,
+        context.out / "probes",
+    )
+
+
+def _training_layouts(context: Context, dataset: Dataset) -> list[Layout]:
+    attributes = pq.read_table(context.inputs["attributes"] / ATTRIBUTES_NAME)
+    layouts = read_layouts(dataset, attributes, "train", context.options.protocol)
+    logger.info("%d of the training images have a usable layout", len(layouts))
+    return layouts
+
+
+def _new_generator(context: Context, dataset: Dataset, layouts: list[Layout]) -> Generator:
+    options = context.options
+    grid = LocationGrid(options.location_grid, options.location_grid, options.binning)
+    return prepare_generator(
+        _base_model(context, dataset, layouts),
+        dataset.categories,
+        options.layout_conditioning,
+        grid,
+        options.overflow,
+        resolution=options.resolution,
+        perception_attributes=options.perception_attributes,
+    )
+
+
+def _base_model(context: Context, dataset: Dataset, layouts: list[Layout]) -> StableDiffusion:
+    """The base model; a new one is made once, in the work folder."""
+    shape, folder = context.options.base_model, context.work / "base_model"
+    if not isinstance(shape, NewModelConfig):
+        if Path(shape).is_dir():
+            return load_base_model(shape)
+        return load_base_model(shape, hub_commit(shape, context.options.base_model_revision))
+    if not folder.exists():
+        paths = dict(dataset.image_paths("train"))
+        chosen = evenly_spaced(layouts, _AUTOENCODER_IMAGES)
+        size = context.options.resolution
+        images = np.stack([read_square(paths[item.image_id], size) for item in chosen])
+        names = [item.name for item in dataset.categories]
+        unfinished = context.work / "base_model.tmp"
+        save_base_model(create_base_model(shape, images, names, context.options.seed), unfinished)
+        unfinished.rename(folder)
+    return load_base_model(str(folder))
+
+
+def _count_omitted(generator: Generator, layouts: list[Layout]) -> int:
+    omitted = {layout.image_id: generator.encoder.prompt(layout).omitted for layout in layouts}
+    omitted = {image_id: indices for image_id, indices in omitted.items() if indices}
+    for image_id, indices in omitted.items():
+        logger.warning("image %d: objects %s do not fit the prompt", image_id, list(indices))
+    return sum(map(len, omitted.values()))
+
+
+def _summary_rows(metrics: list[Metrics], num_rows: int = 10) -> list[dict[str, float | None]]:
+    """Average the metrics over equal stretches of the training; None where there are none."""
+    names = [name for name in dict.fromkeys(k for item in metrics for k in item) if name != "step"]
+    rows = []
+    for part in np.array_split(np.array(metrics, dtype=object), num_rows):
+        if len(part):
+            values = {name: [item[name] for item in part if name in item] for name in names}
+            means = {name: float(np.mean(v)) if v else None for name, v in values.items()}
+            rows.append({"step": int(part[-1]["step"]), **means})
+    return rows
+
+
+def _pictures(out: Path) -> list[str]:
+    """Sections of the card: the first and the last probe, the last masks."""
+    samples = sorted((out / "probes").glob("step-*.png"))
+    masks = sorted((out / "probes").glob("masks-*.png"))
+    chosen = dict.fromkeys([*samples[:1], *samples[-1:], *masks[-1:]])
+    return [
+        f"## {_CAPTIONS[path.name.partition('-')[0]]}, step {int(path.stem.partition('-')[2])}\n\n"
+        + markdown_picture(np.asarray(Image.open(path)), path.stem, num_pictures=len(chosen))
+        for path in chosen
+    ]

@@ -1,0 +1,1 @@
+"""What people look at: cards, HTML pages, the Prefect UI."""

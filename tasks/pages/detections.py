@@ -1,0 +1,53 @@
+"""Detections as an artifact: their table, what they are worth, their card."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data.coco.image_sets import ImageSet
+from data.vocabulary.tables import Split, write_table
+from models.metrics.coco_metrics import coco_metrics
+from tasks.pages.cards import markdown_table, write_card
+
+DETECTIONS_NAME = "detections.parquet"
+METRICS_NAME = "metrics.json"
+
+_THRESHOLDS = (0.05, 0.3, 0.5, 0.7)
+
+
+def publish_detections(
+    out: Path, found: pa.Table, images: ImageSet, split: Split
+) -> dict[str, Any]:
+    """Write the artifact; returns its summary.
+
+    Args:
+        found: table with schema `DETECTIONS`.
+        images: that were looked at. Those of the split `val` have COCO's metrics, in `metrics.json` too.
+    """
+    table = found.sort_by([("image_id", "ascending"), ("score", "descending")])
+    write_table(table, out / DETECTIONS_NAME)
+    scores = table["score"].to_numpy()
+    counts = [
+        {"score at least": limit, "detections": int(np.count_nonzero(scores >= limit))}
+        for limit in _THRESHOLDS
+    ]
+    detectors = ", ".join(sorted(pc.unique(table["detector"]).to_pylist())) or "—"
+    facts = f"{table.num_rows} detections in {len(images.images)} images by: {detectors}"
+    if split != "val":
+        write_card(out, "Detections", facts, markdown_table(counts))
+        return {}
+    metrics = coco_metrics(images.instances, table, images.image_ids).as_row()
+    (out / METRICS_NAME).write_text(json.dumps(metrics))
+    write_card(
+        out,
+        "Detections",
+        facts,
+        markdown_table(counts),
+        "## COCO metrics of these images",
+        markdown_table([metrics]),
+    )
+    return {"metrics": metrics}

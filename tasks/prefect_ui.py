@@ -1,0 +1,138 @@
+"""What the Prefect UI shows of a step: a task run, its progress, its artifact's card and numbers."""
+
+import logging
+import re
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self, cast
+from uuid import UUID
+
+from prefect import get_run_logger, task
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed, Failed
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from data.artifacts.manifest import Manifest
+from data.errors import PipelineError
+from tasks.execution.graph import Step
+from tasks.execution.workshop import Workshop
+from tasks.pages.cards import CARD_NAME
+from tasks.pages.numbers import format_value
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LINES = 15.0
+
+_bars = Progress(
+    TextColumn("{task.description:>26}"),
+    BarColumn(),
+    TextColumn("{task.completed}/{task.total}"),
+    TimeRemainingColumn(),
+    TextColumn("{task.fields[status]}"),
+)
+"""All steps of this process share one set of bars on the terminal."""
+
+
+def artifact_key(name: str) -> str:
+    """The name of a step as Prefect wants the key of an artifact.
+
+    >>> artifact_key("retrain real+hard seed 2")
+    'retrain-real-hard-seed-2'
+    """
+    return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+class StepProgress:
+    """Shows a step's progress in the UI and on the terminal, or as plain lines elsewhere."""
+
+    def __init__(self, name: str):
+        self._name = name
+        self._artifact: UUID | None = None
+        self._bar: TaskID | None = None
+        self._last_line = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            _bars.stop_task(self._bar)
+            if all(item.stop_time is not None for item in _bars.tasks):
+                _bars.stop()
+
+    def __call__(self, done: int, total: int, status: str) -> None:
+        """Show units done of units in total and a short status."""
+        self._show_in_ui(100 * done / max(total, 1), status)
+        if sys.stderr.isatty():
+            if self._bar is None:
+                _bars.start()
+                self._bar = _bars.add_task(self._name, total=total, status=status)
+            _bars.update(self._bar, completed=done, total=total, status=status)
+        elif done >= total or time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            get_run_logger().info("%s: %d/%d %s", self._name, done, total, status)
+
+    def _show_in_ui(self, percent: float, status: str) -> None:
+        """Update the progress artifact; what the server cannot show does not end the step."""
+        try:
+            if self._artifact is None:
+                key = f"{artifact_key(self._name)}-progress"
+                created = create_progress_artifact(percent, key=key, description=status)
+                self._artifact = cast("UUID", created)  # a coroutine only where called from one
+            else:
+                update_progress_artifact(self._artifact, percent, description=status)
+        except Exception as error:  # noqa: BLE001  # the client raises anything while a server restarts
+            logger.warning("%s: progress is not shown in the UI: %s", self._name, error)
+
+
+@task(
+    name="obtain-artifact",
+    task_run_name="{step.name}",
+    persist_result=False,
+    cache_policy=NO_CACHE,
+)
+def obtain_artifact(workshop: Workshop, step: Step) -> Any:
+    """Get a step's artifact and show it; returns a Prefect state that holds its manifest.
+
+    The state is named `Cached` if it was there. An error that the user can mend becomes a failed state
+    with its message, and no traceback in the log.
+    """
+    with StepProgress(step.name) as progress:
+        try:
+            manifest, hit = workshop.obtain(step, progress)
+        except PipelineError as error:
+            return Failed(message=str(error), data=error)
+    _show(workshop, step, manifest)
+    return Completed(name="Cached" if hit else "Completed", data=manifest)
+
+
+def _show(workshop: Workshop, step: Step, manifest: Manifest) -> None:
+    """Publish an artifact's card and its numbers in the UI."""
+    folder = workshop.store.root / manifest.reference
+    key = artifact_key(step.name)
+    card = folder / CARD_NAME
+    if card.is_file():
+        create_markdown_artifact(card.read_text(), key=key, description=str(folder))
+    facts = {
+        "artifact": str(folder),
+        "files": len(manifest.files),
+        "seconds": round(manifest.seconds, 1),
+        "peak memory, GB": round(manifest.peak_memory_bytes / 1e9, 2),
+        "created": manifest.created_at,
+    }
+    rows = [{"name": name, "value": str(value)} for name, value in facts.items()]
+    numbers = manifest.summary.get("results", manifest.summary.get("metrics", {}))
+    rows += [{"name": name, "value": format_value(value)} for name, value in numbers.items()]
+    create_table_artifact(rows, key=f"{key}-facts", description=manifest.key)

@@ -1,0 +1,80 @@
+"""Keys: what is part of them, and what is not."""
+
+from typing import Annotated
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.artifacts.identity import StepIdentity
+from data.artifacts.manifest import Manifest, changes
+from data.artifacts.options import AddedLater, Options, RuntimeOnly, keyed_options
+
+
+class Inner(Options):
+    size: int = 1
+    workers: Annotated[int, RuntimeOnly] = 1
+    path: str = "a"
+
+
+class Outer(Options):
+    inner: Inner = Inner()
+    name: str = "a"
+
+
+class Grown(Outer):
+    """The same with an option that came later."""
+
+    smooth: Annotated[bool, AddedLater] = False
+
+
+def test_runtime_options_are_not_part_of_the_key():
+    assert keyed_options(Outer(inner=Inner(workers=9))) == keyed_options(Outer())
+    assert keyed_options(Outer(inner=Inner(size=9))) != keyed_options(Outer())
+
+
+def test_a_new_option_leaves_old_artifacts_as_they_are_until_it_is_used():
+    assert keyed_options(Grown()) == keyed_options(Outer())
+    assert keyed_options(Grown(smooth=True)) == {**keyed_options(Outer()), "smooth": True}
+
+
+def test_what_is_known_by_content_leaves_its_spelling_out():
+    without = {"inner.path": "digest"}
+    first, second = Outer(inner=Inner(path="x/y")), Outer(inner=Inner(path="./x/y"))
+    assert keyed_options(first, without) == keyed_options(second, without)
+    assert keyed_options(first, without)["inner"] == {"size": 1}
+
+
+@given(st.dictionaries(st.text(), st.integers() | st.text(), max_size=4))
+def test_the_key_does_not_depend_on_the_order_of_options(options):
+    backwards = dict(reversed(options.items()))
+    first = StepIdentity("k", {"step": 1}, options, {}, {})
+    assert first.key == StepIdentity("k", {"step": 1}, backwards, {}, {}).key
+    assert first.key != StepIdentity("k", {"step": 2}, options, {}, {}).key
+    assert first.key != StepIdentity("k", {"step": 1}, options, {"x": "1"}, {}).key
+    assert first.key != StepIdentity("k", {"step": 1}, options, {}, {"x": "1"}).key
+
+
+def test_a_difference_is_told_by_what_changed():
+    old = Manifest(
+        kind="k",
+        key="0",
+        versions={"step": 1, "detector": 3},
+        options={"a": 1, "b": {"c": 2}},
+        foreign={"train": "0123456789abcdef"},
+        inputs={"input": "k/1"},
+        files={},
+        summary={},
+        environment={},
+        seconds=0,
+        peak_memory_bytes=0,
+        created_at="",
+    )
+    new = StepIdentity(
+        "k", {"step": 1, "detector": 4}, {"a": 1, "b": {"c": 3}}, {"train": "fe"}, {"input": "k/2"}
+    )
+    assert changes(old, new) == [
+        "version of detector 3 → 4",
+        "b.c: 2 → 3",
+        "content of train: 0123456789ab → fe",
+        "input input",
+    ]

@@ -1,0 +1,102 @@
+import errno
+import threading
+
+import pytest
+
+from data.artifacts.identity import StepIdentity
+from data.artifacts.store import ArtifactStore, storage_errors
+from data.errors import StorageError
+
+
+def identity(**options):
+    return StepIdentity("kind", {"step": 1}, options or {"a": 1}, {}, {"input": "other/k"})
+
+
+@pytest.fixture
+def store(tmp_path):
+    return ArtifactStore(tmp_path / "root")
+
+
+def publish(store, who=None):
+    who = who or identity()
+    out = store.work(who.kind, who.key) / "out"
+    (out / "sub").mkdir(parents=True)
+    (out / "sub" / "file.txt").write_text("content")
+    return store.publish(
+        who,
+        out,
+        summary={},
+        environment={},
+        seconds=1.0,
+        peak_memory_bytes=1,
+        created_at="2026-01-01",
+    )
+
+
+def test_a_published_artifact_is_a_hit_and_its_work_is_gone(store):
+    manifest = publish(store)
+    assert store.lookup("kind", manifest.key) == manifest
+    assert not (store.root / ".work" / "kind" / manifest.key).exists()
+
+
+@pytest.mark.parametrize("change", ["damage", "delete", "truncate", "manifest", "no manifest"])
+def test_a_damaged_artifact_is_a_miss_and_can_be_made_again(store, change):
+    manifest = publish(store)
+    folder = store.path("kind", manifest.key)
+    file = folder / "sub" / "file.txt"
+    match change:
+        case "damage":
+            file.write_text("CONTENT")
+        case "delete":
+            file.unlink()
+        case "truncate":
+            file.write_text("")
+        case "manifest":
+            (folder / "manifest.json").write_text("{")
+        case "no manifest":
+            (folder / "manifest.json").unlink()
+    assert store.lookup("kind", manifest.key) is None
+    assert publish(store).files == manifest.files
+    assert store.lookup("kind", manifest.key)
+
+
+def test_an_input_that_was_verified_is_not_read_again_but_looked_for(store):
+    manifest = publish(store)
+    folder = store.path("kind", manifest.key)
+    assert store.is_there("kind", manifest.key)
+    (folder / "sub" / "file.txt").write_text("CONTENT")
+    assert store.is_there("kind", manifest.key)
+    assert not ArtifactStore(store.root).is_there("kind", manifest.key)
+    (folder / "sub" / "file.txt").unlink()
+    assert not store.is_there("kind", manifest.key)
+
+
+def test_ancestors_are_all_that_led_to_an_artifact(store):
+    base = publish(store, StepIdentity("base", {}, {}, {}, {}))
+    left = publish(store, StepIdentity("left", {}, {}, {}, {"b": base.reference}))
+    right = publish(store, StepIdentity("right", {}, {}, {}, {"b": base.reference}))
+    inputs = {"l": left.reference, "r": right.reference, "gone": "gone/0"}
+    top = publish(store, StepIdentity("top", {}, {}, {}, inputs))
+    assert store.ancestors(top) == {m.reference: m for m in (left, right, base)}
+
+
+def test_an_artifact_can_be_published_while_another_process_waits_for_its_lock(store):
+    with store.lock("kind", identity().key):
+        waiting = threading.Thread(
+            target=lambda: store.lock("kind", identity().key).acquire(timeout=9)
+        )
+        waiting.start()
+        publish(store)
+    waiting.join()
+    assert store.lookup("kind", identity().key)
+
+
+def test_an_unwritable_root_is_one_clear_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="DETDIFFUSION_HOME"):
+        ArtifactStore(tmp_path / "file").work("kind", "key")
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path):
+    with pytest.raises(StorageError, match="no space left"), storage_errors(tmp_path):
+        raise OSError(errno.ENOSPC, "No space left on device")

@@ -1,0 +1,28 @@
+import pytest
+
+from data.attributes.folds import assign_folds, write_without
+from data.coco.files import read_coco
+from data.errors import InvalidConfig
+
+
+def test_folds_cover_all_images_once_and_are_even():
+    folds = assign_folds(range(100, 203), 4)
+    assert sorted(image_id for fold in folds for image_id in fold) == list(range(100, 203))
+    assert {len(fold) for fold in folds} == {25, 26}
+    assert folds == assign_folds(list(reversed(range(100, 203))), 4)
+    assert folds[0] != list(range(100, 126))
+
+
+def test_more_folds_than_images_are_refused():
+    with pytest.raises(InvalidConfig, match="2 training images cannot make 3 folds"):
+        assign_folds([1, 2], 3)
+
+
+def test_left_out_images_take_their_annotations_along(dataset, tmp_path):
+    instances, path = dataset.instances_file("train"), tmp_path / "rest.json"
+    write_without(instances, {1, 5}, path)
+    before, after = read_coco(instances), read_coco(path)
+    assert {item.id for item in before.images} - {item.id for item in after.images} == {1, 5}
+    kept = [item.id for item in before.annotations if item.image_id not in {1, 5}]
+    assert [item.id for item in after.annotations] == kept
+    assert after.categories == before.categories

@@ -1,0 +1,88 @@
+import io
+
+import mmcv
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.vocabulary.images import image_problem, read_square
+
+WIDTH, HEIGHT = 60, 40
+
+
+def smooth():
+    rows, columns = np.mgrid[0:HEIGHT, 0:WIDTH]
+    channels = (rows * 6, columns * 4, rows * 2 + columns * 2)
+    return np.stack(channels, axis=-1).astype(np.uint8)
+
+
+def rotated(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return {"exif": exif}
+
+
+def grey_16_bit():
+    return Image.fromarray(smooth()[..., 0].astype(np.uint16) * 256 + 77)
+
+
+PICTURES = {
+    "rgb.jpg": (Image.fromarray(smooth()), {}),
+    "grey.jpg": (Image.fromarray(smooth()).convert("L"), {}),
+    "cmyk.jpg": (Image.fromarray(smooth()).convert("CMYK"), {"quality": 95}),
+    "turned.jpg": (Image.fromarray(smooth()), rotated(6)),
+    "mirrored.jpg": (Image.fromarray(smooth()), rotated(2)),
+    "turned.png": (Image.fromarray(smooth()), rotated(8)),
+    "turned.tif": (Image.fromarray(smooth()), rotated(6)),
+    "16bit.png": (grey_16_bit(), {}),
+    "palette.png": (Image.fromarray(smooth()).convert("P"), {}),
+    "alpha.png": (Image.fromarray(np.dstack([smooth(), smooth()[..., 0]])), {}),
+    "grey-alpha.png": (Image.fromarray(smooth()).convert("LA"), {}),
+    "a.bmp": (Image.fromarray(smooth()), {}),
+    "lossless.webp": (Image.fromarray(smooth()), {"lossless": True}),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_images_are_read_as_mmdetection_reads_them(tmp_path, name):
+    picture, options = PICTURES[name]
+    picture.save(tmp_path / name, **options)
+    theirs = np.ascontiguousarray(mmcv.imread(str(tmp_path / name))[..., ::-1])
+    height, width = theirs.shape[:2]
+    assert image_problem(tmp_path / name, width, height) is None
+    assert image_problem(tmp_path / name, height, width) == "size differs from the image file's"
+    square = Image.fromarray(theirs).resize((64, 64), Image.Resampling.BICUBIC)
+    difference = np.abs(np.asarray(square).astype(int) - read_square(tmp_path / name, 64))
+    assert difference.max() <= (2 if picture.mode == "CMYK" else 0)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "webp", "gif", "tif"])
+def test_a_body_that_is_cut_short_is_found(tmp_path, suffix):
+    noise = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3)).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, Image.registered_extensions()[f".{suffix}"])
+    path = tmp_path / f"a.{suffix}"
+    for share in (0.99, 0.5):
+        path.write_bytes(buffer.getvalue()[: int(share * len(buffer.getvalue()))])
+        problem = image_problem(path, WIDTH, HEIGHT)
+        assert problem in {"image file cut short or damaged", "image file unreadable"}
+    path.write_bytes(buffer.getvalue())
+    assert image_problem(path, WIDTH, HEIGHT) is None
+
+
+def test_bytes_after_a_jpeg_do_no_harm(tmp_path):
+    Image.fromarray(smooth()).save(tmp_path / "a.jpg")
+    with (tmp_path / "a.jpg").open("ab") as file:
+        file.write(b"trailer" * 2000)
+    assert image_problem(tmp_path / "a.jpg", WIDTH, HEIGHT) is None
+
+
+def test_damaged_headers_are_named(tmp_path):
+    buffer = io.BytesIO()
+    Image.fromarray(smooth()).save(buffer, "PNG")
+    draw = np.random.default_rng(0)
+    for _ in range(300):
+        text = bytearray(buffer.getvalue())
+        text[draw.integers(0, 60)] = draw.integers(0, 256)
+        (tmp_path / "a.png").write_bytes(text)
+        image_problem(tmp_path / "a.png", WIDTH, HEIGHT)

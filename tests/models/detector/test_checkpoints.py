@@ -1,0 +1,65 @@
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from data.errors import InvalidModel
+from models.detector.checkpoints import read_checkpoint
+
+WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b.num": torch.tensor(7)}
+pytestmark = pytest.mark.filterwarnings("ignore")  # MMEngine warns at import
+
+
+class Harmful:
+    """Would make a file where it is unpickled in full."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_of_mmengine_is_read_without_its_objects(tmp_path, zipped):
+    from mmengine.logging import HistoryBuffer
+
+    path, trace = tmp_path / "epoch_1.pth", tmp_path / "trace"
+    content = {
+        "meta": {"dataset_meta": {"classes": ("cat", "dog")}, "time": np.float64(1.5)},
+        "state_dict": WEIGHTS,
+        "message_hub": {"loss": HistoryBuffer([1.0, 2.0], [1, 1]), "harm": Harmful(trace)},
+        "optimizer": {"state": {0: {"step": np.int64(3)}}},
+    }
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path, weights_only=True)
+    found = read_checkpoint(path)
+    assert found.classes == ("cat", "dog")
+    assert found.weights.keys() == WEIGHTS.keys()
+    assert all(torch.equal(found.weights[name], WEIGHTS[name]) for name in WEIGHTS)
+    assert not trace.exists()
+
+
+def test_bare_weights_and_safetensors_are_read(tmp_path):
+    torch.save(WEIGHTS, tmp_path / "bare.pth")
+    save_file(WEIGHTS, tmp_path / "model.safetensors")
+    for name in ("bare.pth", "model.safetensors"):
+        found = read_checkpoint(tmp_path / name)
+        assert found.classes is None
+        assert torch.equal(found.weights["a.weight"], WEIGHTS["a.weight"])
+
+
+def test_other_files_are_refused(tmp_path):
+    (tmp_path / "text.pth").write_text("no checkpoint")
+    (tmp_path / "text.safetensors").write_text("no checkpoint")
+    torch.save([1, 2], tmp_path / "list.pth")
+    torch.save({"state_dict": {"a": 1}}, tmp_path / "empty.pth")
+    (tmp_path / "harm.pth").write_bytes(pickle.dumps(Harmful(tmp_path / "trace")))
+    for name in ("text.pth", "text.safetensors", "list.pth", "empty.pth", "harm.pth", "none.pth"):
+        with pytest.raises(InvalidModel, match=name):
+            read_checkpoint(tmp_path / name)
+    assert not (tmp_path / "trace").exists()

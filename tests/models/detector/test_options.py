@@ -1,0 +1,121 @@
+"""What is known of a detector before anything is run: the files behind it."""
+
+import pytest
+
+from data.artifacts.digests import DigestMemory
+from data.errors import InvalidConfig, InvalidDataset, InvalidModel
+from models.detector.config_sources import config_files, config_path, named_weights
+from models.detector.options import (
+    CheckpointConfig,
+    DetectionsFile,
+    DetectorConfig,
+    DetectorFolder,
+    DetectorSource,
+    DetectorTraining,
+    Fold,
+)
+
+
+def foreign(options):
+    return options.foreign(DigestMemory())
+
+
+@pytest.fixture
+def configs(tmp_path):
+    """A config that inherits in both of MMEngine's ways."""
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "schedule.py").write_text("lr = 1")
+    (tmp_path / "middle.py").write_text("_base_ = ['base/schedule.py', 'detector.py']")
+    (tmp_path / "detector.py").write_text("_base_ = 'middle.py'")
+    (tmp_path / "new.py").write_text(
+        "from mmengine.config import read_base\n\nwith read_base():\n"
+        "    from .base.schedule import *\n    from .base import schedule\n    from . import middle\n"
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["detector.py", "new.py"])
+def test_a_config_that_a_detectors_config_inherits_from_is_part_of_it(configs, name):
+    config = DetectorConfig(config=str(configs / name))
+    before = foreign(config)
+    (configs / "base" / "schedule.py").write_text("lr = 2")
+    assert foreign(config) != before
+    (configs / "base" / "schedule.py").write_text("lr = 1")
+    assert foreign(config) == before
+
+
+def test_packaged_configs_are_found_with_all_they_inherit_from():
+    files = config_files("mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py")
+    assert {path.name for path in files} == {
+        "faster-rcnn_r50_fpn_1x_coco.py", "faster-rcnn_r50_fpn.py", "coco_detection.py",
+        "schedule_1x.py", "default_runtime.py",
+    }  # fmt: skip
+
+
+def test_the_same_files_as_mmengine_reads(configs):
+    """MMEngine writes into the text of a config which files it was put together from."""
+    from mmengine.config import Config
+
+    path = config_path("mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py")
+    text = Config.fromfile(path).text
+    assert {file.name for file in config_files(str(path))} == {
+        line.rpartition("/")[2] for line in text.splitlines() if line.startswith("/")
+    }
+
+
+def test_weights_of_a_backbone_are_downloads_or_files(tmp_path):
+    faster = "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"
+    assert named_weights(faster, {}) == {"torchvision://resnet50"}
+    assert DetectorConfig(config=faster).downloads() == ("torchvision://resnet50",)
+    assert DetectorConfig(config=faster, pretrained=False).downloads() == ()
+    mine = tmp_path / "mine.pth"
+    overrides = {"model": {"backbone": {"init_cfg": {"checkpoint": str(mine)}}}}
+    config = DetectorConfig(config=faster, overrides=overrides)
+    with pytest.raises(InvalidConfig, match=r"no such file\. Correct the path"):
+        foreign(config)
+    mine.write_bytes(b"0")
+    before = foreign(config)
+    mine.write_bytes(b"1")
+    assert foreign(config) != before
+    assert config.downloads() == ()
+    dotted = {"model.backbone.init_cfg.checkpoint": str(mine)}
+    assert foreign(DetectorConfig(config=faster, overrides=dotted)) == foreign(config)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (DetectorConfig(config="mmdet::no/such.py"), InvalidConfig, "packaged with MMDetection"),
+        (DetectorConfig(config="no/such.py"), InvalidConfig, "no/such.py"),
+        (
+            CheckpointConfig(config="mmdet::yolox/yolox_s_8xb8-300e_coco.py", checkpoint="no.pth"),
+            InvalidModel,
+            "no.pth: no such file",
+        ),
+        (DetectorFolder(folder="nowhere"), InvalidModel, "it has no config.py"),
+        (
+            DetectionsFile(path="no.json", split="val"),
+            InvalidDataset,
+            "scoring.results.val no.json",
+        ),
+    ],
+)
+def test_what_is_not_there_is_refused_before_anything_runs(options, error, message):
+    with pytest.raises(error, match=message):
+        foreign(options)
+
+
+def test_a_users_detector_is_known_by_content(tmp_path):
+    for name in ("config.py", "detector.json", "model.safetensors"):
+        (tmp_path / name).write_text(name)
+    source = DetectorSource(source=DetectorFolder(folder=tmp_path))
+    before = foreign(source)
+    (tmp_path / "model.safetensors").write_text("MODEL.safetensors")
+    assert foreign(source).keys() == before.keys() == {"source.folder"}
+    assert foreign(source) != before
+
+
+def test_more_folds_than_images_are_refused(dataset):
+    options = {"config": "mmdet::yolox/yolox_s_8xb8-300e_coco.py"}
+    with pytest.raises(InvalidConfig, match="12 training images cannot make 13 folds"):
+        DetectorTraining(**options, fold=Fold(number=0, of=13)).check(dataset)

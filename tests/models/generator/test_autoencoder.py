@@ -1,0 +1,39 @@
+import numpy as np
+import torch
+
+from models.generator.autoencoder import PatchAutoencoder, pixel_values, to_uint8
+
+
+def test_with_all_components_nothing_is_lost():
+    images = torch.rand(20, 3, 8, 8) * 2 - 1
+    model = PatchAutoencoder.fit(images, patch_size=2, latent_channels=12)
+    latents = model.encode(images).latent_dist.mean
+    assert latents.shape == (20, 12, 4, 4)
+    torch.testing.assert_close(model.decode(latents).sample, images, atol=1e-5, rtol=0)
+
+
+def test_the_latents_have_unit_variance_and_zero_mean(dataset):
+    from data.vocabulary.images import read_square
+
+    images = np.stack([read_square(path, 64) for _, path in dataset.image_paths("train")])
+    model = PatchAutoencoder.fit(pixel_values(images))
+    with torch.no_grad():
+        latents = model.encode(pixel_values(images)).latent_dist.mean * model.config.scaling_factor
+    assert abs(float(latents.var(dim=(0, 2, 3)).mean()) - 1) < 0.01
+    assert latents.mean(dim=(0, 2, 3)).abs().max() < 1e-3
+
+
+def test_it_is_saved_and_loaded_like_a_diffusers_model(tmp_path):
+    images = torch.rand(4, 3, 8, 8)
+    model = PatchAutoencoder.fit(images)
+    model.save_pretrained(tmp_path)
+    again = PatchAutoencoder.from_pretrained(tmp_path)
+    torch.testing.assert_close(
+        again.encode(images).latent_dist.mean, model.encode(images).latent_dist.mean
+    )
+    assert again.config.scaling_factor == model.config.scaling_factor
+
+
+def test_pixels_round_trip():
+    images = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3), dtype=np.uint8)
+    assert (to_uint8(pixel_values(images)) == images).all()

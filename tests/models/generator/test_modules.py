@@ -1,0 +1,167 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from data.errors import InvalidConfig, InvalidModel
+from data.layouts.prompts import LocationGrid
+from models.generator.modules import (
+    create_base_model,
+    create_tokenizer,
+    load_base_model,
+    load_generator,
+    prepare_generator,
+    save_base_model,
+    save_generator,
+)
+from models.generator.options import NewModelConfig
+
+
+@pytest.fixture
+def saved(new_generator, tmp_path):
+    generator = new_generator()
+    save_generator(generator, tmp_path / "model")
+    return generator, tmp_path / "model"
+
+
+def test_a_generator_comes_back_from_its_folder(saved, layouts):
+    generator, folder = saved
+    again = load_generator(folder)
+    for name in ("unet", "text_encoder", "vae"):
+        before = getattr(generator.model, name).state_dict()
+        after = getattr(again.model, name).state_dict()
+        assert all(torch.equal(before[key], after[key]) for key in before)
+    assert again.encoder.prompt(layouts[0]) == generator.encoder.prompt(layouts[0])
+    assert again.encoder.categories == generator.encoder.categories
+    assert again.model.noise_scheduler.config.prediction_type == "v_prediction"
+
+
+def test_the_folder_is_diffusers_format(saved):
+    _, folder = saved
+    assert json.loads((folder / "model_index.json").read_text())["unet"] == [
+        "diffusers",
+        "UNet2DConditionModel",
+    ]
+    UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+    CLIPTextModel.from_pretrained(folder, subfolder="text_encoder")
+    tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+    assert tokenizer.model_max_length == 77
+    assert len(tokenizer("a house", add_special_tokens=False).input_ids) >= 1
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "scheduler"])
+def test_a_folder_without_a_part_is_refused_by_name(saved, part):
+    _, folder = saved
+    for file in (folder / part).iterdir():
+        file.unlink()
+    with pytest.raises(InvalidModel, match="model is not a Stable Diffusion folder"):
+        load_base_model(str(folder))
+
+
+def test_an_unknown_autoencoder_is_refused_by_name(saved):
+    _, folder = saved
+    path = folder / "vae" / "config.json"
+    path.write_text(path.read_text().replace("PatchAutoencoder", "VQModel"))
+    with pytest.raises(InvalidModel, match="VQModel"):
+        load_base_model(str(folder))
+
+
+def test_every_class_name_is_one_token_and_case_does_not_matter():
+    tokenizer = create_tokenizer(["An image with", "ball", "house", "traffic-light"], 32)
+    ids = tokenizer("An image with ball HOUSE", add_special_tokens=False).input_ids
+    assert len(ids) == 5
+    assert tokenizer.convert_ids_to_tokens(ids) == ["an", "image", "with", "ball", "house"]
+    assert tokenizer.eos_token_id not in ids
+
+
+def test_a_resolution_that_does_not_fit_the_autoencoder_is_refused(new_generator, dataset):
+    model = new_generator("tokens").model
+    with pytest.raises(InvalidConfig, match="66 is not a multiple"):
+        prepare_generator(
+            model, dataset.categories, "tokens", LocationGrid(8, 8), "error", resolution=66
+        )
+
+
+def test_a_loaded_base_samples_at_the_resolution_it_is_trained_at(new_generator, dataset):
+    model = new_generator("tokens").model
+    prepare_generator(
+        model, dataset.categories, "tokens", LocationGrid(8, 8), "error", resolution=32
+    )
+    assert model.unet.config.sample_size == 8
+
+
+@pytest.fixture
+def geodiffusion_folder(new_generator, tmp_path):
+    """A folder in GeoDiffusion's released format: location tokens, no attributes, no layout.json."""
+    names = ["ball", "crate", "pine", "house", "star", "mushroom", "flower", "kite"]
+    images = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), dtype=np.uint8)
+    shape = NewModelConfig(block_out_channels=(16, 32), text_hidden_size=32, text_layers=1)
+    base = create_base_model(shape, images, [*names, "sky", "grass", "water", "sand"], seed=0)
+    base.tokenizer.add_tokens([f"<l{index}>" for index in range(64)])
+    base.text_encoder.resize_token_embeddings(len(base.tokenizer), mean_resizing=False)
+    save_base_model(base, tmp_path / "geodiffusion")
+    return tmp_path / "geodiffusion"
+
+
+def prepared(folder, dataset, size=8, **options):
+    grid, model = LocationGrid(size, size), load_base_model(str(folder))
+    return prepare_generator(
+        model, dataset.categories, "tokens", grid, "error", resolution=64, **options
+    )
+
+
+def test_geodiffusions_folder_keeps_its_location_tokens(geodiffusion_folder, dataset):
+    before = load_base_model(str(geodiffusion_folder))
+    generator = prepared(geodiffusion_folder, dataset)
+    table = generator.model.text_encoder.get_input_embeddings().weight
+    old = before.text_encoder.get_input_embeddings().weight
+    assert torch.equal(table[: len(old)], old)
+    assert len(table) == len(old) + 2
+    for token in ("<l0>", "<l63>"):
+        assert generator.encoder.tokenizer.convert_tokens_to_ids(
+            token
+        ) == before.tokenizer.convert_tokens_to_ids(token)
+
+
+def test_geodiffusions_folder_is_driven_by_its_own_prompts(geodiffusion_folder, dataset, layouts):
+    generator = prepared(geodiffusion_folder, dataset, perception_attributes=False)
+    names = {item.category_id: item.name for item in dataset.categories}
+    for layout in layouts:
+        phrases = []
+        for (left, top, right, bottom), key in zip(layout.boxes, layout.category_ids, strict=True):
+            corners = ((left, top), (right, bottom))
+            cells = [round(y / 64 * 7) * 8 + round(x / 64 * 7) for x, y in corners]
+            phrases.append(f"{names[key]} <l{cells[0]}> <l{cells[1]}>")
+        assert generator.encoder.prompt(layout).text == "An image with " + " ".join(phrases)
+
+
+@pytest.mark.parametrize(("size", "message"), [(9, "64 of the 81"), (4, "larger grid than 4×4")])
+def test_another_grid_than_the_folders_is_refused(geodiffusion_folder, dataset, size, message):
+    with pytest.raises(InvalidModel, match=message):
+        prepared(geodiffusion_folder, dataset, size)
+
+
+def test_another_architecture_is_refused_by_what_differs(geodiffusion_folder, dataset):
+    path = geodiffusion_folder / "text_encoder"
+    config = CLIPTextModel.from_pretrained(path).config
+    config.hidden_size, config.intermediate_size = 64, 64
+    CLIPTextModel(config).save_pretrained(path)
+    with pytest.raises(InvalidModel, match="cross_attention_dim of the UNet is 32 and must be 64"):
+        prepared(geodiffusion_folder, dataset)
+
+
+def test_a_tokenizer_of_another_text_encoder_is_refused(geodiffusion_folder, dataset):
+    path = geodiffusion_folder / "text_encoder"
+    config = CLIPTextModel.from_pretrained(path).config
+    config.vocab_size = 100
+    CLIPTextModel(config).save_pretrained(path)
+    with pytest.raises(InvalidModel, match="the text encoder 100 rows"):
+        prepared(geodiffusion_folder, dataset)
+
+
+def test_a_context_without_room_for_one_box_is_refused(new_generator):
+    with pytest.raises(InvalidModel, match="8 tokens have no room for a single box"):
+        new_generator("tokens", max_prompt_length=8)

@@ -1,0 +1,120 @@
+"""What is known of a base model and of layouts before anything is run."""
+
+from collections import Counter
+
+import pyarrow.compute as pc
+import pytest
+
+from data.artifacts.digests import DigestMemory
+from data.errors import InvalidConfig, InvalidDataset, InvalidModel
+from data.layouts.protocols import Protocol
+from models.generator.options import MODEL_PARTS, GeneratorConfig, ProbeConfig, SyntheticSetOptions
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "model"
+    for part in MODEL_PARTS:
+        (root / part).mkdir(parents=True)
+        (root / part / "weights").write_bytes(b"0123")
+    return root
+
+
+def foreign(options):
+    return options.foreign(DigestMemory())
+
+
+def test_a_base_model_is_known_by_the_content_of_its_parts(folder, tmp_path):
+    before = foreign(GeneratorConfig(base_model=str(folder)))
+    (folder / "README.md").write_text("about")
+    assert foreign(GeneratorConfig(base_model=str(folder))) == before
+    folder.rename(tmp_path / "moved")
+    moved = GeneratorConfig(base_model=str(tmp_path / "moved"))
+    assert foreign(moved) == before
+    (tmp_path / "moved" / "unet" / "weights").write_bytes(b"0124")
+    assert foreign(moved) != before
+
+
+def test_a_folder_that_is_no_base_model_is_refused(tmp_path):
+    (tmp_path / "unet").mkdir()
+    with pytest.raises(InvalidModel, match="it has no scheduler, text_encoder, tokenizer, vae"):
+        foreign(GeneratorConfig(base_model=str(tmp_path)))
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A cache of the hub with one model, and no way out."""
+    from huggingface_hub import constants
+
+    commit = "0123456789" * 4
+    root = tmp_path / "hub" / "models--some--model"
+    (root / "refs").mkdir(parents=True)
+    (root / "refs" / "main").write_text(commit)
+    (root / "snapshots" / commit / "unet").mkdir(parents=True)
+    (root / "snapshots" / commit / "model_index.json").write_text("{}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return root / "snapshots" / commit
+
+
+def test_a_hub_id_is_known_by_its_commit_and_the_download_is_named(hub):
+    config = GeneratorConfig(base_model="some/model")
+    assert foreign(config) == {"base_model": f"some/model@{hub.name}"}
+    assert foreign(
+        GeneratorConfig(base_model="some/model", base_model_revision=hub.name)
+    ) == foreign(config)
+    assert config.downloads() == ("some/model (revision main) from the Hugging Face hub",)
+    (hub / "unet" / "config.json").write_text("{}")
+    assert config.downloads() == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("/no/such/folder", "neither a folder nor a hub id"),
+        ("some/modle", "can be reached"),
+    ],
+)
+def test_a_mistyped_base_model_is_refused(hub, name, message):
+    with pytest.raises(InvalidModel, match=message):
+        foreign(GeneratorConfig(base_model=name))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (GeneratorConfig(min_area_fraction=0.99), InvalidDataset, "no train image has a usable"),
+        (
+            SyntheticSetOptions(split="val", protocol=Protocol(0, 50)),
+            InvalidDataset,
+            "no val image",
+        ),
+        (
+            SyntheticSetOptions(split="train", class_policies={"dragon": "easy"}),
+            InvalidConfig,
+            "dragon.*no things of the data set",
+        ),
+    ],
+)
+def test_what_a_data_set_makes_impossible_is_refused(dataset, options, error, message):
+    with pytest.raises(error, match=message):
+        options.check(dataset)
+
+
+def test_a_probe_without_layouts_is_refused_and_none_is_not(dataset):
+    """Of validation images with so few things there are none, of training images some."""
+    counts = {
+        split: min(
+            Counter(
+                dataset.objects.filter((pc.field("split") == split) & pc.field("is_thing"))[
+                    "image_id"
+                ].to_pylist()
+            ).values()
+        )
+        for split in ("train", "val")
+    }
+    few = GeneratorConfig(max_things=counts["train"])
+    assert counts["train"] < counts["val"]
+    with pytest.raises(InvalidDataset, match=r"no val image.*or set probe\.interval=0"):
+        few.check(dataset)
+    few.model_copy(update={"probe": ProbeConfig(interval=0)}).check(dataset)

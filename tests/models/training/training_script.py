@@ -1,0 +1,123 @@
+"""Trains a tiny generator: `training_script.py FOLDER DEATH OPTIONS`, for tests that kill it.
+
+DEATH is `-`, `step:N` (SIGKILL after step N), `write:N` (SIGKILL within the N-th checkpoint's write),
+or `rank:N` (SIGKILL of the second process after step N); a death comes once for each folder.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.layouts.layout import read_layouts
+from data.layouts.prompts import LocationGrid
+from data.vocabulary.images import read_square
+from data.vocabulary.tables import Dataset
+from models.generator.modules import create_base_model, prepare_generator, save_generator
+from models.generator.options import GeneratorConfig, NewModelConfig
+from models.processes import is_main_process, run_distributed
+from models.training import loop as training
+from models.training.batches import make_batch
+from models.training.training_set import build_training_set
+
+SHAPE = NewModelConfig(block_out_channels=(16, 32), text_hidden_size=32, text_layers=1)
+OPTIONS = {
+    "base_model": SHAPE,
+    "resolution": 64,
+    "layout_conditioning": "both",
+    "num_steps": 8,
+    "batch_size": 4,
+    "learning_rate": 1e-3,
+    "text_learning_rate": 1e-3,
+    "num_warmup_steps": 2,
+    "checkpoint_interval": 2,
+    "probe": {"interval": 3},
+    "mixed_precision": "no",
+}
+
+
+def die_once(folder: Path, reason: str) -> None:
+    marker = folder / f"died-{reason.replace(':', '-')}"
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def arm(folder: Path, death: str) -> None:
+    """Make the N-th checkpoint's write end half-way."""
+    kind, _, number = death.partition(":")
+    whole, count = torch.save, [0]
+
+    def torn(document, file):
+        count[0] += 1
+        if kind == "write" and count[0] == int(number):
+            file.write(b"half of a checkpoint")
+            file.flush()
+            die_once(folder, death)
+        whole(document, file)
+
+    torch.save = torn
+
+
+def prepare(folder: Path):
+    dataset = Dataset(folder.parent / "ingested")
+    paths = dict(dataset.image_paths("train"))
+    images = np.stack([read_square(path, 64) for path in paths.values()])
+    base = create_base_model(SHAPE, images, [item.name for item in dataset.categories], seed=0)
+    generator = prepare_generator(
+        base, dataset.categories, "both", LocationGrid(8, 8), "error", resolution=64
+    )
+    layouts = read_layouts(dataset, None, "train")
+    return generator, build_training_set(base, layouts, paths, folder / "training_set")
+
+
+def train(folder: Path, death: str, options: dict) -> None:
+    config = GeneratorConfig(**(OPTIONS | options))
+    generator, training_set = prepare(folder)
+    kind, _, number = death.partition(":")
+
+    def on_step(metrics):
+        if kind == "step" and metrics["step"] == int(number):
+            die_once(folder, death)
+
+    arm(folder, death)
+    if kind == "rank" and os.environ["RANK"] == "1":
+        step = training.train_step
+
+        def fatal_step(state, config, batches):
+            if state.step == int(number):
+                die_once(folder, death)
+            return step(state, config, batches)
+
+        training.train_step = fatal_step
+    batch = make_batch(generator, training_set, config, 0)
+    training.train_generator(
+        generator,
+        training_set,
+        config,
+        folder,
+        "run",
+        on_step=on_step,
+        on_probe=lambda state: {"masks": len(training.predict_masks(state, batch)[0])},
+    )
+    if is_main_process():
+        save_generator(generator, folder / "generator")
+
+
+def main(folder: str, death: str, options: str) -> None:
+    chosen = json.loads(options)
+    arguments = Path(folder), death, chosen
+    arguments[0].mkdir(exist_ok=True)
+    if chosen.get("num_processes", 1) == 1:
+        train(*arguments)
+    else:
+        prepare(arguments[0])
+        run_distributed(train, *arguments, num_processes=chosen["num_processes"])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,220 @@
+"""Steps in processes of their own: hits, damage, errors, deaths."""
+
+import importlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import psutil
+import pytest
+
+from data.artifacts.digests import DigestMemory
+from data.artifacts.store import ArtifactStore
+from data.errors import ArtifactMissing, InvalidConfig, StepFailed
+from data.ingest.options import IngestConfig, ScenesConfig
+from tasks import catalogue
+from tasks.execution.graph import Node, resolve
+from tasks.execution.memory import PeakMemory
+from tasks.execution.workshop import Workshop
+from tasks.kind import Kind
+
+MODULE = """
+import os, time
+from data.artifacts.options import Options
+from data.errors import InvalidConfig
+from tasks.pages.cards import write_card
+
+class What(Options):
+    what: str = "work"
+
+def run(context):
+    print("something on standard output")
+    match context.options.what:
+        case "error":
+            raise InvalidConfig("the user did it")
+        case "death":
+            os._exit(3)
+        case "exception":
+            raise RuntimeError("a bug")
+        case "sleep":
+            (context.work / "started").touch()
+            time.sleep(60)
+    context.progress(1, 1, "done")
+    write_card(context.out, "A card", context.options.what)
+    return {"results": {"threads": int(os.environ["OMP_NUM_THREADS"])}}
+"""
+
+
+@pytest.fixture
+def step(monkeypatch, tmp_path):
+    """Makes steps of a kind that the test adds."""
+    (tmp_path / "added_kind.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "added_kind", raising=False)
+    what_options = importlib.import_module("added_kind").What
+    kind = Kind(
+        "added", "added_kind", what_options, {"other": "optional"}, share=1.0, preload=False
+    )
+    monkeypatch.setitem(catalogue.KINDS, "added", kind)
+
+    def make(what="work"):
+        nodes = [
+            Node("first", "a stage", "added", what_options(what=f"{what}, first")),
+            Node("second", "another", "added", what_options(what=what), {"other": "first"}),
+        ]
+        return resolve(nodes, DigestMemory()).find("second")
+
+    return make
+
+
+def alone(step):
+    """The step without its input."""
+    return resolve([Node("only", "s", "added", step.options)], DigestMemory()).find("only")
+
+
+@pytest.fixture
+def store(tmp_path):
+    return ArtifactStore(tmp_path / "root")
+
+
+def obtain(store, step, num_cores=1):
+    reports = []
+    manifest, hit = Workshop(store, num_cores).obtain(step, lambda *report: reports.append(report))
+    return manifest, hit, reports
+
+
+def test_a_step_runs_in_its_own_process_and_is_a_hit_the_second_time(store, step, capfd):
+    manifest, hit, reports = obtain(store, alone(step()), num_cores=3)
+    assert not hit
+    assert reports == [(1, 1, "done")]
+    assert manifest.summary == {"results": {"threads": 3}}
+    assert manifest.files.keys() == {"card.md"}
+    assert manifest.peak_memory_bytes > 10_000_000
+    assert capfd.readouterr() == ("", "")
+    again, hit, reports = obtain(store, alone(step()))
+    assert (again, hit, reports) == (manifest, True, [])
+
+
+def test_a_damaged_artifact_is_made_again_with_the_same_content(store, step):
+    manifest, _, _ = obtain(store, alone(step()))
+    (store.root / manifest.reference / "card.md").write_bytes(b"x")
+    again, hit, _ = obtain(store, alone(step()))
+    assert not hit
+    assert again.files == manifest.files
+
+
+def test_a_users_error_arrives_as_it_was_raised_and_leaves_no_artifact(store, step):
+    with pytest.raises(InvalidConfig, match=r"^the user did it$"):
+        obtain(store, alone(step("error")))
+    assert not (store.root / "added").exists()
+
+
+@pytest.mark.parametrize(
+    ("what", "message"), [("death", r"exit status 3.*log\.txt"), ("exception", "a bug")]
+)
+def test_a_crash_names_the_log(store, step, what, message):
+    with pytest.raises(StepFailed, match=rf"(?s){message}"):
+        obtain(store, alone(step(what)))
+
+
+def test_a_step_whose_input_is_not_there_says_which_stage_to_run(store, step):
+    with pytest.raises(
+        ArtifactMissing, match=r"of 'first', which is missing.*the stage a stage first"
+    ):
+        obtain(store, step())
+
+
+def test_a_step_whose_input_was_removed_meanwhile_says_so(store, step):
+    second = step()
+    workshop = Workshop(store, 1)
+    first, _ = workshop.obtain(second.inputs["other"], lambda *report: None)
+    (store.root / first.reference / "card.md").unlink()
+    with pytest.raises(
+        ArtifactMissing, match=r"'second' needs the artifact added/.*missing or damaged"
+    ):
+        workshop.obtain(second, lambda *report: None)
+
+
+def test_a_stopped_run_ends_its_processes_and_starts_no_more(store, step):
+    workshop, sleeping = Workshop(store, 1), alone(step("sleep"))
+    errors = []
+
+    def work():
+        try:
+            workshop.obtain(sleeping, lambda *report: None)
+        except StepFailed as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    started = store.root / ".work" / sleeping.identity.reference / "started"
+    deadline = time.monotonic() + 60
+    while not started.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workshop.stop()
+    thread.join(20)
+    assert "the run was stopped" in errors[0]
+    with pytest.raises(StepFailed, match="the run was stopped"):
+        workshop.obtain(alone(step()), lambda *report: None)
+
+
+def test_steps_are_forked_from_a_process_that_has_imported_their_modules(store, step, monkeypatch):
+    kind = catalogue.KINDS["added"]
+    forked = replace(kind, preload=True)
+    monkeypatch.setitem(catalogue.KINDS, "added", forked)
+    workshop = Workshop(store, 1)
+    workshop.prepare([alone(step())])
+    manifest, _ = workshop.obtain(alone(step()), lambda *report: None)
+    assert manifest.files.keys() == {"card.md"}
+
+
+def test_a_data_set_that_is_a_hit_notes_where_its_images_lie(store):
+    config = IngestConfig(scenes=ScenesConfig(num_train=4, num_val=3))
+    made = resolve([Node("ingest", "ingest", "ingest", config)], DigestMemory()).find("ingest")
+    manifest, _, _ = obtain(store, made)
+    assert manifest.summary["counts"]["train"]["images"] == 4
+    assert not list(store.root.rglob("*.places.json"))  # Scenes are in the artifact
+    folder = store.root / manifest.reference / "scenes"
+    splits = {
+        name: {"instances": folder / f"annotations/instances_{name}.json", "images": folder / name}
+        for name in ("train", "val")
+    }
+    users = IngestConfig.model_validate(splits)
+    step = resolve([Node("ingest", "ingest", "ingest", users)], DigestMemory()).find("ingest")
+    mine, _, _ = obtain(store, step)
+    places = store.root / f"{mine.reference}.places.json"
+    places.unlink()
+    _, hit, _ = obtain(store, step)
+    assert hit
+    assert places.exists()
+
+
+def test_a_process_ends_with_its_parent(tmp_path):
+    child = (
+        "from tasks.execution.orphans import end_with_parent as e; e(); import time; time.sleep(60)"
+    )
+    parent = (
+        "import subprocess, sys, time\n"
+        f"print(subprocess.Popen([sys.executable, '-c', {child!r}]).pid, flush=True)\n"
+        "time.sleep(3)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True
+    ) as process:
+        pid = int(process.stdout.readline())
+        time.sleep(1)
+        process.kill()
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_peak_memory_sees_an_allocation():
+    with PeakMemory(os.getpid()) as peak:
+        block = bytearray(os.urandom(1) * 200_000_000)
+        time.sleep(1.2)
+    assert peak.bytes > len(block)

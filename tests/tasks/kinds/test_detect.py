@@ -1,0 +1,176 @@
+"""Detectors and detections as steps: shards, folds, users' detectors and results."""
+
+import json
+from dataclasses import replace
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from data.coco.files import read_coco
+from data.errors import InvalidModel
+from flows.presets import PRESETS, merge
+from models.detector.options import (
+    CheckpointConfig,
+    DetectionOptions,
+    DetectionsFile,
+    DetectorFolder,
+    DetectorSource,
+    DetectorTraining,
+    Fold,
+)
+from tasks.execution.context import StepContext
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # MMDetection and MMEngine warn a lot
+
+TINY = merge(
+    PRESETS["demo"]["train_detector"],
+    {"num_iterations": 2, "batch_size": 2, "overrides": {"model.test_cfg.score_thr": 0.0}},
+)
+"""A detector that has learned nothing is sure of nothing."""
+
+
+@pytest.fixture
+def context(dataset, tmp_path):
+    """Makes contexts of steps; a name's folders are the same every time."""
+
+    def make(name, options, inputs=None, progress=lambda *report: None):
+        work = tmp_path / "work" / name
+        out = tmp_path / "kind" / name
+        for folder in (work, out):
+            folder.mkdir(parents=True, exist_ok=True)
+        return StepContext(
+            options=options,
+            inputs={"ingest": dataset.folder, **(inputs or {})},
+            out=out,
+            work=work,
+            key="key",
+            root=tmp_path / "root",
+            num_workers=1,
+            progress=progress,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def trained(dataset, tmp_path_factory):
+    """Artifact of a detector that was hardly trained, with its checkpoint beside it."""
+    from tasks.kinds.train_detector import run
+
+    folder = tmp_path_factory.mktemp("train-detector") / "key"
+    work = tmp_path_factory.mktemp("work")
+    folder.mkdir()
+    options = DetectorTraining.model_validate(TINY)
+    run(
+        StepContext(
+            options, {"ingest": dataset.folder}, folder, work, "key", work, 1, lambda *report: None
+        )
+    )
+    (folder / "iter_2.pth").write_bytes((work / "iter_2.pth").read_bytes())
+    return folder
+
+
+def detections(step):
+    from tasks.kinds.detect import run
+
+    summary = run(step)
+    return pq.read_table(step.out / "detections.parquet"), summary
+
+
+def test_a_killed_scoring_goes_on_after_its_last_shard(context, dataset, trained, monkeypatch):
+    from tasks.kinds import detect
+
+    class Killed(Exception):
+        """Stands for the end of the process."""
+
+    def stop(done, total, status):
+        if done == 10:
+            raise Killed
+
+    monkeypatch.setattr(detect, "_SHARD_SIZE", 5)
+    step = context("detect", DetectionOptions(split="train"), {"detector": trained})
+    with pytest.raises(Killed):
+        detections(replace(step, progress=stop))
+    shards = step.work / "shards"
+    finished = {path.name: path.stat().st_mtime_ns for path in shards.iterdir()}
+    assert sorted(finished) == ["000000000.parquet", "000000005.parquet"]
+    table, summary = detections(step)
+    after = {path.name: path.stat().st_mtime_ns for path in shards.iterdir()}
+    assert finished.items() <= after.items()
+    assert len(after) == 3
+    assert table.num_rows == sum(pq.read_metadata(path).num_rows for path in shards.iterdir()) > 0
+    scores = table.filter(pc.field("image_id") == 3)["score"].to_pylist()
+    assert scores == sorted(scores, reverse=True)
+    assert summary == {}
+
+
+def test_validation_images_have_metrics_and_weak_detections_can_be_left_out(context, trained):
+    step = context("val", DetectionOptions(), {"detector": trained})
+    table, summary = detections(step)
+    assert summary["metrics"] == json.loads((step.out / "metrics.json").read_text())
+    assert summary["metrics"].keys() >= {"map", "map50", "map75"}
+    limit = float(pc.quantile(table["score"], 0.5)[0].as_py())
+    strong = context("strong", DetectionOptions(score_threshold=limit), {"detector": trained})
+    kept, _ = detections(strong)
+    assert kept.equals(table.filter(pc.field("score") >= limit))
+    assert "train-detector" in table["detector"][0].as_py()
+
+
+def test_no_image_is_scored_by_a_detector_that_saw_it(context, dataset, trained):
+    from tasks.kinds.train_detector import run
+
+    all_ids = {row["image_id"] for row in dataset.split_images("train")}
+    scored = []
+    for number in (0, 1):
+        fold = Fold(number=number, of=2)
+        training = DetectorTraining.model_validate({**TINY, "fold": fold})
+        step = context(f"fold {number}", training)
+        run(step)
+        seen = {image.id for image in read_coco(step.work / "instances.json").images}
+        options = DetectionOptions(split="train", fold=fold)
+        table, _ = detections(context(f"scored {number}", options, {"detector": step.out}))
+        found = set(table["image_id"].to_pylist())
+        assert seen | found == all_ids
+        assert not seen & found
+        scored.append(found)
+    assert not scored[0] & scored[1]
+
+
+def test_a_users_detector_scores_as_the_detector_itself(context, trained):
+    from tasks.kinds.import_detector import run
+
+    own, _ = detections(context("own", DetectionOptions(), {"detector": trained}))
+    config = trained.parent / "mine.py"
+    config.write_text((trained / "detector" / "config.py").read_text())
+    sources = {
+        "checkpoint": CheckpointConfig(config=str(config), checkpoint=trained / "iter_2.pth"),
+        "folder": DetectorFolder(folder=trained / "detector"),
+    }
+    for name, source in sources.items():
+        step = context(name, DetectorSource(source=source))
+        run(step)
+        table, _ = detections(context(f"by {name}", DetectionOptions(), {"detector": step.out}))
+        assert table.drop_columns("detector").equals(own.drop_columns("detector"))
+        assert table["detector"].unique().to_pylist() == [f"kind/{name}"]
+    wrong = trained.parent / "wrong.pth"
+    torch.save({"state_dict": {"other": torch.zeros(1)}}, wrong)
+    broken = CheckpointConfig(config=str(config), checkpoint=wrong)
+    with pytest.raises(InvalidModel, match=r"wrong\.pth with config"):
+        run(context("wrong", DetectorSource(source=broken)))
+
+
+def test_detections_of_another_framework_are_a_table_like_ours(context, tmp_path):
+    from tasks.kinds.import_detections import run
+
+    path = tmp_path / "results.json"
+    entry = {"image_id": 3, "category_id": 1, "bbox": [0, 0, 5, 5], "score": 0.8}
+    path.write_text(json.dumps([entry, entry | {"score": 0.9}, entry | {"image_id": 1}]))
+    step = context("results", DetectionsFile(path=path, split="val"))
+    summary = run(step)
+    table = pq.read_table(step.out / "detections.parquet")
+    assert table["image_id"].to_pylist() == [1, 3, 3]
+    assert table["score"].to_pylist() == pytest.approx([0.8, 0.9, 0.8])
+    assert table["detector"][0].as_py().startswith("results/results.json@")
+    assert "map" in summary["metrics"]

@@ -1,0 +1,42 @@
+import json
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data.attributes.options import AttributeConfig
+from data.vocabulary.tables import DETECTIONS
+from tasks.execution.context import StepContext
+from tasks.kinds.label_attributes import run
+
+
+def test_detections_of_several_detectors_label_one_data_set(dataset, tmp_path):
+    things = dataset.objects.filter(pc.field("is_thing"))
+    found = pa.table(
+        {name: things[name] for name in ("split", "image_id", "category_id")}
+        | {"score": pa.array([0.9] * things.num_rows, pa.float32())}
+        | {name: things[name].cast(pa.float32()) for name in ("x_min", "y_min", "x_max", "y_max")}
+        | {"detector": ["perfect"] * things.num_rows}
+    ).cast(DETECTIONS)
+    odd = pc.equal(pc.bit_wise_and(found["image_id"], 1), 1)
+    parts = {
+        "train a": found.filter(pc.and_(pc.equal(found["split"], "train"), odd)),
+        "train b": found.filter(pc.and_(pc.equal(found["split"], "train"), pc.invert(odd))),
+        "val": found.filter(pc.equal(found["split"], "val")).slice(0, 0),
+    }
+    for name, part in parts.items():
+        (tmp_path / name).mkdir()
+        pq.write_table(part, tmp_path / name / "detections.parquet")
+    (tmp_path / "out").mkdir()
+    inputs = {f"detections/{name}": tmp_path / name for name in parts}
+    summary = run(
+        StepContext(
+            AttributeConfig(), {"ingest": dataset.folder, **inputs}, tmp_path / "out", tmp_path,
+            "key", tmp_path, 1, lambda *report: None,
+        )
+    )  # fmt: skip
+    assert summary["hard_share"] == {"train": 0.0, "val": 1.0}
+    card = (tmp_path / "out" / "card.md").read_text()
+    assert "rank correlation with hard" in card
+    assert len(card) < 300_000
+    assert json.loads((tmp_path / "out" / "calibration.json").read_text())["By class"]

@@ -1,0 +1,130 @@
+"""Synthetic sets: what they hold, and what a killed step or a smaller batch leaves of them."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from data.coco.image_sets import SyntheticSet
+from data.layouts.layout import count_objects, read_layouts
+from data.layouts.protocols import PROTOCOLS
+from data.vocabulary.images import read_rgb
+from flows.run_config import build_run
+from models.generator.options import SamplingConfig, SyntheticSetOptions
+from tasks.execution.context import StepContext
+from tasks.kinds import synthesize
+
+SAMPLING = SamplingConfig(sampler="unipc", num_inference_steps=2, batch_size=3)
+
+
+def read_rgb_array(path):
+    return np.asarray(read_rgb(path)).astype(int)
+
+
+@pytest.fixture
+def context(dataset, attributes, new_generator, tmp_path):
+    from models.generator.modules import save_generator
+
+    pq.write_table(attributes, tmp_path / "attributes.parquet")
+    save_generator(new_generator(), tmp_path / "generator")
+    (tmp_path / "out").mkdir()
+
+    def make(sampling=SAMPLING, progress=lambda *report: None, **options):
+        return StepContext(
+            options=SyntheticSetOptions(split="val", sampling=sampling, **options),
+            inputs={"ingest": dataset.folder, "attributes": tmp_path, "generator": tmp_path},
+            out=tmp_path / "out",
+            work=tmp_path,
+            key="key",
+            root=tmp_path,
+            num_workers=1,
+            progress=progress,
+        )
+
+    return make
+
+
+def test_a_set_is_a_coco_data_set_with_its_provenance(context, dataset):
+    step = context(policy="hard", images_per_layout=2, num_layouts=3)
+    summary = synthesize.run(step)
+    made = SyntheticSet(step.out)
+    document = json.loads(made.instances.read_text())
+    assert summary["counts"]["images"] == len(document["images"]) == 6
+    assert {item["attribute"] for item in document["annotations"]} == {"hard"}
+    assert [key for key, _ in made.image_set.images] == [1, 2, 3, 4, 5, 6]
+    assert made.source_image_ids == sorted(made.first_images())
+    for row, path in zip(document["images"], made.image_set.images, strict=True):
+        with Image.open(path[1]) as picture:
+            assert picture.size == (row["width"], row["height"])
+
+
+def test_a_killed_step_ends_as_one_that_was_not(context, tmp_path):
+    class Killed(Exception):
+        """Stands for the end of the process."""
+
+    def stop(done, total, status):
+        if done == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        synthesize.run(context(progress=stop))
+    finished = list((tmp_path / "out" / "images").iterdir())
+    assert len(finished) == 3
+    times = {path.name: path.stat().st_mtime_ns for path in finished}
+    synthesize.run(context())
+    after = {path.name: path for path in (tmp_path / "out" / "images").iterdir()}
+    assert len(after) == 6
+    assert all(after[name].stat().st_mtime_ns == made for name, made in times.items())
+
+
+def test_a_smaller_batch_goes_on_and_draws_the_same_images(context, tmp_path):
+    """After an out-of-memory the finished images stay; rounding alone may differ."""
+    synthesize.run(context())
+    folder = tmp_path / "out" / "images"
+    first = {path.name: read_rgb_array(path) for path in folder.iterdir()}
+    for name in ("000000000002.png", "000000000005.png"):
+        (folder / name).unlink()
+    times = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    step = context(sampling=SAMPLING.model_copy(update={"batch_size": 1}))
+    assert synthesize.run(step)["batch_size"] == 1
+    assert (
+        times.items() <= {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}.items()
+    )
+    for path in folder.iterdir():
+        assert np.abs(read_rgb_array(path) - first[path.name]).max() <= 2
+
+
+def test_the_precision_is_settled_where_a_set_was_begun(context, tmp_path):
+    (tmp_path / "precision.txt").write_text("bf16")
+    assert synthesize.run(context())["precision"] == "bf16"
+    step = replace(context(), work=tmp_path / "fresh")
+    step.work.mkdir()
+    fixed = SAMPLING.model_copy(update={"mixed_precision": "no"})
+    options = step.options.model_copy(update={"sampling": fixed})
+    assert synthesize.run(replace(step, options=options))["precision"] == "no"
+
+
+def test_counts_of_the_protocols_stand_beside_the_published_ones(dataset):
+    for split, name, published in (
+        ("train", "synthetic-train", "train2017: 47,429 images, 210,893 objects"),
+        ("val", "lama-val", "val2017: 3,097 images"),
+    ):
+        options = SyntheticSetOptions(split=split, protocol=PROTOCOLS[name])
+        row = synthesize._chosen_layouts(dataset, options)
+        assert row["published"] == published
+        layouts = read_layouts(dataset, None, split, PROTOCOLS[name])
+        assert row["images"] == len(layouts)
+        assert row["things"] == count_objects(layouts)
+        assert row["things"] + row["stuff"] == sum(len(layout.boxes) for layout in layouts)
+    plain = synthesize._chosen_layouts(dataset, SyntheticSetOptions(split="train"))
+    assert "published" not in plain
+
+
+def test_the_coco_presets_follow_the_protocols():
+    for preset in ("coco-256", "coco-512"):
+        options = build_run(preset, {}).synthesize
+        assert options.protocol("train") == PROTOCOLS["synthetic-train"]
+        assert options.protocol("val") == PROTOCOLS["lama-val"]
