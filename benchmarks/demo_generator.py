@@ -14,7 +14,7 @@ from data.layouts.layout import Layout, read_layouts
 from data.layouts.prompts import LocationGrid
 from data.vocabulary.images import read_square
 from data.vocabulary.tables import Dataset
-from flows.presets import build_run
+from flows.run_config import build_run
 from models.generator.modules import Generator, create_base_model, prepare_generator
 from models.generator.options import GeneratorConfig, NewModelConfig
 

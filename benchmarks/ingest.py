@@ -18,9 +18,8 @@ import pyarrow.parquet as pq
 from contest import Arrays, equal, fastest, instances_file, main, parser
 from pycocotools.coco import COCO
 
-from data.ingest.annotations import MaskMode
 from data.ingest.ingestion import ingest, write_tables
-from data.ingest.options import IngestConfig, SplitConfig
+from data.ingest.options import IngestConfig, MaskMode, SplitConfig
 from data.vocabulary.boxes import xyxy_to_coco
 from data.vocabulary.tables import box_array
 

@@ -7,7 +7,7 @@ import signal
 import sys
 import tempfile
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,7 +18,7 @@ from rich.table import Table
 
 from data.artifacts.digests import DigestMemory
 from data.artifacts.manifest import Manifest
-from data.artifacts.records import Record, read_records, write_record
+from data.artifacts.records import read_records, write_record
 from data.artifacts.store import ArtifactStore, storage_errors
 from data.attributes.options import ATTRIBUTES_NAME
 from data.errors import (
@@ -30,6 +30,7 @@ from data.errors import (
 )
 from data.vocabulary.tables import Dataset
 from flows.presets import merge
+from flows.results import flat_results, newest_artifact, newest_reports
 from flows.run_config import RunConfig, build_run
 from flows.run_graph import REPORT, STAGES, run_graph
 from flows.studies import read_study, study_graph
@@ -118,7 +119,7 @@ def run(
     if stage is not None and stage not in STAGES:
         raise InvalidConfig(f"unknown stage {stage!r}: choose one of {', '.join(STAGES)}")
     store = ArtifactStore(default_root())
-    graph = _checked_graph(store, lambda digests: run_graph(config, digests))
+    graph = _checked_graph(store, lambda digests: run_graph(config, digests), for_run=True)
     steps = graph.of_stage(stage) if stage else list(graph)
     flow = stage.replace("-", "_") if stage else "end_to_end"
     _obtain(store, steps, flow, config, ("run", config.preset, graph))
@@ -132,18 +133,29 @@ def study(
     """Run several runs, what is the same in them once; each run's options stand in FILE."""
     config = read_study(file)
     store = ArtifactStore(default_root())
-    graph = _checked_graph(store, lambda digests: study_graph(config, digests))
+    graph = _checked_graph(store, lambda digests: study_graph(config, digests), for_run=True)
     _obtain(store, list(graph), "study", config, ("study", config.name, graph))
     for name in config.runs:
         typer.echo(name)
         _show_artifact(store, graph.find(f"{name}: {REPORT}"))
 
 
-def _checked_graph(store: ArtifactStore, build: Callable[[DigestMemory], Graph]) -> Graph:
-    """Build a graph and refuse what cannot work, as far as options, files and tables tell."""
+def _checked_graph(
+    store: ArtifactStore, build: Callable[[DigestMemory], Graph], *, for_run: bool = False
+) -> Graph:
+    """Build a graph and refuse what cannot work, as far as options, files and tables tell.
+
+    Args:
+        for_run: make the store's root, where the flow finds what was read here.
+    """
     with DigestMemory(store.root, _show_digests) as digests:
         graph = build(digests)
-    check(store, graph)
+        check(store, graph)
+        if for_run:
+            store.create_root()
+            digests.save(store.root)
+    for name in dict.fromkeys(name for step in graph for name in step.options.downloads()):
+        typer.echo(f"to be downloaded: {name}", err=True)
     return graph
 
 
@@ -159,7 +171,6 @@ def _obtain(
     record: tuple[Literal["run", "study"], str, Graph],
 ) -> None:
     """Obtain steps by a flow, or say that all are there, which needs no Prefect."""
-    store.create_root()
     there = all(store.lookup(step.identity.kind, step.identity.key) for step in steps)
     if _has_server() or not there:
         _run_flow(flow, config)
@@ -263,8 +274,6 @@ def plan(
             f"{step.kind.name}/{step.identity.key[:8]}",
         )
     Console(width=None if sys.stdout.isatty() else 240).print(table)
-    for name in dict.fromkeys(name for step in graph for name in step.options.downloads()):
-        typer.echo(f"to be downloaded: {name}")
 
 
 @app.command()
@@ -285,43 +294,6 @@ def report(
         if record.what == "study":
             typer.echo(name.removesuffix(f": {REPORT}"))
         _show_results(store, manifest)
-
-
-def newest_reports(store: ArtifactStore) -> tuple[Record, dict[str, Manifest]]:
-    """The newest run or study whose reports are all there, and those by the names of their steps.
-
-    Raises:
-        ArtifactMissing: there is none.
-    """
-    for record in read_records(store.root):
-        steps = [step for step in record.steps if step.kind == REPORT]
-        found = {name: store.read(step.kind, step.key) for step in steps for name in step.names}
-        there = {name: manifest for name, manifest in found.items() if manifest is not None}
-        if there and len(there) == len(found):
-            return record, there
-    raise ArtifactMissing(f"no finished run under {store.root}: run `detdiffusion run demo` first")
-
-
-def flat_results(
-    store: ArtifactStore, record: Record, reports: Mapping[str, Manifest]
-) -> dict[str, float]:
-    """A run's numbers with its cost; those of a study's runs after the run's name.
-
-    `seconds_total` is the sum of the steps' wall-clock times when they were made, `peak_memory_gb` the
-    most resident memory that the processes of any one of them held.
-    """
-    results = {
-        f"{name.removesuffix(REPORT)}{key}": value
-        for name, manifest in reports.items()
-        for key, value in manifest.summary["results"].items()
-    }
-    found = filter(None, (store.read(step.kind, step.key) for step in record.steps))
-    steps = list(found)
-    return {
-        **results,
-        "seconds_total": round(sum(item.seconds for item in steps), 1),
-        "peak_memory_gb": round(max(item.peak_memory_bytes for item in steps) / 1e9, 2),
-    }
 
 
 @app.command()
@@ -362,7 +334,7 @@ def inspect(
 
 def _ingested(store: ArtifactStore, folder: Path | None) -> Dataset:
     if folder is None:
-        newest = _newest(store, "ingest", lambda manifest: True)
+        newest = newest_artifact(store, "ingest", lambda manifest: True)
         if newest is None:
             raise ArtifactMissing(
                 f"no ingested data set under {store.root}: give a COCO JSON, or run `detdiffusion run demo`"
@@ -376,18 +348,10 @@ def _ingested(store: ArtifactStore, folder: Path | None) -> Dataset:
 def _newest_attributes(store: ArtifactStore, dataset: Dataset) -> Path | None:
     """Attributes of this very ingest artifact, where there are some."""
     source = f"ingest/{dataset.folder.resolve().name}"
-    newest = _newest(store, "label-attributes", lambda item: item.inputs["ingest"] == source)
+    newest = newest_artifact(
+        store, "label-attributes", lambda item: item.inputs["ingest"] == source
+    )
     return store.root / newest.reference / ATTRIBUTES_NAME if newest else None
-
-
-def _newest(store: ArtifactStore, kind: str, wanted: Callable[[Manifest], bool]) -> Manifest | None:
-    """The artifact of a kind that the newest run had which has one."""
-    for record in read_records(store.root):
-        for step in record.steps:
-            manifest = store.read(step.kind, step.key) if step.kind == kind else None
-            if manifest is not None and wanted(manifest):
-                return manifest
-    return None
 
 
 def main() -> None:

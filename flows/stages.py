@@ -23,7 +23,7 @@ from flows.studies import StudyConfig, study_graph
 from tasks.execution.graph import Graph, Step
 from tasks.execution.plan import check
 from tasks.execution.workshop import Workshop, default_root
-from tasks.prefect_ui import obtain_artifact
+from tasks.prefect_ui import StepProgress, obtain_artifact
 
 DEMO = RunConfig.model_validate({"preset": "demo"})
 
@@ -84,7 +84,10 @@ def _run(
     store = ArtifactStore(default_root())
     try:
         store.create_root()
-        with DigestMemory(store.root) as digests:
+        with (
+            StepProgress("digest files") as progress,
+            DigestMemory(store.root, progress) as digests,
+        ):
             graph = build(digests)
         write_record(store.root, what, name, config.model_dump(mode="json"), graph.recorded())
         return _obtain(store, graph, graph.of_stage(stage) if stage else list(graph))
@@ -98,7 +101,7 @@ def _obtain(store: ArtifactStore, graph: Graph, steps: Sequence[Step]) -> State[
     A step that fails leaves those alone that do not need it. What the tables of a data set show to be
     impossible is refused as soon as they are there.
     """
-    workshop = Workshop(store)
+    workshop = Workshop(store, graph)
     futures: dict[str, PrefectFuture[Manifest]] = {}
     try:
         workshop.prepare(steps)
@@ -121,7 +124,9 @@ def _submit(
         sources = (source.identity.reference for source in step.inputs.values())
         waited = [futures[item] for item in sources if item in futures]
         if step.identity.reference not in futures:
-            future = obtain_artifact.submit(workshop, step, wait_for=waited, return_state=False)
+            future = obtain_artifact.submit(
+                workshop, step.name, wait_for=waited, return_state=False
+            )
             futures[step.identity.reference] = future
 
 

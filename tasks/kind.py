@@ -22,7 +22,8 @@ class Kind:
         versions: of its code and of code that it shares with other kinds, by name; bumped by hand when
             what it makes changes.
         share: of the machine's cores that a step asks for.
-        preload: whether its module is so slow to import that it is done once for many steps.
+        preload: whether it loads models, whose libraries are so slow to import that it is done once for
+            many steps.
     """
 
     name: str

@@ -99,17 +99,18 @@ class StepProgress:
 
 @task(
     name="obtain-artifact",
-    task_run_name="{step.name}",
+    task_run_name="{name}",
     persist_result=False,
     cache_policy=NO_CACHE,
 )
-def obtain_artifact(workshop: Workshop, step: Step) -> Any:
-    """Get a step's artifact and show it; returns a Prefect state that holds its manifest.
+def obtain_artifact(workshop: Workshop, name: str) -> Any:
+    """Get the artifact of a step and show it; returns a Prefect state that holds its manifest.
 
     The state is named `Cached` if it was there. An error that the user can mend becomes a failed state
     with its message, and no traceback in the log.
     """
-    with StepProgress(step.name) as progress:
+    step = workshop.graph.find(name)
+    with StepProgress(name) as progress:
         try:
             manifest, hit = workshop.obtain(step, progress)
         except PipelineError as error:

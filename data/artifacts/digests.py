@@ -6,7 +6,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -79,6 +79,13 @@ class DigestMemory:
         trace: TracebackType | None,
     ) -> None:
         self._database.close()
+
+    def save(self, folder: Path) -> None:
+        """Keep in a folder what is remembered, if it has no memory yet."""
+        path = folder / MEMORY_NAME
+        if not path.exists():
+            with suppress(sqlite3.Error), closing(sqlite3.connect(path)) as database:
+                self._database.backup(database)
 
     def file(self, path: Path) -> str:
         """SHA-256 of a file.

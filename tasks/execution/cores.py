@@ -5,11 +5,17 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 def available_cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def has_gpu() -> bool:
+    """Whether this machine shows a GPU of NVIDIA's or AMD's; no library is asked."""
+    return any(next(Path("/dev").glob(name), None) for name in ("nvidia[0-9]*", "kfd"))
 
 
 class Cores:

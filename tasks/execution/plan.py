@@ -61,10 +61,12 @@ def _planned(store: ArtifactStore, step: Step, records: Callable[[], list[Record
         damaged = store.damage(manifest)
         more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
         return PlannedStep(step, "stale", f"missing or damaged: {damaged[0]}{more}")
+    if any(item.key == key for record in records() for item in record.steps if item.kind == kind):
+        return PlannedStep(step, "miss", "never finished, or removed")
     earlier = _earlier(store, step, records())
     if earlier is None:
         return PlannedStep(step, "miss", "never made")
-    return PlannedStep(step, "stale", "; ".join(_causes(earlier, step)) or "its artifact is gone")
+    return PlannedStep(step, "stale", "; ".join(_causes(earlier, step)))
 
 
 def _earlier(store: ArtifactStore, step: Step, records: Iterable[Record]) -> Manifest | None:

@@ -28,8 +28,8 @@ from data.artifacts.store import ArtifactStore, storage_errors
 from data.errors import ArtifactMissing, PipelineError, StepFailed
 from data.progress import Progress
 from tasks.execution.child import LOG_NAME, StepSpec, run_step
-from tasks.execution.cores import Cores, available_cores
-from tasks.execution.graph import Step
+from tasks.execution.cores import Cores, available_cores, has_gpu
+from tasks.execution.graph import Graph, Step
 from tasks.execution.memory import PeakMemory
 
 _PACKAGES = ("torch", "diffusers", "transformers", "mmdet", "mmengine", "prefect")
@@ -41,22 +41,27 @@ _start_lock = threading.Lock()
 
 
 class Workshop:
-    """Obtains artifacts for one run; steps may be asked for side by side.
+    """Obtains the artifacts of a graph; steps may be asked for side by side.
 
     Args:
         store: where the artifacts are.
+        graph: of the steps.
         num_cores: that the steps share; None for all.
     """
 
-    def __init__(self, store: ArtifactStore, num_cores: int | None = None):
+    def __init__(self, store: ArtifactStore, graph: Graph, num_cores: int | None = None):
         self.store = store
+        self.graph = graph
         self._cores = Cores(num_cores or available_cores())
+        self._has_gpu = has_gpu()
         self._processes: set[BaseProcess] = set()
         self._stopped = threading.Event()
 
     def prepare(self, steps: Iterable[Step]) -> None:
         """Begin to import what those steps need that have no artifact yet; returns at once."""
-        modules = {step.kind.module for step in steps if step.kind.preload and not self._has(step)}
+        modules = {
+            step.kind.module for step in steps if self._is_forked(step) and not self._has(step)
+        }
         if modules:
             from multiprocessing import forkserver  # noqa: PLC0415  # starts nothing by itself
 
@@ -78,7 +83,7 @@ class Workshop:
             hit = manifest is not None
             if manifest is None:
                 inputs = {name: self._input(step, name) for name in step.inputs}
-                with storage_errors(self.store.root), self._cores.take(step.kind.share) as cores:
+                with storage_errors(self.store.root), self._cores.take(self._share(step)) as cores:
                     manifest = self._make(step, inputs, cores, progress)
             step.options.note_places(self.store.root / identity.reference)
         return manifest, hit
@@ -88,6 +93,14 @@ class Workshop:
         self._stopped.set()
         for process in list(self._processes):
             process.terminate()
+
+    def _is_forked(self, step: Step) -> bool:
+        """CUDA does not survive the fork of a process that has looked for a GPU."""
+        return step.kind.preload and not self._has_gpu
+
+    def _share(self, step: Step) -> float:
+        """Of the cores. What loads models has a GPU to itself."""
+        return 1.0 if step.kind.preload and self._has_gpu else step.kind.share
 
     def _has(self, step: Step) -> bool:
         return self.store.read(step.identity.kind, step.identity.key) is not None
@@ -128,7 +141,7 @@ class Workshop:
 
     def _run(self, step: Step, spec: StepSpec, progress: Progress) -> tuple[dict[str, Any], int]:
         """Let a process run the step; returns what it reports, and its memory at the peak, bytes."""
-        start = "forkserver" if step.kind.preload else "spawn"
+        start = "forkserver" if self._is_forked(step) else "spawn"
         context = cast("ForkServerContext", multiprocessing.get_context(start))
         receiving, sending = context.Pipe(duplex=False)
         process = context.Process(target=run_step, args=(spec, sending), name=step.name)
@@ -138,6 +151,8 @@ class Workshop:
             process.start()
         sending.close()
         self._processes.add(process)
+        if self._stopped.is_set():  # meanwhile
+            process.terminate()
         last: Any = None
         try:
             with PeakMemory(process.pid or 0) as peak:

@@ -94,3 +94,14 @@ def test_more_files_than_a_query_takes(tmp_path):
     assert len(set(first)) == len(paths)
     rows = sqlite3.connect(tmp_path / MEMORY_NAME).execute("SELECT count(*) FROM files")
     assert rows.fetchone() == (len(paths),)
+
+
+def test_what_was_read_before_there_was_a_folder_can_be_kept(old_file, tmp_path, reads):
+    with DigestMemory(tmp_path / "later") as memory:
+        digest = memory.file(old_file)
+        (tmp_path / "later").mkdir()
+        memory.save(tmp_path / "later")
+        memory.save(tmp_path / "later")
+    with DigestMemory(tmp_path / "later") as memory:
+        assert memory.file(old_file) == digest
+    assert len(reads) == 1

@@ -16,7 +16,7 @@ from data.artifacts.store import ArtifactStore
 from data.errors import ArtifactMissing, InvalidConfig, StepFailed
 from data.ingest.options import IngestConfig, ScenesConfig
 from tasks import catalogue
-from tasks.execution.graph import Node, resolve
+from tasks.execution.graph import Graph, Node, resolve
 from tasks.execution.memory import PeakMemory
 from tasks.execution.workshop import Workshop
 from tasks.kind import Kind
@@ -82,7 +82,9 @@ def store(tmp_path):
 
 def obtain(store, step, num_cores=1):
     reports = []
-    manifest, hit = Workshop(store, num_cores).obtain(step, lambda *report: reports.append(report))
+    manifest, hit = Workshop(store, Graph({}), num_cores).obtain(
+        step, lambda *report: reports.append(report)
+    )
     return manifest, hit, reports
 
 
@@ -129,7 +131,7 @@ def test_a_step_whose_input_is_not_there_says_which_stage_to_run(store, step):
 
 def test_a_step_whose_input_was_removed_meanwhile_says_so(store, step):
     second = step()
-    workshop = Workshop(store, 1)
+    workshop = Workshop(store, Graph({}), 1)
     first, _ = workshop.obtain(second.inputs["other"], lambda *report: None)
     (store.root / first.reference / "card.md").unlink()
     with pytest.raises(
@@ -139,7 +141,7 @@ def test_a_step_whose_input_was_removed_meanwhile_says_so(store, step):
 
 
 def test_a_stopped_run_ends_its_processes_and_starts_no_more(store, step):
-    workshop, sleeping = Workshop(store, 1), alone(step("sleep"))
+    workshop, sleeping = Workshop(store, Graph({}), 1), alone(step("sleep"))
     errors = []
 
     def work():
@@ -165,7 +167,7 @@ def test_steps_are_forked_from_a_process_that_has_imported_their_modules(store, 
     kind = catalogue.KINDS["added"]
     forked = replace(kind, preload=True)
     monkeypatch.setitem(catalogue.KINDS, "added", forked)
-    workshop = Workshop(store, 1)
+    workshop = Workshop(store, Graph({}), 1)
     workshop.prepare([alone(step())])
     manifest, _ = workshop.obtain(alone(step()), lambda *report: None)
     assert manifest.files.keys() == {"card.md"}

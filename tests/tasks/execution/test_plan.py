@@ -1,0 +1,78 @@
+"""What a plan says of every step, and why."""
+
+import pytest
+
+from data.artifacts.digests import DigestMemory
+from data.artifacts.options import Options
+from data.artifacts.records import read_records, write_record
+from data.artifacts.store import ArtifactStore
+from tasks import catalogue
+from tasks.execution.graph import Node, resolve
+from tasks.execution.plan import plan
+from tasks.kind import Kind
+
+
+class Number(Options):
+    value: int = 0
+
+
+@pytest.fixture(autouse=True)
+def kinds(monkeypatch):
+    monkeypatch.setitem(catalogue.KINDS, "number", Kind("number", "none", Number))
+    copied = Kind("copy", "none", Number, {"number": "one"})
+    monkeypatch.setitem(catalogue.KINDS, "copy", copied)
+
+
+def graph_of(value):
+    nodes = [
+        Node("a number", "s", "number", Number(value=value)),
+        Node("a copy", "s", "copy", Number(), {"number": "a number"}),
+    ]
+    return resolve(nodes, DigestMemory())
+
+
+@pytest.fixture
+def store(tmp_path):
+    return ArtifactStore(tmp_path)
+
+
+def make(store, graph):
+    for step in graph:
+        out = store.work(step.kind.name, step.identity.key) / "out"
+        out.mkdir()
+        (out / "file").write_text("content")
+        store.publish(
+            step.identity, out, summary={}, environment={}, seconds=0, peak_memory_bytes=0,
+            created_at="",
+        )  # fmt: skip
+
+
+def planned(store, graph):
+    return [(item.state, item.why) for item in plan(store, graph, read_records(store.root))]
+
+
+def record(store, graph):
+    write_record(store.root, "run", "x", {}, graph.recorded())
+
+
+def test_what_is_there_is_a_hit_and_what_never_was_a_miss(store):
+    assert planned(store, graph_of(1)) == [("miss", "never made")] * 2
+    make(store, graph_of(1))
+    assert planned(store, graph_of(1)) == [("hit", "")] * 2
+
+
+def test_a_change_is_told_against_the_newest_run_and_through_the_inputs(store):
+    for value in (1, 2):
+        make(store, graph_of(value))
+        record(store, graph_of(value))
+    assert planned(store, graph_of(3)) == [("stale", "value: 2 → 3"), ("stale", "a number changed")]
+
+
+def test_damage_and_absence_are_told_apart(store):
+    graph = graph_of(1)
+    make(store, graph)
+    record(store, graph)
+    (store.root / graph.find("a copy").identity.reference / "file").write_text("CONTENT")
+    assert planned(store, graph) == [("hit", ""), ("stale", "missing or damaged: file")]
+    (store.root / graph.find("a copy").identity.reference / "manifest.json").unlink()
+    assert planned(store, graph)[1] == ("miss", "never finished, or removed")
