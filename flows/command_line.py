@@ -19,7 +19,7 @@ from rich.table import Table
 from data.artifacts.digests import DigestMemory
 from data.artifacts.manifest import Manifest
 from data.artifacts.records import read_records, write_record
-from data.artifacts.store import ArtifactStore, storage_errors
+from data.artifacts.store import ArtifactStore, default_root, storage_errors
 from data.attributes.options import ATTRIBUTES_NAME
 from data.errors import (
     ArtifactMissing,
@@ -32,13 +32,12 @@ from data.vocabulary.tables import Dataset
 from flows.presets import merge
 from flows.results import flat_results, newest_artifact, newest_reports
 from flows.run_config import RunConfig, build_run
-from flows.run_graph import REPORT, STAGES, run_graph
+from flows.run_graph import REPORT, run_graph, stage_steps
 from flows.studies import read_study, study_graph
 from tasks.execution.cores import available_cores
 from tasks.execution.graph import Graph, Step
-from tasks.execution.plan import check
+from tasks.execution.plan import check, note_places
 from tasks.execution.plan import plan as plan_steps
-from tasks.execution.workshop import default_root
 from tasks.pages.numbers import format_value
 
 app = typer.Typer(
@@ -116,13 +115,11 @@ def run(
 ) -> None:
     """Run every step of a preset that has no intact artifact yet."""
     config = configured_run(preset, assignments, config_file)
-    if stage is not None and stage not in STAGES:
-        raise InvalidConfig(f"unknown stage {stage!r}: choose one of {', '.join(STAGES)}")
     store = ArtifactStore(default_root())
     graph = _checked_graph(store, lambda digests: run_graph(config, digests), for_run=True)
-    steps = graph.of_stage(stage) if stage else list(graph)
+    steps = stage_steps(graph, stage)
     flow = stage.replace("-", "_") if stage else "end_to_end"
-    _obtain(store, steps, flow, config, ("run", config.preset, graph))
+    _obtain(store, steps, flow, config, ("run", config.preset, graph, stage))
     _show_artifact(store, steps[-1])
 
 
@@ -134,7 +131,7 @@ def study(
     config = read_study(file)
     store = ArtifactStore(default_root())
     graph = _checked_graph(store, lambda digests: study_graph(config, digests), for_run=True)
-    _obtain(store, list(graph), "study", config, ("study", config.name, graph))
+    _obtain(store, list(graph), "study", config, ("study", config.name, graph, None))
     for name in config.runs:
         typer.echo(name)
         _show_artifact(store, graph.find(f"{name}: {REPORT}"))
@@ -154,8 +151,9 @@ def _checked_graph(
         if for_run:
             store.create_root()
             digests.save(store.root)
-    for name in dict.fromkeys(name for step in graph for name in step.options.downloads()):
-        typer.echo(f"to be downloaded: {name}", err=True)
+    missing = (step for step in graph if not store.has(step.kind.name, step.identity.key))
+    for name in dict.fromkeys(name for step in missing for name in step.options.downloads()):
+        typer.echo(f"to be downloaded, where it is not cached: {name}", err=True)
     return graph
 
 
@@ -168,7 +166,7 @@ def _obtain(
     steps: Sequence[Step],
     flow: str,
     config: BaseModel,
-    record: tuple[Literal["run", "study"], str, Graph],
+    record: tuple[Literal["run", "study"], str, Graph, str | None],
 ) -> None:
     """Obtain steps by a flow, or say that all are there, which needs no Prefect."""
     there = all(store.lookup(step.identity.kind, step.identity.key) for step in steps)
@@ -176,10 +174,10 @@ def _obtain(
         _run_flow(flow, config)
         return
     typer.echo("Every step is a hit; nothing to run.")
-    for step in steps:
-        step.options.note_places(store.root / step.identity.reference)
-    what, name, graph = record
-    write_record(store.root, what, name, config.model_dump(mode="json"), graph.recorded())
+    what, name, graph, stage = record
+    note_places(store, graph)
+    options = config.model_dump(mode="json")
+    write_record(store.root, what, name, options, graph.recorded(), stage)
 
 
 def _has_server() -> bool:
@@ -255,6 +253,8 @@ def plan(
     """Say for every step whether its artifact is there, and if not, why."""
     store = ArtifactStore(default_root())
     if study_file is not None:
+        if assignments or config_file:
+            raise InvalidConfig("--study has all options in its file: leave --set and --config out")
         study_config = read_study(study_file)
         graph = _checked_graph(store, lambda digests: study_graph(study_config, digests))
     else:
@@ -324,7 +324,7 @@ def inspect(
         if dataset is not None and dataset.is_file():
             if images is None:
                 raise InvalidConfig(f"{dataset} needs --images, the folder of its image files")
-            found = ingest_file(dataset, images, Path(temporary), available_cores())
+            found = ingest_file(dataset, images, Path(temporary) / "tables", available_cores())
         else:
             found = _ingested(store, dataset)
             attributes = attributes or _newest_attributes(store, found)

@@ -16,7 +16,9 @@ def newest_reports(store: ArtifactStore) -> tuple[Record, dict[str, Manifest]]:
         ArtifactMissing: there is none.
     """
     for record in read_records(store.root):
-        steps = [step for step in record.steps if step.kind == REPORT]
+        if record.stage not in (None, "evaluate"):
+            continue
+        steps = [step for step in record.steps if step.kind == "report"]
         found = {name: store.read(step.kind, step.key) for step in steps for name in step.names}
         there = {name: manifest for name, manifest in found.items() if manifest is not None}
         if there and len(there) == len(found):

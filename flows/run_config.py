@@ -22,6 +22,7 @@ from data.vocabulary.tables import Split
 from flows.presets import PRESETS, PresetName, merge
 from models.detector.options import DetectorConfig, ScoringConfig
 from models.generator.options import GeneratorConfig, SamplingConfig
+from models.metrics.options import MeasureOptions
 
 Arm = Literal["real", "real+origin", "real+easy", "real+hard"]
 """What a detector is trained on; the policy of the synthetic images stands after the plus."""
@@ -103,7 +104,7 @@ class RetrainConfig(_Section):
         return values
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(MeasureOptions):
     """How generated images and retrained detectors are measured."""
 
     features: Literal["detector", "inception"] = Field(
@@ -112,8 +113,6 @@ class EvaluationConfig(_Section):
     inception_weights: Path | None = Field(
         None, description="InceptionV3 weights file, where nothing may be downloaded."
     )
-    recall_iou_threshold: float = Field(0.5, gt=0, lt=1)
-    recall_score_threshold: float = Field(0.3, ge=0, lt=1)
     batch_size: int = Field(32, ge=1, description="Images that a detector looks at at once.")
 
 

@@ -22,7 +22,7 @@ from models.detector.options import (
 )
 from models.generator.options import SyntheticSetOptions, check_classes
 from models.metrics.options import FeatureOptions, MeasureOptions
-from tasks.execution.graph import Graph, Node, resolve
+from tasks.execution.graph import Graph, Node, Step, resolve
 
 STAGES = {
     "ingest": "Read a COCO-format data set, or make Scenes, and write its tables.",
@@ -49,11 +49,28 @@ def run_graph(config: RunConfig, digests: DigestMemory) -> Graph:
     """Build the graph of a run.
 
     Raises:
-        InvalidConfig: options do not go together.
+        InvalidConfig: options do not go together, or a file cannot be read.
         PipelineError: what an option names outside of the store is not there.
     """
-    _check(config, digests)
-    return resolve(list(_nodes(config)), digests)
+    try:
+        _check(config, digests)
+        return resolve(list(_nodes(config)), digests)
+    except OSError as error:
+        raise InvalidConfig(f"{error.filename} cannot be read: {error.strerror}") from error
+
+
+def stage_steps(graph: Graph, stage: str | None) -> list[Step]:
+    """The steps of a stage, or of all.
+
+    Raises:
+        InvalidConfig: there is no such stage, or it has nothing to do.
+    """
+    if stage is not None and stage not in STAGES:
+        raise InvalidConfig(f"unknown stage {stage!r}: choose one of {', '.join(STAGES)}")
+    steps = graph.of_stage(stage) if stage else list(graph)
+    if not steps:
+        raise InvalidConfig(f"with these options the stage {stage} has nothing to do")
+    return steps
 
 
 def _check(config: RunConfig, digests: DigestMemory) -> None:
@@ -78,7 +95,6 @@ def _nodes(config: RunConfig) -> Iterator[Node]:
     detector, nodes = _attribute_nodes(config)
     yield from nodes
     yield _training(_SCORER, "train-scorer", config.train_scorer)
-    yield _detection(config, "score real", "train-scorer", _SCORER)
     yield Node(
         _GENERATOR,
         "train-generator",
@@ -90,11 +106,12 @@ def _nodes(config: RunConfig) -> Iterator[Node]:
     for policy in POLICIES:
         if f"real+{policy}" in config.retrain.arms:
             yield _set(config, "train", policy)
-    for policy in POLICIES:
-        yield _set(config, "val", policy)
-    for arm in config.retrain.arms:
+    for arm in config.retrain.arms:  # the longest way to the end goes first
         for seed in config.retrain.seeds:
             yield from _arm_nodes(config, arm, seed)
+    for policy in POLICIES:
+        yield _set(config, "val", policy)
+    yield _detection(config, "score real", "train-scorer", _SCORER)
     yield from _evaluation_nodes(config)
 
 
@@ -235,7 +252,6 @@ def _evaluation_nodes(config: RunConfig) -> Iterator[Node]:
     for policy, name in sets.items():
         yield _detection(config, f"score {policy}", stage, _SCORER, synthetic=name)
         yield _features(config, f"features {policy}", {"set": name}, "val")
-    given = config.evaluate
     inputs = {"ingest": _INGEST, "attributes": _ATTRIBUTES, "detections": "detect val"}
     inputs |= {f"sets/{policy}": name for policy, name in sets.items()}
     inputs |= {f"scores/{name}": f"score {name}" for name in ("real", *sets)}
@@ -245,10 +261,7 @@ def _evaluation_nodes(config: RunConfig) -> Iterator[Node]:
         for arm in config.retrain.arms
         for seed in config.retrain.seeds
     }
-    options: Options = MeasureOptions(
-        recall_iou_threshold=given.recall_iou_threshold,
-        recall_score_threshold=given.recall_score_threshold,
-    )
+    options = MeasureOptions(**config.evaluate.model_dump(include=set(MeasureOptions.model_fields)))
     yield Node("measure", stage, "measure", options, inputs)
     inputs = {"ingest": _INGEST, "attributes": _ATTRIBUTES, "generator": _GENERATOR}
     inputs |= {"measures": "measure"}

@@ -15,14 +15,14 @@ from pydantic import BaseModel
 from data.artifacts.digests import DigestMemory
 from data.artifacts.manifest import Manifest
 from data.artifacts.records import write_record
-from data.artifacts.store import ArtifactStore
+from data.artifacts.store import ArtifactStore, default_root
 from data.errors import PipelineError
 from flows.run_config import RunConfig
-from flows.run_graph import STAGES, run_graph
+from flows.run_graph import STAGES, run_graph, stage_steps
 from flows.studies import StudyConfig, study_graph
 from tasks.execution.graph import Graph, Step
-from tasks.execution.plan import check
-from tasks.execution.workshop import Workshop, default_root
+from tasks.execution.plan import check, note_places
+from tasks.execution.workshop import Workshop
 from tasks.prefect_ui import StepProgress, obtain_artifact
 
 DEMO = RunConfig.model_validate({"preset": "demo"})
@@ -30,8 +30,8 @@ DEMO = RunConfig.model_validate({"preset": "demo"})
 
 def _stage_flow(stage: str) -> Flow[Any, Any]:
     @flow(name=stage, description=STAGES[stage])
-    def run_stage(config: RunConfig = DEMO) -> State[Any]:
-        return _run("run", config.preset, config, lambda d: run_graph(config, d), stage)
+    def run_stage(config: RunConfig = DEMO, num_cores: int | None = None) -> State[Any]:
+        return _run("run", config.preset, config, lambda d: run_graph(config, d), stage, num_cores)
 
     return run_stage
 
@@ -47,30 +47,15 @@ evaluate = _stage_flow("evaluate")
 
 
 @flow(name="end-to-end")
-def end_to_end(config: RunConfig = DEMO) -> State[Any]:
-    """Run every step that has no intact artifact; ends in the report's state."""
-    return _run("run", config.preset, config, lambda digests: run_graph(config, digests))
+def end_to_end(config: RunConfig = DEMO, num_cores: int | None = None) -> State[Any]:
+    """Run every step that has no intact artifact, on all cores or some; ends in the report's state."""
+    return _run("run", config.preset, config, lambda d: run_graph(config, d), None, num_cores)
 
 
 @flow(name="study")
-def study(config: StudyConfig) -> State[Any]:
-    """Run several runs, what is the same in them once."""
-    return _run("study", config.name, config, lambda digests: study_graph(config, digests))
-
-
-STAGE_FLOWS: dict[str, Flow[Any, Any]] = {
-    item.name: item
-    for item in (
-        ingest,
-        train_detector,
-        train_scorer,
-        extract_attributes,
-        train_generator,
-        synthesize,
-        retrain,
-        evaluate,
-    )
-}
+def study(config: StudyConfig, num_cores: int | None = None) -> State[Any]:
+    """Run several runs, what is the same in them once, on all cores or some."""
+    return _run("study", config.name, config, lambda d: study_graph(config, d), None, num_cores)
 
 
 def _run(
@@ -79,6 +64,7 @@ def _run(
     config: BaseModel,
     build: Callable[[DigestMemory], Graph],
     stage: str | None = None,
+    num_cores: int | None = None,
 ) -> State[Any]:
     """Record a graph and obtain its steps, or a stage's; an error of the user's becomes a failed state."""
     store = ArtifactStore(default_root())
@@ -89,19 +75,24 @@ def _run(
             DigestMemory(store.root, progress) as digests,
         ):
             graph = build(digests)
-        write_record(store.root, what, name, config.model_dump(mode="json"), graph.recorded())
-        return _obtain(store, graph, graph.of_stage(stage) if stage else list(graph))
+        steps = stage_steps(graph, stage)
+        options = config.model_dump(mode="json")
+        write_record(store.root, what, name, options, graph.recorded(), stage)
+        return _obtain(store, graph, steps, num_cores)
     except PipelineError as error:
         return Failed(message=str(error), data=error)
 
 
-def _obtain(store: ArtifactStore, graph: Graph, steps: Sequence[Step]) -> State[Any]:
+def _obtain(
+    store: ArtifactStore, graph: Graph, steps: Sequence[Step], num_cores: int | None
+) -> State[Any]:
     """Obtain steps, each as soon as its inputs and cores are there; ends in the last one's state.
 
     A step that fails leaves those alone that do not need it. What the tables of a data set show to be
     impossible is refused as soon as they are there.
     """
-    workshop = Workshop(store, graph)
+    note_places(store, graph)
+    workshop = Workshop(store, graph, num_cores)
     futures: dict[str, PrefectFuture[Manifest]] = {}
     try:
         workshop.prepare(steps)

@@ -44,17 +44,21 @@ def read_study(path: Path) -> StudyConfig:
             f"study {path}: it needs tables runs.NAME, and may have name, preset and options; "
             f"unknown: {sorted(unknown)}"
         )
-    common = document.get("options", {})
-    preset = document.get("preset", "demo")
+    common, preset = document.get("options", {}), document.get("preset", "demo")
+    name = document.get("name", path.stem)
+    if not isinstance(preset, str) or not isinstance(name, str) or not name:
+        raise InvalidConfig(f"study {path}: name and preset must be texts")
     return StudyConfig(
-        name=str(document.get("name", path.stem)),
-        runs={name: _run(path, name, preset, common, over) for name, over in runs.items()},
+        name=name,
+        runs={key: _run(path, key, preset, common, over) for key, over in runs.items()},
     )
 
 
 def _run(path: Path, name: str, preset: str, common: Any, over: Any) -> RunConfig:
     if not isinstance(common, Mapping) or not isinstance(over, Mapping):
         raise InvalidConfig(f"study {path}: options and runs.{name} must be tables")
+    if "preset" in common or "preset" in over:
+        raise InvalidConfig(f"study {path}: preset stands at the top and holds for all runs")
     try:
         return build_run(preset, merge(common, over))
     except PipelineError as error:

@@ -16,11 +16,6 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def limit_threads(num_threads: int) -> None:
-    """Let torch use at most this many CPU threads in this process."""
-    torch.set_num_threads(num_threads)
-
-
 def resolve_precision(precision: Precision) -> Precision:
     """Turn `auto` into `bf16` where the hardware multiplies bfloat16 matrices, else into `no`."""
     if precision != "auto":

@@ -17,7 +17,7 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich import progress as rich_progress
 
 from data.artifacts.manifest import Manifest
 from data.errors import PipelineError
@@ -30,12 +30,12 @@ logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 15.0
 
-_bars = Progress(
-    TextColumn("{task.description:>26}"),
-    BarColumn(),
-    TextColumn("{task.completed}/{task.total}"),
-    TimeRemainingColumn(),
-    TextColumn("{task.fields[status]}"),
+_bars = rich_progress.Progress(
+    rich_progress.TextColumn("{task.description:>26}"),
+    rich_progress.BarColumn(),
+    rich_progress.TextColumn("{task.completed}/{task.total}"),
+    rich_progress.TimeRemainingColumn(),
+    rich_progress.TextColumn("{task.fields[status]}"),
 )
 """All steps of this process share one set of bars on the terminal."""
 
@@ -55,7 +55,7 @@ class StepProgress:
     def __init__(self, name: str):
         self._name = name
         self._artifact: UUID | None = None
-        self._bar: TaskID | None = None
+        self._bar: rich_progress.TaskID | None = None
         self._last_line = 0.0
 
     def __enter__(self) -> Self:

@@ -18,11 +18,14 @@ from data.progress import Progress, silent
 MEMORY_NAME = ".digests.sqlite"
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INT, changed INT, sha256 TEXT);
+CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, size INT, changed INT, sha256 TEXT);
 CREATE TABLE IF NOT EXISTS facts (sha256 TEXT, name TEXT, value BLOB, PRIMARY KEY (sha256, name));
 """
 _VARIABLES = 500
 """Values in one query."""
+
+_CHUNK = 1 << 18
+"""Bytes; a file that is not longer is read at once."""
 
 _THREADS = 8
 _SECONDS_BETWEEN_REPORTS = 1.0
@@ -31,9 +34,13 @@ _SETTLED_NS = 2_000_000_000
 """A file changed less than this ago may change again within its time stamp's grain: not remembered."""
 
 
-def file_digest(path: Path) -> str:
+def file_digest(path: str | Path) -> str:
     """SHA-256 of a file's content."""
-    with path.open("rb") as file:
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123  # thousands of small files, by text
+        start = file.read(_CHUNK)
+        if len(start) < _CHUNK:
+            return hashlib.sha256(start).hexdigest()
+        file.seek(0)
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -110,7 +117,7 @@ class DigestMemory:
         self._remember(
             "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)",
             [
-                (names[row], *stats[row], digest)
+                (os.fsencode(names[row]), *stats[row], digest)
                 for row, digest in zip(new, read, strict=True)
                 if stats[row][1] < settled
             ],
@@ -120,8 +127,9 @@ class DigestMemory:
         return [digests[name] for name in names]
 
     def folder(self, folder: Path) -> str:
-        """SHA-256 over the names and contents of all files in a folder."""
-        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        """SHA-256 over the names and contents of all files in a folder but hidden ones."""
+        found = (path for path in folder.rglob("*") if not path.name.startswith("."))
+        paths = sorted(path for path in found if path.is_file())
         names = [str(path.relative_to(folder)) for path in paths]
         lines = zip(names, self.files(paths), strict=True)
         return combined_digest(f"{name} {digest}" for name, digest in lines)
@@ -144,18 +152,18 @@ class DigestMemory:
     def _known(self, names: Sequence[str]) -> dict[str, tuple[int, int, str]]:
         known = {}
         for start in range(0, len(names), _VARIABLES):
-            part = names[start : start + _VARIABLES]
+            part = [os.fsencode(name) for name in names[start : start + _VARIABLES]]
             marks = ",".join("?" * len(part))
             query = f"SELECT path, size, changed, sha256 FROM files WHERE path IN ({marks})"  # noqa: S608  # marks only
             for path, size, changed, digest in self._database.execute(query, part):
-                known[path] = (size, changed, digest)
+                known[os.fsdecode(path)] = (size, changed, digest)
         return known
 
     def _read(self, names: Sequence[str]) -> list[str]:
         digests: list[str] = []
         reported = time.monotonic()
         with ThreadPoolExecutor(_THREADS) as pool:
-            for digest in pool.map(lambda name: file_digest(Path(name)), names):
+            for digest in pool.map(file_digest, names):
                 digests.append(digest)
                 if time.monotonic() - reported > _SECONDS_BETWEEN_REPORTS:
                     reported = time.monotonic()

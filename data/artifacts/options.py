@@ -39,6 +39,27 @@ class Options(BaseModel):
         """
         return {}
 
+    def keyed(self, without: Collection[str] = ()) -> dict[str, Any]:
+        """The options as plain JSON, less those that are no part of the key.
+
+        Args:
+            without: further options to leave out, those inside of others by dotted name.
+        """
+        keyed: dict[str, Any] = {}
+        dumped = self.model_dump(mode="json")
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            default = field.get_default(call_default_factory=True)
+            later = AddedLater in field.metadata and value == default
+            if name in without or RuntimeOnly in field.metadata or later:
+                continue
+            keyed[name] = dumped[name]
+            if isinstance(value, Options):
+                prefix = f"{name}."
+                inner = [item.removeprefix(prefix) for item in without if item.startswith(prefix)]
+                keyed[name] = value.keyed(inner)
+        return keyed
+
     def downloads(self) -> tuple[str, ...]:
         """What will be fetched from elsewhere when the step runs."""
         return ()
@@ -52,25 +73,3 @@ class Options(BaseModel):
 
     def note_places(self, artifact: Path) -> None:
         """Note beside an artifact where on this machine the files lie that it refers to."""
-
-
-def keyed_options(options: BaseModel, without: Collection[str] = ()) -> dict[str, Any]:
-    """Dump options as plain JSON, less those that are no part of the key.
-
-    Args:
-        without: further options to leave out, those inside of others by dotted name.
-    """
-    keyed: dict[str, Any] = {}
-    dumped = options.model_dump(mode="json")
-    for name, field in type(options).model_fields.items():
-        value = getattr(options, name)
-        later = AddedLater in field.metadata and value == field.get_default(
-            call_default_factory=True
-        )
-        if name not in without and RuntimeOnly not in field.metadata and not later:
-            inner = [
-                item.removeprefix(f"{name}.") for item in without if item.startswith(f"{name}.")
-            ]
-            is_group = isinstance(value, BaseModel)
-            keyed[name] = keyed_options(value, inner) if is_group else dumped[name]
-    return keyed

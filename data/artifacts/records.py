@@ -35,6 +35,7 @@ class Record(BaseModel):
         format: of the record itself.
         what: a run, or a study of several.
         name: the preset, or the study's name.
+        stage: that alone was to be run; None for all.
         created_at: ISO 8601, UTC.
         options: of the run, or of each run of the study, plain JSON.
         steps: all of them, each after its inputs.
@@ -46,6 +47,7 @@ class Record(BaseModel):
     what: Literal["run", "study"]
     name: str
     created_at: str
+    stage: str | None
     options: dict[str, Any]
     steps: tuple[RecordedStep, ...]
 
@@ -60,6 +62,7 @@ def write_record(
     name: str,
     options: dict[str, Any],
     steps: tuple[RecordedStep, ...],
+    stage: str | None = None,
 ) -> Record:
     """Add a record to a store.
 
@@ -67,7 +70,9 @@ def write_record(
         StorageError: the store cannot be written to.
     """
     now = datetime.now(UTC)
-    record = Record(what=what, name=name, created_at=now.isoformat(), options=options, steps=steps)
+    record = Record(
+        what=what, name=name, stage=stage, created_at=now.isoformat(), options=options, steps=steps
+    )
     folder = root / _FOLDER
     with storage_errors(root):
         folder.mkdir(parents=True, exist_ok=True)

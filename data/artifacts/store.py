@@ -11,15 +11,17 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
 from pydantic import ValidationError
 
 from data.artifacts.digests import file_digest
 from data.artifacts.identity import StepIdentity
 from data.artifacts.manifest import MANIFEST_NAME, FileRecord, Manifest
 from data.errors import StorageError
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 
 @contextmanager
@@ -43,6 +45,11 @@ def storage_errors(root: Path) -> Iterator[None]:
 
 def _concerns(path: Path, root: Path) -> bool:
     return path.is_relative_to(root) or root.is_relative_to(path)
+
+
+def default_root() -> Path:
+    """The artifact root: `DETDIFFUSION_HOME`, or `artifacts` in the working folder."""
+    return Path(os.environ.get("DETDIFFUSION_HOME", "artifacts")).resolve()
 
 
 class ArtifactStore:
@@ -74,12 +81,18 @@ class ArtifactStore:
             folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def lock(self, kind: str, key: str) -> FileLock:
+    def lock(self, kind: str, key: str) -> "FileLock":
         """Lock that keeps two processes from making the same artifact at once."""
+        from filelock import FileLock  # noqa: PLC0415  # brings asyncio and ssl, which a plan goes without
+
         folder = self.root / ".locks"
         with storage_errors(self.root):
             folder.mkdir(parents=True, exist_ok=True)
         return FileLock(folder / f"{kind}-{key}")
+
+    def has(self, kind: str, key: str) -> bool:
+        """Whether there is an artifact, intact or not."""
+        return (self.path(kind, key) / MANIFEST_NAME).is_file()
 
     def read(self, kind: str, key: str) -> Manifest | None:
         """Read a manifest without checking the files; None if absent or unreadable."""
@@ -102,14 +115,22 @@ class ArtifactStore:
         manifest = self.read(kind, key)
         if manifest is None or manifest.reference not in self._verified:
             return self.lookup(kind, key) is not None
-        folder = self.root / manifest.reference
-        return all(_has_size(folder / name, item.size) for name, item in manifest.files.items())
+        folder = str(self.root / manifest.reference)
+        return all(
+            _has_size(f"{folder}/{name}", item.size) for name, item in manifest.files.items()
+        )
 
-    def damage(self, manifest: Manifest) -> list[str]:
-        """Files of an artifact that are missing or do not have their recorded content."""
-        folder = self.root / manifest.reference
+    def damage(self, manifest: Manifest, suffix: str = "") -> list[str]:
+        """Files of an artifact that are missing or do not have their recorded content.
+
+        Args:
+            suffix: of the names that are looked at; all by default.
+        """
+        folder = str(self.root / manifest.reference)
         return [
-            name for name, record in manifest.files.items() if not _intact(folder / name, record)
+            name
+            for name, record in manifest.files.items()
+            if name.endswith(suffix) and not _intact(f"{folder}/{name}", record)
         ]
 
     def ancestors(self, manifest: Manifest) -> dict[str, Manifest]:
@@ -175,14 +196,14 @@ def _record(path: Path) -> FileRecord:
     return FileRecord(size=path.stat().st_size, sha256=file_digest(path))
 
 
-def _has_size(path: Path, size: int) -> bool:
+def _has_size(path: str, size: int) -> bool:
     try:
-        return path.stat().st_size == size
+        return os.stat(path).st_size == size  # noqa: PTH116  # thousands of files, by text
     except OSError:
         return False
 
 
-def _intact(path: Path, record: FileRecord) -> bool:
+def _intact(path: str, record: FileRecord) -> bool:
     try:
         return _has_size(path, record.size) and file_digest(path) == record.sha256
     except OSError:

@@ -1,5 +1,6 @@
 """Attributes of single objects that a user sets."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import pyarrow as pa
@@ -30,6 +31,17 @@ def read_overrides(path: Path) -> pa.Table:
     return table
 
 
+def check_objects(overrides: pa.Table, known: Collection[int | None], split: Split) -> None:
+    """Refuse overrides of objects that are not known.
+
+    Raises:
+        InvalidDataset: there are some.
+    """
+    unknown = sorted(set(overrides["object_id"].to_pylist()) - set(known))
+    if unknown:
+        raise InvalidDataset(f"attribute overrides name unknown things of {split}: {unknown[:5]}")
+
+
 def override_attributes(attributes: pa.Table, overrides: pa.Table, split: Split) -> pa.Table:
     """Replace the attributes of single things of a split.
 
@@ -45,9 +57,7 @@ def override_attributes(attributes: pa.Table, overrides: pa.Table, split: Split)
         *(attributes[k].to_pylist() for k in ("split", "is_thing", "object_id")), strict=True
     )
     mine = [key if (name, thing) == (split, True) else None for name, thing, key in rows]
-    unknown = sorted(set(chosen) - set(mine))
-    if unknown:
-        raise InvalidDataset(f"attribute overrides name unknown things of {split}: {unknown[:5]}")
+    check_objects(overrides, mine, split)
     old = attributes["attribute"].to_pylist()
     new = [chosen.get(key, value) for key, value in zip(mine, old, strict=True)]
     column = attributes.schema.get_field_index("attribute")

@@ -79,9 +79,15 @@ class SplitConfig(Options):
         from data.ingest.source import source_digest  # noqa: PLC0415  # loads what Scenes need not
 
         self.require_paths()
-        files = (*self.instance_files, *self.stuff_files)
         try:
-            return source_digest(files, self.images, self.panoptic, self.png_folder, digests)
+            return source_digest(
+                self.instance_files,
+                self.stuff_files,
+                self.images,
+                self.panoptic,
+                self.png_folder,
+                digests,
+            )
         except OSError as error:
             raise InvalidDataset(f"{error.filename} cannot be read: {error.strerror}") from error
 

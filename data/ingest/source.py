@@ -1,7 +1,7 @@
 """Identity of a COCO-format data set: the content of its files and of what their records name."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -27,15 +27,21 @@ class _Panoptic(_FileName):
 
 
 def source_digest(
-    files: Iterable[Path], images: Path, panoptic: Path | None, pngs: Path, digests: DigestMemory
+    things: Sequence[Path],
+    stuff: Sequence[Path],
+    images: Path,
+    panoptic: Path | None,
+    pngs: Path,
+    digests: DigestMemory,
 ) -> str:
     """Digest of a split: its JSON files' content, and that of every image that they name.
 
     Where the files lie is no part of it, nor are files that no record names. An image that is not
-    there has no content.
+    there, or may not be read, has no content.
 
     Args:
-        files: COCO files of things and stuff.
+        things: COCO files of things.
+        stuff: COCO files of stuff.
         images: folder of their images.
         panoptic: COCO panoptic file.
         pngs: folder of its PNGs.
@@ -44,13 +50,13 @@ def source_digest(
         InvalidDataset: a file is not a COCO file.
         OSError: a file cannot be read.
     """
-    things_and_stuff = list(files)
     names = {
         name
-        for path in [*things_and_stuff, *filter(None, [panoptic])]
+        for path in [*things, *stuff, *filter(None, [panoptic])]
         for name in digests.fact(path, "image names", _image_names)
     }
-    lines = [f"file {digests.file(path)}" for path in things_and_stuff]
+    lines = [f"things {digest}" for digest in digests.files(things)]
+    lines += [f"stuff {digest}" for digest in digests.files(stuff)]
     lines += _contents(images, names, digests)
     if panoptic:
         lines.append(f"panoptic {digests.file(panoptic)}")
@@ -75,9 +81,14 @@ def _contents(folder: Path, file_names: Iterable[str], digests: DigestMemory) ->
     names = sorted(set(file_names))
     inside = {name: name_inside(root, name) for name in names}
     paths = {name: root / place for name, place in inside.items() if place}
-    there = [name for name, path in paths.items() if os.path.isfile(path)]  # noqa: PTH113  # any name is allowed
+    there = [name for name, path in paths.items() if _is_readable(path)]
     known = dict(zip(there, digests.files([paths[name] for name in there]), strict=True))
     return [f"{name} {known.get(name, 'missing')}" for name in names]
+
+
+def _is_readable(path: Path) -> bool:
+    """Whether there is such a file that may be read; any name is allowed."""
+    return os.path.isfile(path) and os.access(path, os.R_OK)  # noqa: PTH113  # Path.is_file raises
 
 
 def _image_names(path: Path) -> list[str]:

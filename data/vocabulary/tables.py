@@ -141,7 +141,7 @@ class Category:
 
 @dataclass(frozen=True)
 class Dataset:
-    """An ingested data set: the folder that `data.ingest` wrote.
+    """An ingested data set: the folder that `ingest` wrote.
 
     Attributes:
         folder: holds `images.parquet`, `objects.parquet`, `categories.parquet`, `refused.parquet`,

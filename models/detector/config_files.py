@@ -1,6 +1,6 @@
 """MMDetection configs, completed for training on COCO folders."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from mmengine.config import Config
 from mmengine.hub import get_config
 
 from data.errors import InvalidConfig
+from models.detector.config_sources import dotted
 from models.detector.options import DetectorConfig
 
 
@@ -52,23 +53,6 @@ def build_config(
             f"detector config {settings.config!r} with overrides {settings.overrides}: {error}"
         ) from error
     return config
-
-
-def dotted(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested options to dotted names, later ones over earlier ones.
-
-    A mapping with `_delete_` replaces a whole node of the config and is left as it is.
-
-    >>> dotted({"a.b": 1, "a": {"b": 2, "c": {"_delete_": True}}})
-    {'a.b': 2, 'a.c': {'_delete_': True}}
-    """
-    flat: dict[str, Any] = {}
-    for name, value in options.items():
-        if isinstance(value, Mapping) and "_delete_" not in value:
-            flat |= dotted(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
 
 
 def read_config(name: str) -> Config:

@@ -41,16 +41,41 @@ def config_files(name: str) -> list[Path]:
     return files
 
 
-def named_weights(name: str, overrides: Mapping[str, Any]) -> set[str]:
-    """Weights that a model of this config starts from: paths and addresses under `init_cfg`.
+def named_weights(name: str) -> set[str]:
+    """Weights that a config or one it inherits from names under `checkpoint`: paths and addresses.
 
-    Args:
-        overrides: options laid over the config; where they say `init_cfg`, the config's are not used.
+    Not all of them need be used: a config may put another model in the place of the inherited one.
     """
-    own = set(_checkpoints_of_values(overrides))
-    if own or "init_cfg" in str(overrides):
-        return own
     return {found for file in config_files(name) for found in _checkpoints(_parse(file))}
+
+
+def dotted(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested options to dotted names, later ones over earlier ones.
+
+    A mapping with `_delete_` replaces a whole node of the config and is left as it is.
+
+    >>> dotted({"a.b": 1, "a": {"b": 2, "c": {"_delete_": True}}})
+    {'a.b': 2, 'a.c': {'_delete_': True}}
+    """
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        if isinstance(value, Mapping) and "_delete_" not in value:
+            flat |= dotted(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def weights_in(options: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Weights that overrides name, by the option's dotted name."""
+    found: dict[str, str] = {}
+    for name, value in options.items():
+        full = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            found |= weights_in(value, f"{full}.")
+        elif full.endswith("init_cfg.checkpoint") and isinstance(value, str):
+            found[full] = value
+    return found
 
 
 def _parse(file: Path) -> ast.Module:
@@ -102,28 +127,22 @@ def _package_folder(name: str) -> Path | None:
     return Path(spec.origin).parent if spec and spec.origin else None
 
 
-def _checkpoints(tree: ast.AST) -> Iterator[str]:
-    """Texts that stand under the name `checkpoint` in a dictionary, written in either way."""
+def _checkpoints(tree: ast.Module) -> Iterator[str]:
+    """Texts under the name `checkpoint` in a dictionary, written in either way, or by a variable."""
+    texts = {
+        ast.unparse(node.targets[0]): node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+    }
     for node in ast.walk(tree):
         pairs: list[tuple[Any, ast.expr]] = []
         if isinstance(node, ast.Dict):
-            pairs = [
-                (getattr(k, "value", None), v) for k, v in zip(node.keys, node.values, strict=True)
-            ]
+            keys = (getattr(key, "value", None) for key in node.keys)
+            pairs = list(zip(keys, node.values, strict=True))
         elif isinstance(node, ast.Call):
             pairs = [(item.arg, item.value) for item in node.keywords]
         for key, value in pairs:
-            if (
-                key == "checkpoint"
-                and isinstance(value, ast.Constant)
-                and isinstance(value.value, str)
-            ):
-                yield value.value
-
-
-def _checkpoints_of_values(options: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in options.items():
-        if isinstance(value, Mapping):
-            yield from _checkpoints_of_values(value)
-        elif name.rpartition(".")[2] == "checkpoint" and isinstance(value, str):
-            yield value
+            constant = texts.get(value.id, value) if isinstance(value, ast.Name) else value
+            text = getattr(constant, "value", None)
+            if key == "checkpoint" and isinstance(text, str):
+                yield text

@@ -56,7 +56,7 @@ class Detections:
 
 
 def detections_table(split: str, detections: Iterable[Detections], detector: str) -> pa.Table:
-    """Collect a detector's detections into a table with schema `data.tables.DETECTIONS`."""
+    """Collect a detector's detections into a table with schema `data.vocabulary.tables.DETECTIONS`."""
     found = list(detections)
     boxes = np.concatenate([np.zeros((0, 4), np.float32), *(item.boxes for item in found)])
     counts = [len(item.scores) for item in found]

@@ -1,5 +1,6 @@
 """Options of the steps around detectors. Light: imports neither torch nor MMDetection."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -10,7 +11,7 @@ from data.artifacts.options import Options, RuntimeOnly
 from data.attributes.folds import assign_folds
 from data.errors import InvalidConfig, InvalidDataset, InvalidModel
 from data.vocabulary.tables import Dataset, Split
-from models.detector.config_sources import config_files, named_weights
+from models.detector.config_sources import config_files, dotted, named_weights, weights_in
 
 CODE_VERSION = 2
 """Of training, inference and features; bumped by hand when what they make changes."""
@@ -67,22 +68,44 @@ class DetectorConfig(Options):
             InvalidConfig: the config or weights that it names are not there.
         """
         found = {"config": config_digest(self.config, digests)}
-        for name in sorted(self._weights()):
-            if "://" not in name:
-                if not Path(name).is_file():
-                    raise InvalidConfig(
-                        f"detector config {self.config!r} starts from the weights {name!r}: there is no "
-                        "such file. Correct the path, or set pretrained=false"
-                    )
-                found[f"weights {Path(name).name}"] = digests.file(Path(name))
+        given, own = self._given_weights(), self._own_weights()
+        for name, path in given.items():
+            if "://" not in path:
+                self._require(path)
+                found[f"overrides.{name}"] = digests.file(Path(path))
+        files = sorted(name for name in own if "://" not in name)
+        for path in files if not given else ():
+            self._require(path)
+        there = [Path(path) for path in files if Path(path).is_file()]
+        if there:
+            found["weights"] = combined_digest(sorted(digests.files(there)))
         return found
+
+    def keyed(self, without: Collection[str] = ()) -> dict[str, Any]:
+        """Overrides count the same nested and dotted."""
+        flat = dotted(self.overrides)
+        overrides = {k: v for k, v in flat.items() if f"overrides.{k}" not in without}
+        return super().keyed(without) | {"overrides": overrides}
 
     def downloads(self) -> tuple[str, ...]:
         """Addresses of weights."""
-        return tuple(sorted(name for name in self._weights() if "://" in name))
+        names = {*self._own_weights(), *self._given_weights().values()}
+        return tuple(sorted(name for name in names if "://" in name))
 
-    def _weights(self) -> set[str]:
-        return named_weights(self.config, self.overrides) if self.pretrained else set()
+    def _own_weights(self) -> set[str]:
+        """Weights that the config names."""
+        return named_weights(self.config) if self.pretrained else set()
+
+    def _given_weights(self) -> dict[str, str]:
+        """Weights that the overrides name, by the option's dotted name."""
+        return weights_in(self.overrides) if self.pretrained else {}
+
+    def _require(self, path: str) -> None:
+        if not Path(path).is_file():
+            raise InvalidConfig(
+                f"detector config {self.config!r} starts from the weights {path!r}: there is no such "
+                "file. Correct the path, or set pretrained=false"
+            )
 
 
 class Fold(Options):

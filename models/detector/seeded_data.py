@@ -15,7 +15,7 @@ from models.detector.mmdetection import DATA_SAMPLERS, DATASETS
 
 
 @DATA_SAMPLERS.register_module()
-class PlaceSampler(InfiniteSampler):  # type: ignore[misc]  # likewise
+class PlaceSampler(InfiniteSampler):  # type: ignore[misc]  # mmengine is untyped
     """MMEngine's endless sampler, with place * size of the data set + index in place of the index."""
 
     def __iter__(self) -> Iterator[int]:

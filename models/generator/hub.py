@@ -5,8 +5,8 @@ from pathlib import Path
 from data.errors import InvalidModel
 
 _INDEX = "model_index.json"
-_LARGEST_PART = "unet/config.json"
-_SECONDS = 3.0
+_LARGEST_PART = "unet/diffusion_pytorch_model"
+_SECONDS = 1.5
 
 
 def hub_commit(name: str, revision: str) -> str:
@@ -37,7 +37,8 @@ def hub_commit(name: str, revision: str) -> str:
 
 def missing_downloads(name: str, revision: str) -> tuple[str, ...]:
     """What of a model is still to be fetched."""
-    if _cached(name, _LARGEST_PART, hub_commit(name, revision)):
+    commit = hub_commit(name, revision)
+    if any(_cached(name, f"{_LARGEST_PART}{end}", commit) for end in (".safetensors", ".bin")):
         return ()
     return (f"{name} (revision {revision}) from the Hugging Face hub",)
 

@@ -1,6 +1,7 @@
 """Options of the generator: its shape, its training, and what is drawn with it. Light: no torch."""
 
 from collections.abc import Collection, Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -8,7 +9,7 @@ from pydantic import Field, model_validator
 
 from data.artifacts.digests import DigestMemory, combined_digest
 from data.artifacts.options import Options, RuntimeOnly
-from data.attributes.overrides import read_overrides
+from data.attributes.overrides import check_objects, read_overrides
 from data.errors import InvalidConfig, InvalidModel
 from data.layouts.layout import AttributePolicy, require_layouts
 from data.layouts.protocols import EVERYTHING, Protocol
@@ -150,6 +151,16 @@ class GeneratorConfig(Options):
             )
         return self
 
+    @model_validator(mode="after")
+    def _resolution_divides(self) -> Self:
+        shape = self.base_model
+        if isinstance(shape, NewModelConfig) and self.resolution % shape.patch_size:
+            raise ValueError(
+                f"resolution {self.resolution} is not a multiple of base_model.patch_size "
+                f"{shape.patch_size}"
+            )
+        return self
+
     @property
     def protocol(self) -> Protocol:
         """Which layouts are trained on."""
@@ -165,7 +176,10 @@ class GeneratorConfig(Options):
 
         Raises:
             InvalidModel: there is no such model.
+            InvalidConfig: the optimiser's package is not installed.
         """
+        if self.optimizer == "adamw-8bit" and find_spec("bitsandbytes") is None:
+            raise InvalidConfig("optimizer adamw-8bit needs: pip install bitsandbytes")
         if isinstance(self.base_model, NewModelConfig):
             return {}
         folder = Path(self.base_model)
@@ -232,13 +246,17 @@ class SyntheticSetOptions(Options):
         return {"attribute_overrides": digests.file(self.attribute_overrides)}
 
     def check(self, dataset: Dataset) -> None:
-        """Refuse a class that does not exist, and a rule that leaves no layout.
+        """Refuse classes and objects that do not exist, and a rule that leaves no layout.
 
         Raises:
             InvalidConfig: a class is none of the data set's things.
-            InvalidDataset: no layout is left.
+            InvalidDataset: no layout is left, or an overridden object is no thing of the split.
         """
         check_classes(self.class_policies, set(dataset.things.values()))
+        if self.attribute_overrides:
+            things = dataset.object_columns(self.split, ["object_id", "is_thing"])
+            known = things.filter(things["is_thing"])["object_id"].to_pylist()
+            check_objects(read_overrides(self.attribute_overrides), known, self.split)
         limits = f"synthesize.min_things, max_things, min_area_fraction or {self.split}_protocol"
         require_layouts(dataset, self.split, self.protocol, limits)
 

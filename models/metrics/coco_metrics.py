@@ -56,7 +56,7 @@ def detection_recall(
 
     Args:
         truth: image id to boxes (num_boxes, 4), xyxy, and their category ids.
-        detections: table with the columns of `data.tables.DETECTIONS`, all of one split.
+        detections: table with the columns of `data.vocabulary.tables.DETECTIONS`, all of one split.
     """
     kept = detections.filter(pc.field("score") >= score_threshold)
     counts = [len(boxes) for boxes, _ in truth.values()]
@@ -77,7 +77,7 @@ def coco_metrics(
     """Evaluate detections against a COCO instances file; without any detection all is 0.
 
     Args:
-        detections: table with the columns of `data.tables.DETECTIONS`, all of one split.
+        detections: table with the columns of `data.vocabulary.tables.DETECTIONS`, all of one split.
         image_ids: evaluate these images alone; None for all of the file.
     """
     stats = coco_statistics(instances, detections, image_ids)

@@ -16,6 +16,9 @@ from data.vocabulary.images import read_square
 from models.detector.detector import Detector
 from models.devices import default_device
 
+FEATURES_NAME = "features.parquet"
+"""Table of image ids and their features in an artifact."""
+
 _BATCH = 64
 _INCEPTION_FEATURES = 2048
 

@@ -19,7 +19,7 @@ from data.artifacts.options import Options
 from data.artifacts.store import storage_errors
 from data.errors import PipelineError
 from tasks.execution.context import StepContext
-from tasks.execution.orphans import end_with_parent
+from tasks.execution.orphans import end_with_channel
 
 LOG_NAME = "log.txt"
 
@@ -28,11 +28,12 @@ _MIN_SECONDS_BETWEEN_REPORTS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class StepSpec:
-    """What the process is to do; the paths are absolute."""
+    """What the process is to do; see `StepContext`."""
 
     module: str
     key: str
     options: Options
+    foreign: dict[str, str]
     inputs: dict[str, Path]
     work: Path
     root: Path
@@ -55,7 +56,7 @@ class _Reporter:
 
 def run_step(spec: StepSpec, channel: Connection) -> None:
     """Run one step and send its summary, or what is wrong for the user."""
-    end_with_parent()
+    end_with_channel(channel)
     _log_to(spec.work / LOG_NAME)
     _use_threads(spec.num_workers)
     context = StepContext(
@@ -67,6 +68,7 @@ def run_step(spec: StepSpec, channel: Connection) -> None:
         root=spec.root,
         num_workers=spec.num_workers,
         progress=_Reporter(channel),
+        foreign=spec.foreign,
     )
     try:
         with storage_errors(spec.root), FileLock(spec.work / "child.lock"):

@@ -1,7 +1,7 @@
 """What a step is given, and how it speaks back."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -29,6 +29,7 @@ class StepContext(Generic[OptionsT_co]):
         root: the artifact root.
         num_workers: CPU cores to use.
         progress: reports progress.
+        foreign: digests of what options name outside of the store, as they are in the key.
     """
 
     options: OptionsT_co
@@ -39,6 +40,7 @@ class StepContext(Generic[OptionsT_co]):
     root: Path
     num_workers: int
     progress: Progress
+    foreign: Mapping[str, str] = field(default_factory=dict)
 
     def many(self, group: str) -> dict[str, Path]:
         """The inputs `group/…` by what follows the slash, in its order: that of a graph is not keyed."""

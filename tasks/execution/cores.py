@@ -2,7 +2,6 @@
 
 import os
 import threading
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,28 +13,33 @@ def available_cores() -> int:
 
 
 def has_gpu() -> bool:
-    """Whether this machine shows a GPU of NVIDIA's or AMD's; no library is asked."""
-    return any(next(Path("/dev").glob(name), None) for name in ("nvidia[0-9]*", "kfd"))
+    """Whether this process may see a GPU of NVIDIA's or AMD's; no library is asked."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    return any(next(Path("/dev").glob(name), None) for name in ("nvidia[0-9]*", "kfd", "dxg"))
 
 
 class Cores:
-    """Cores that steps take and give back; who asks first is served first."""
+    """Cores that steps take and give back."""
 
     def __init__(self, count: int):
         self.count = count
         self._free = count
-        self._queue: deque[object] = deque()
+        self._waiting: list[int] = []
         self._changed = threading.Condition()
 
     @contextmanager
-    def take(self, share: float) -> Iterator[int]:
-        """Wait for a share of the cores, at least one; yields how many."""
+    def take(self, share: float, place: int) -> Iterator[int]:
+        """Wait for a share of the cores, at least one; yields how many.
+
+        Args:
+            place: of those that wait the one of the lowest place is served first.
+        """
         wanted = max(int(share * self.count), 1)
-        ticket = object()
         with self._changed:
-            self._queue.append(ticket)
-            self._changed.wait_for(lambda: self._queue[0] is ticket and self._free >= wanted)
-            self._queue.popleft()
+            self._waiting.append(place)
+            self._changed.wait_for(lambda: min(self._waiting) == place and self._free >= wanted)
+            self._waiting.remove(place)
             self._free -= wanted
             self._changed.notify_all()
         try:

@@ -7,7 +7,7 @@ from graphlib import CycleError, TopologicalSorter
 
 from data.artifacts.digests import DigestMemory
 from data.artifacts.identity import StepIdentity
-from data.artifacts.options import Options, keyed_options
+from data.artifacts.options import Options
 from data.artifacts.records import RecordedStep
 from data.errors import InvalidGraph
 from tasks.catalogue import KINDS
@@ -208,7 +208,7 @@ def _resolved(node: Node, inputs: Mapping[str, Step], digests: DigestMemory) -> 
     identity = StepIdentity(
         kind=kind.name,
         versions=dict(kind.versions),
-        options=keyed_options(node.options, foreign),
+        options=node.options.keyed(foreign),
         foreign=foreign,
         inputs={name: step.identity.reference for name, step in sorted(inputs.items())},
     )

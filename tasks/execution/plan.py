@@ -37,19 +37,36 @@ def plan(store: ArtifactStore, graph: Graph, records: Iterable[Record]) -> list[
 
 
 def check(store: ArtifactStore, graph: Graph) -> None:
-    """Hold every step's options against its data set, where that is ingested.
+    """Hold options of steps that have no artifact against their data sets, where these are there.
 
     Raises:
         PipelineError: an option cannot be met.
     """
-    datasets: dict[str, Dataset] = {}
+    datasets: dict[str, Dataset | None] = {}
     for step in graph:
         source = step.inputs.get("ingest")
-        if source is None or store.read(source.identity.kind, source.identity.key) is None:
+        if source is None or store.has(step.kind.name, step.identity.key):
             continue
-        folder = store.root / source.identity.reference
-        dataset = datasets.setdefault(source.identity.reference, Dataset(folder))
-        step.options.check(dataset)
+        reference = source.identity.reference
+        if reference not in datasets:
+            datasets[reference] = _dataset(store, source)
+        if dataset := datasets[reference]:
+            step.options.check(dataset)
+
+
+def note_places(store: ArtifactStore, graph: Graph) -> None:
+    """Note beside the artifacts where on this machine the files lie that they refer to."""
+    for step in graph:
+        artifact = store.root / step.identity.reference
+        if artifact.is_dir():
+            step.options.note_places(artifact)
+
+
+def _dataset(store: ArtifactStore, ingest: Step) -> Dataset | None:
+    manifest = store.read(ingest.identity.kind, ingest.identity.key)
+    if manifest is None or store.damage(manifest, ".parquet"):
+        return None
+    return Dataset(store.root / manifest.reference)
 
 
 def _planned(store: ArtifactStore, step: Step, records: Callable[[], list[Record]]) -> PlannedStep:
@@ -61,12 +78,11 @@ def _planned(store: ArtifactStore, step: Step, records: Callable[[], list[Record
         damaged = store.damage(manifest)
         more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
         return PlannedStep(step, "stale", f"missing or damaged: {damaged[0]}{more}")
-    if any(item.key == key for record in records() for item in record.steps if item.kind == kind):
-        return PlannedStep(step, "miss", "never finished, or removed")
-    earlier = _earlier(store, step, records())
-    if earlier is None:
-        return PlannedStep(step, "miss", "never made")
-    return PlannedStep(step, "stale", "; ".join(_causes(earlier, step)))
+    if earlier := _earlier(store, step, records()):
+        return PlannedStep(step, "stale", "; ".join(_causes(earlier, step)))
+    asked_for = ((item.kind, item.key) for record in records() for item in record.steps)
+    why = "never finished, or removed" if (kind, key) in asked_for else "never made"
+    return PlannedStep(step, "miss", why)
 
 
 def _earlier(store: ArtifactStore, step: Step, records: Iterable[Record]) -> Manifest | None:

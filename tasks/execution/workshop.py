@@ -6,14 +6,13 @@ fork server, from which the steps' processes are forked.
 
 import errno
 import multiprocessing
-import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from multiprocessing.context import ForkServerContext
@@ -59,9 +58,8 @@ class Workshop:
 
     def prepare(self, steps: Iterable[Step]) -> None:
         """Begin to import what those steps need that have no artifact yet; returns at once."""
-        modules = {
-            step.kind.module for step in steps if self._is_forked(step) and not self._has(step)
-        }
+        missing = [s for s in steps if not self.store.has(s.kind.name, s.identity.key)]
+        modules = {step.kind.module for step in missing if self._is_forked(step)}
         if modules:
             from multiprocessing import forkserver  # noqa: PLC0415  # starts nothing by itself
 
@@ -83,7 +81,7 @@ class Workshop:
             hit = manifest is not None
             if manifest is None:
                 inputs = {name: self._input(step, name) for name in step.inputs}
-                with storage_errors(self.store.root), self._cores.take(self._share(step)) as cores:
+                with storage_errors(self.store.root), self._cores_of(step) as cores:
                     manifest = self._make(step, inputs, cores, progress)
             step.options.note_places(self.store.root / identity.reference)
         return manifest, hit
@@ -98,12 +96,13 @@ class Workshop:
         """CUDA does not survive the fork of a process that has looked for a GPU."""
         return step.kind.preload and not self._has_gpu
 
-    def _share(self, step: Step) -> float:
-        """Of the cores. What loads models has a GPU to itself."""
-        return 1.0 if step.kind.preload and self._has_gpu else step.kind.share
-
-    def _has(self, step: Step) -> bool:
-        return self.store.read(step.identity.kind, step.identity.key) is not None
+    def _cores_of(self, step: Step) -> AbstractContextManager[int]:
+        """Its share of the cores, in the order of the graph. What loads models has a GPU to itself."""
+        share = 1.0 if step.kind.preload and self._has_gpu else step.kind.share
+        places = list(self.graph.steps)
+        reference = step.identity.reference
+        place = places.index(reference) if reference in places else len(places)
+        return self._cores.take(share, place)
 
     def _input(self, step: Step, name: str) -> Path:
         source = step.inputs[name]
@@ -122,6 +121,7 @@ class Workshop:
             module=step.kind.module,
             key=identity.key,
             options=step.options,
+            foreign=identity.foreign,
             inputs=inputs,
             work=self.store.work(identity.kind, identity.key),
             root=self.store.root,
@@ -143,7 +143,7 @@ class Workshop:
         """Let a process run the step; returns what it reports, and its memory at the peak, bytes."""
         start = "forkserver" if self._is_forked(step) else "spawn"
         context = cast("ForkServerContext", multiprocessing.get_context(start))
-        receiving, sending = context.Pipe(duplex=False)
+        receiving, sending = context.Pipe()  # both ways: each end sees the other one closed
         process = context.Process(target=run_step, args=(spec, sending), name=step.name)
         with _start_lock, _without_main():
             if self._stopped.is_set():
@@ -169,6 +169,7 @@ class Workshop:
             raise
         finally:
             self._processes.discard(process)
+            receiving.close()
         return self._result(step, spec, last, process.exitcode), peak.bytes
 
     def _result(self, step: Step, spec: StepSpec, last: Any, status: int | None) -> dict[str, Any]:
@@ -204,11 +205,6 @@ def _without_main() -> Iterator[None]:
 def _user_error(name: str, message: str) -> PipelineError:
     kind = getattr(errors, name, StepFailed)
     return kind(message)
-
-
-def default_root() -> Path:
-    """The artifact root: `DETDIFFUSION_HOME`, or `artifacts` in the working folder."""
-    return Path(os.environ.get("DETDIFFUSION_HOME", "artifacts")).resolve()
 
 
 def _environment() -> dict[str, Any]:

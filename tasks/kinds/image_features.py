@@ -8,12 +8,16 @@ from data.errors import InvalidConfig
 from data.layouts.layout import evenly_spaced
 from data.vocabulary.tables import Dataset, write_table
 from models.detector.detector import Detector
-from models.metrics.features import DetectorFeatures, Extractor, InceptionFeatures, image_features
+from models.metrics.features import (
+    FEATURES_NAME,
+    DetectorFeatures,
+    Extractor,
+    InceptionFeatures,
+    image_features,
+)
 from models.metrics.options import FeatureOptions
 from tasks.execution.context import StepContext, Summary, artifact_name
 from tasks.pages.cards import markdown_table, write_card
-
-FEATURES_NAME = "features.parquet"
 
 Context = StepContext[FeatureOptions]
 

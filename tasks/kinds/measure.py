@@ -14,11 +14,13 @@ from data.coco.image_sets import ImageSet, SyntheticSet, real_images
 from data.layouts.layout import POLICIES
 from data.vocabulary.tables import Dataset, write_table
 from models.metrics.coco_metrics import coco_metrics, detection_recall
-from models.metrics.features import frechet_distance
+from models.metrics.features import FEATURES_NAME, frechet_distance
 from models.metrics.options import MeasureOptions
 from tasks.execution.context import StepContext, Summary
 from tasks.pages.cards import markdown_table, write_card
-from tasks.pages.detections import DETECTIONS_NAME, METRICS_NAME
+from tasks.pages.detections import COCO_METRICS_NAME, DETECTIONS_NAME
+
+FIDELITY_NAME, TRAINABILITY_NAME = "fidelity.parquet", "trainability.parquet"
 
 REAL, FLOOR = "real", "floor"
 """Names of the real images among the scores and features, and of other real ones among the features."""
@@ -38,8 +40,8 @@ def run(context: Context) -> Summary:
     distances = _distances(context, sets, sources)
     fidelity = [{**row, "frechet_distance": distances.get(row["images"])} for row in scores]
     trainability = _arm_rows(context)
-    write_table(pa.Table.from_pylist(fidelity), context.out / "fidelity.parquet")
-    write_table(pa.Table.from_pylist(trainability), context.out / "trainability.parquet")
+    write_table(pa.Table.from_pylist(fidelity), context.out / FIDELITY_NAME)
+    write_table(pa.Table.from_pylist(trainability), context.out / TRAINABILITY_NAME)
     extractor = context.manifest(f"features/{REAL}").summary["extractor"]
     write_card(
         context.out,
@@ -87,7 +89,7 @@ def _distances(
 
 def _features(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Image ids, and features (images, features)."""
-    table = pq.read_table(folder / "features.parquet").combine_chunks()
+    table = pq.read_table(folder / FEATURES_NAME).combine_chunks()
     flat = pc.list_flatten(table["features"]).to_numpy()
     return table["image_id"].to_numpy(), flat.reshape(table.num_rows, -1)
 
@@ -97,7 +99,7 @@ def _arm_rows(context: Context) -> Rows:
     rows = []
     for name, folder in context.many("arms").items():
         arm, seed = name.split("/")
-        metrics = json.loads((folder / METRICS_NAME).read_text())
+        metrics = json.loads((folder / COCO_METRICS_NAME).read_text())
         rows.append({"arm": arm, "seed": int(seed), **metrics})
     return sorted(rows, key=lambda row: (row["arm"], row["seed"]))
 
@@ -113,7 +115,7 @@ def _results(
     by_name = {row["images"]: row for row in scores}
     arms = {row["arm"]: [r for r in trainability if r["arm"] == row["arm"]] for row in trainability}
     synthetic = sorted(set(arms) - {REAL}, key=lambda arm: (not arm.endswith("hard"), arm))
-    detector = json.loads((context.inputs["detections"] / METRICS_NAME).read_text())
+    detector = json.loads((context.inputs["detections"] / COCO_METRICS_NAME).read_text())
     hard_share = context.manifest("attributes").summary["hard_share"]
     results = {
         "detector_map_real": detector["map"],

@@ -14,6 +14,7 @@ from data.vocabulary.images import read_square
 from data.vocabulary.tables import Dataset
 from models.training.metrics_file import METRICS_NAME, read_metrics
 from tasks.execution.context import StepContext, Summary
+from tasks.kinds.measure import FIDELITY_NAME, TRAINABILITY_NAME
 from tasks.pages.cards import markdown_picture, markdown_table, write_card
 from tasks.pages.report_page import loss_curves, write_report
 
@@ -28,10 +29,10 @@ def run(context: Context) -> Summary:
     measures = context.manifest("measures").summary
     sections = {
         f"Fidelity (Fréchet distance by {measures['extractor']}; detection score by the scorer)": (
-            pq.read_table(context.inputs["measures"] / "fidelity.parquet").to_pylist()
+            pq.read_table(context.inputs["measures"] / FIDELITY_NAME).to_pylist()
         ),
         "Trainability (COCO metrics on real validation images)": (
-            pq.read_table(context.inputs["measures"] / "trainability.parquet").to_pylist()
+            pq.read_table(context.inputs["measures"] / TRAINABILITY_NAME).to_pylist()
         ),
     }
     policies = [name for name in POLICIES if f"sets/{name}" in context.inputs]

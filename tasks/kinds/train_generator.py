@@ -22,7 +22,6 @@ from data.progress import silent
 from data.vocabulary.images import read_square
 from data.vocabulary.tables import Dataset
 from models.devices import settled_precision
-from models.generator.hub import hub_commit
 from models.generator.modules import (
     Generator,
     StableDiffusion,
@@ -240,7 +239,7 @@ def _base_model(context: Context, dataset: Dataset, layouts: list[Layout]) -> St
     if not isinstance(shape, NewModelConfig):
         if Path(shape).is_dir():
             return load_base_model(shape)
-        return load_base_model(shape, hub_commit(shape, context.options.base_model_revision))
+        return load_base_model(shape, context.foreign["base_model"].rpartition("@")[2])
     if not folder.exists():
         paths = dict(dataset.image_paths("train"))
         chosen = evenly_spaced(layouts, _AUTOENCODER_IMAGES)

@@ -1,4 +1,4 @@
-"""Cards: the Markdown page and pictures by which a stage shows its artifact in the UI and report."""
+"""Cards: the Markdown page and pictures by which a step shows its artifact in the UI and report."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

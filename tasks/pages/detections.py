@@ -14,7 +14,7 @@ from models.metrics.coco_metrics import coco_metrics
 from tasks.pages.cards import markdown_table, write_card
 
 DETECTIONS_NAME = "detections.parquet"
-METRICS_NAME = "metrics.json"
+COCO_METRICS_NAME = "metrics.json"
 
 _THRESHOLDS = (0.05, 0.3, 0.5, 0.7)
 
@@ -41,7 +41,7 @@ def publish_detections(
         write_card(out, "Detections", facts, markdown_table(counts))
         return {}
     metrics = coco_metrics(images.instances, table, images.image_ids).as_row()
-    (out / METRICS_NAME).write_text(json.dumps(metrics))
+    (out / COCO_METRICS_NAME).write_text(json.dumps(metrics))
     write_card(
         out,
         "Detections",

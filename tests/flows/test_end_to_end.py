@@ -1,6 +1,7 @@
 """The smoke preset through a real Prefect server."""
 
 import asyncio
+import shutil
 
 import pytest
 
@@ -230,21 +231,43 @@ def test_a_kind_that_is_added_runs_caches_and_shows(root, manifest, tmp_path, mo
     assert cards["say-hello"].startswith("# HELLO")
 
 
-def test_a_failed_step_leaves_the_others_results_standing(root, manifest, monkeypatch):
-    from flows.stages import retrain
+def test_a_failed_step_leaves_those_alone_that_do_not_need_it(root, manifest):
+    from flows.stages import end_to_end
 
-    broken = {"model.backbone.type": "NoSuchNet"}
-    config = build_run("smoke", {"retrain": {"detector": {"overrides": broken}, "seeds": [3]}})
-    state = retrain(config, return_state=True)
+    broken = {"overrides": {"model.backbone.type": "NoSuchNet"}}
+    change = {"retrain": {"detector": broken}, "synthesize": {"sampling": {"seed": 5}}}
+    before = len(task_runs())
+    state = end_to_end(build_run("smoke", change), return_state=True)
     assert state.is_failed()
     assert "NoSuchNet" in state.message
-    before = len(task_runs())
-    other = build_run("smoke", {"extract_attributes": {"labelling": {"iou_threshold": 0.6}}})
-    from flows.stages import extract_attributes
-
-    extract_attributes(other)
     states = dict(task_runs()[before:])
-    assert states == {"detect train": "Cached", "label attributes": "Completed"}
+    assert states["retrain real+hard seed 0"] == "Failed"
+    assert states["validate real+hard seed 0"] == states["report"] == "NotReady"
+    assert states["train generator"] == "Cached"
+    for name in ("synthesize val hard", "score hard", "features hard"):
+        assert states[name] == "Completed"
+
+
+def test_a_stage_finds_the_images_of_a_data_set_that_was_moved(root, tmp_path, graph, manifest):
+    """Its ingest step is not obtained, and the run that made it looked elsewhere."""
+    from flows.stages import extract_attributes, ingest, train_detector
+
+    shutil.copytree(path_of(root, graph, "ingest") / "scenes", tmp_path / "here")
+
+    def config(folder):
+        splits = {
+            name: {
+                "instances": str(folder / f"annotations/instances_{name}.json"),
+                "images": str(folder / name),
+            }
+            for name in ("train", "val")
+        }
+        return build_run("smoke", {"ingest": splits})
+
+    assert ingest(config(tmp_path / "here")).kind == "ingest"
+    train_detector(config(tmp_path / "here"))
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    assert extract_attributes(config(tmp_path / "there")).kind == "label-attributes"
 
 
 def test_the_deployments_of_prefect_yaml_exist():

@@ -41,6 +41,7 @@ def test_a_run_survives_json():
             {"train_generator": {"num_steps": 0}},
             r"train_generator\.num_steps: .* \(got 0\)",
         ),
+        ("demo", {"train_generator": {"resolution": 66}}, "66 is not a multiple"),
         ("demo", {"nope": 1}, "nope: Extra inputs"),
         ("demo", {"ingest": 3}, "ingest"),
         ("demo", {"retrain": {"seeds": []}}, r"retrain\.seeds"),

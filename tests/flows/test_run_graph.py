@@ -11,7 +11,7 @@ from data.artifacts.store import ArtifactStore
 from data.errors import InvalidConfig, InvalidDataset, InvalidModel, PipelineError
 from flows.presets import merge
 from flows.run_config import build_run
-from flows.run_graph import STAGES, run_graph
+from flows.run_graph import STAGES, run_graph, stage_steps
 from tasks.execution.plan import check
 
 
@@ -96,7 +96,8 @@ def test_own_detections_need_no_attribute_detector(results):
     graph = graph_of(own)
     names = {name for step in graph for name in step.names}
     assert "train detector" not in names
-    assert not graph.of_stage("train-detector")
+    with pytest.raises(InvalidConfig, match="the stage train-detector has nothing to do"):
+        stage_steps(graph, "train-detector")
     assert "detector" not in graph.find("train generator").inputs
     changed = graph_of(merge(own, {"train_detector": {"num_iterations": 99}}))
     assert changed.steps.keys() == graph.steps.keys()
@@ -112,7 +113,7 @@ def test_an_own_detector_takes_the_place_of_the_trained_one(tmp_path):
     assert "train detector" not in {name for step in graph for name in step.names}
 
 
-def coco(path, count=2):
+def coco(path):
     (path / "images").mkdir()
     for split in ("train", "val"):
         document = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
@@ -163,6 +164,7 @@ def test_a_data_set_is_the_same_whatever_the_preset_says_of_scenes(tmp_path):
              "retrain": {"arms": ["real+origin"]}},
             InvalidDataset, "no.parquet",
         ),
+        ({"train_generator": {"optimizer": "adamw-8bit"}}, InvalidConfig, "pip install bitsandbytes"),
         ({"ingest": {"train": {"instances": "no.json", "images": "."}}}, InvalidDataset, "ingest.val"),
     ],
 )  # fmt: skip
@@ -200,3 +202,5 @@ def test_a_rule_that_leaves_no_layout_is_refused_as_soon_as_the_tables_are_there
     with pytest.raises(PipelineError, match="has a usable layout"):
         check(store, graph)
     assert time.monotonic() - started < 2
+    (store.root / identity.reference / "objects.parquet").write_text("damaged")
+    check(store, graph)  # it will be made again first

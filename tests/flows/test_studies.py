@@ -51,6 +51,10 @@ def test_runs_share_what_is_the_same_in_them(file):
         ("preset = 'nope'\n[runs.a]", "run a: unknown preset 'nope'"),
         ("preset = 'smoke'\n[runs.a.retrain]\nseeds = []", "run a: .*retrain.seeds"),
         ("[runs]\na = 1", "runs.a must be tables"),
+        ("name = ''\n[runs.a]", "name and preset must be texts"),
+        ("preset = ['smoke']\n[runs.a]", "name and preset must be texts"),
+        ("[runs.a]\npreset = 'smoke'", "preset stands at the top"),
+        ("[options]\npreset = 'smoke'\n[runs.a]", "preset stands at the top"),
     ],
 )
 def test_a_file_that_is_no_study_is_one_clear_error(file, text, message):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from data.artifacts.identity import StepIdentity
 from data.artifacts.manifest import Manifest, changes
-from data.artifacts.options import AddedLater, Options, RuntimeOnly, keyed_options
+from data.artifacts.options import AddedLater, Options, RuntimeOnly
 
 
 class Inner(Options):
@@ -28,20 +28,20 @@ class Grown(Outer):
 
 
 def test_runtime_options_are_not_part_of_the_key():
-    assert keyed_options(Outer(inner=Inner(workers=9))) == keyed_options(Outer())
-    assert keyed_options(Outer(inner=Inner(size=9))) != keyed_options(Outer())
+    assert Outer(inner=Inner(workers=9)).keyed() == Outer().keyed()
+    assert Outer(inner=Inner(size=9)).keyed() != Outer().keyed()
 
 
 def test_a_new_option_leaves_old_artifacts_as_they_are_until_it_is_used():
-    assert keyed_options(Grown()) == keyed_options(Outer())
-    assert keyed_options(Grown(smooth=True)) == {**keyed_options(Outer()), "smooth": True}
+    assert Grown().keyed() == Outer().keyed()
+    assert Grown(smooth=True).keyed() == {**Outer().keyed(), "smooth": True}
 
 
 def test_what_is_known_by_content_leaves_its_spelling_out():
     without = {"inner.path": "digest"}
     first, second = Outer(inner=Inner(path="x/y")), Outer(inner=Inner(path="./x/y"))
-    assert keyed_options(first, without) == keyed_options(second, without)
-    assert keyed_options(first, without)["inner"] == {"size": 1}
+    assert first.keyed(without) == second.keyed(without)
+    assert first.keyed(without)["inner"] == {"size": 1}
 
 
 @given(st.dictionaries(st.text(), st.integers() | st.text(), max_size=4))

@@ -3,12 +3,12 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from data.artifacts.digests import DigestMemory
-from data.artifacts.options import keyed_options
 from data.errors import ArtifactMissing, InvalidDataset
 from data.ingest.ingestion import ingest
 from data.ingest.options import IngestConfig, SplitConfig
@@ -63,7 +63,7 @@ def test_a_touched_renamed_or_moved_data_set_is_the_same(folder, tmp_path, monke
         val=SplitConfig(instances="moved/val.json", images="./moved/../moved/images"),
     )
     assert relative.foreign(DigestMemory()) == before
-    keyed = [keyed_options(item, before) for item in (relative, config_of(tmp_path / "moved"))]
+    keyed = [item.keyed(before) for item in (relative, config_of(tmp_path / "moved"))]
     assert keyed[0] == keyed[1]
 
 
@@ -101,6 +101,26 @@ def test_what_the_annotations_name_is_part_of_it(folder, change):
             text = (folder / "train.json").read_text()
             (folder / "train.json").write_text(text.replace("a.png", "A.png"))
     assert digests_of(folder)["train"] != before["train"]
+
+
+def test_things_and_stuff_are_told_apart(folder):
+    one, two = folder / "train.json", folder / "val.json"
+
+    def digest(**files):
+        split = SplitConfig(images=folder / "images", **files)
+        return IngestConfig(train=split, val=split).foreign(DigestMemory())
+
+    assert digest(instances=(one, two)) != digest(instances=one, stuff=two)
+    assert digest(instances=one, stuff=two) != digest(instances=two, stuff=one)
+
+
+def test_a_name_that_is_not_utf_8_can_be_remembered(tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path / "name") + b"\xff"))
+    path.write_text("x")
+    os.utime(path, (1, 1))
+    for _ in range(2):
+        with DigestMemory(tmp_path) as memory:
+            assert memory.file(path)
 
 
 def test_broken_names_do_not_stop_the_digest(folder):

@@ -63,23 +63,68 @@ def test_the_same_files_as_mmengine_reads(configs):
     }
 
 
+FASTER = "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"
+
+
 def test_weights_of_a_backbone_are_downloads_or_files(tmp_path):
-    faster = "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"
-    assert named_weights(faster, {}) == {"torchvision://resnet50"}
-    assert DetectorConfig(config=faster).downloads() == ("torchvision://resnet50",)
-    assert DetectorConfig(config=faster, pretrained=False).downloads() == ()
+    assert named_weights(FASTER) == {"torchvision://resnet50"}
+    assert DetectorConfig(config=FASTER).downloads() == ("torchvision://resnet50",)
+    assert DetectorConfig(config=FASTER, pretrained=False).downloads() == ()
     mine = tmp_path / "mine.pth"
     overrides = {"model": {"backbone": {"init_cfg": {"checkpoint": str(mine)}}}}
-    config = DetectorConfig(config=faster, overrides=overrides)
+    config = DetectorConfig(config=FASTER, overrides=overrides)
     with pytest.raises(InvalidConfig, match=r"no such file\. Correct the path"):
         foreign(config)
     mine.write_bytes(b"0")
     before = foreign(config)
     mine.write_bytes(b"1")
     assert foreign(config) != before
-    assert config.downloads() == ()
     dotted = {"model.backbone.init_cfg.checkpoint": str(mine)}
-    assert foreign(DetectorConfig(config=faster, overrides=dotted)) == foreign(config)
+    other = DetectorConfig(config=FASTER, overrides=dotted)
+    assert foreign(other) == foreign(config)
+    assert other.keyed(foreign(other)) == config.keyed(foreign(config))
+
+
+def test_moved_weights_are_the_same_and_those_of_two_folders_two(tmp_path):
+    def config(backbone, neck):
+        given = {
+            "model.backbone.init_cfg.checkpoint": str(backbone),
+            "model.neck": {"_delete_": True, "init_cfg": {"checkpoint": str(neck)}},
+        }
+        return DetectorConfig(config=FASTER, overrides=given)
+
+    paths = [tmp_path / name / "w.pth" for name in "abc"]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text(path.parent.name)
+    first, second = config(paths[0], paths[1]), config(paths[2], paths[1])
+    assert foreign(first) != foreign(second)
+    paths[2].write_text("a")
+    assert foreign(first) == foreign(second)
+    assert first.keyed(foreign(first)) == second.keyed(foreign(second))
+    paths[1].write_text("c")
+    assert foreign(first)["overrides.model.neck.init_cfg.checkpoint"]
+
+
+def test_weights_that_a_variable_of_a_config_names_are_found(tmp_path):
+    rtmdet = "mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py"
+    assert any("cspnext-tiny" in name for name in DetectorConfig(config=rtmdet).downloads())
+    (tmp_path / "w.pth").write_text("0")
+    path = tmp_path / "mine.py"
+    path.write_text(
+        f"checkpoint = {str(tmp_path / 'w.pth')!r}\n"
+        "model = dict(init_cfg=dict(type='Pretrained', checkpoint=checkpoint))\n"
+    )
+    neck = {"model.neck.init_cfg.type": "Xavier"}
+    for overrides in ({}, neck):
+        config = DetectorConfig(config=str(path), overrides=overrides)
+        (tmp_path / "w.pth").write_text("0")
+        before = foreign(config)
+        (tmp_path / "w.pth").write_text("1")
+        assert foreign(config) != before
+    (tmp_path / "w.pth").unlink()
+    with pytest.raises(InvalidConfig, match=r"w\.pth.*no such file"):
+        foreign(DetectorConfig(config=str(path)))
 
 
 @pytest.mark.parametrize(

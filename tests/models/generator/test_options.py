@@ -64,7 +64,7 @@ def test_a_hub_id_is_known_by_its_commit_and_the_download_is_named(hub):
         GeneratorConfig(base_model="some/model", base_model_revision=hub.name)
     ) == foreign(config)
     assert config.downloads() == ("some/model (revision main) from the Hugging Face hub",)
-    (hub / "unet" / "config.json").write_text("{}")
+    (hub / "unet" / "diffusion_pytorch_model.safetensors").write_text("")
     assert config.downloads() == ()
 
 

@@ -8,9 +8,9 @@ def test_no_more_cores_are_taken_than_there_are():
     cores, taken, most = Cores(4), 0, []
     lock = threading.Lock()
 
-    def work(share):
+    def work(place, share):
         nonlocal taken
-        with cores.take(share) as count:
+        with cores.take(share, place) as count:
             with lock:
                 taken += count
                 most.append(taken)
@@ -18,7 +18,9 @@ def test_no_more_cores_are_taken_than_there_are():
             with lock:
                 taken -= count
 
-    threads = [threading.Thread(target=work, args=(share,)) for share in (0.5, 1.0, 0.25, 0.1) * 8]
+    threads = [
+        threading.Thread(target=work, args=item) for item in enumerate((0.5, 1.0, 0.25, 0.1) * 8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -28,27 +30,28 @@ def test_no_more_cores_are_taken_than_there_are():
     assert max(most) <= 4
 
 
-def test_a_large_share_is_served_in_its_turn():
+def test_the_lowest_place_is_served_first_however_large_its_share():
     cores, order = Cores(2), []
 
-    def work(name, share):
-        with cores.take(share):
-            order.append(name)
+    def work(place, share):
+        with cores.take(share, place):
+            order.append(place)
             time.sleep(0.05)
 
-    with cores.take(0.5):
+    with cores.take(0.5, 0):
         threads = [
-            threading.Thread(target=work, args=item) for item in (("all", 1.0), ("half", 0.5))
+            threading.Thread(target=work, args=item) for item in ((3, 0.5), (2, 0.5), (1, 1.0))
         ]
-        for thread in threads:
+        for thread in reversed(threads):
             thread.start()
             time.sleep(0.05)
         assert order == []
     for thread in threads:
         thread.join(10)
-    assert order == ["all", "half"]
+    assert order[0] == 1
+    assert sorted(order) == [1, 2, 3]
 
 
 def test_everybody_gets_one_core_at_least():
-    with Cores(1).take(0.5) as count:
+    with Cores(1).take(0.5, 0) as count:
         assert count == 1

@@ -76,3 +76,10 @@ def test_damage_and_absence_are_told_apart(store):
     assert planned(store, graph) == [("hit", ""), ("stale", "missing or damaged: file")]
     (store.root / graph.find("a copy").identity.reference / "manifest.json").unlink()
     assert planned(store, graph)[1] == ("miss", "never finished, or removed")
+
+
+def test_a_change_that_was_recorded_and_not_run_is_still_told(store):
+    make(store, graph_of(1))
+    record(store, graph_of(1))
+    record(store, graph_of(2))
+    assert planned(store, graph_of(2))[0] == ("stale", "value: 1 → 2")

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
 
 import psutil
 import pytest
@@ -30,6 +29,8 @@ from tasks.pages.cards import write_card
 class What(Options):
     what: str = "work"
 
+IMPORTED = f"imported by {os.getpid()}"
+
 def run(context):
     print("something on standard output")
     match context.options.what:
@@ -40,9 +41,9 @@ def run(context):
         case "exception":
             raise RuntimeError("a bug")
         case "sleep":
-            (context.work / "started").touch()
+            (context.work / "started").write_text(str(os.getpid()))
             time.sleep(60)
-    context.progress(1, 1, "done")
+    context.progress(1, 1, IMPORTED)
     write_card(context.out, "A card", context.options.what)
     return {"results": {"threads": int(os.environ["OMP_NUM_THREADS"])}}
 """
@@ -91,7 +92,7 @@ def obtain(store, step, num_cores=1):
 def test_a_step_runs_in_its_own_process_and_is_a_hit_the_second_time(store, step, capfd):
     manifest, hit, reports = obtain(store, alone(step()), num_cores=3)
     assert not hit
-    assert reports == [(1, 1, "done")]
+    assert [report[:2] for report in reports] == [(1, 1)]
     assert manifest.summary == {"results": {"threads": 3}}
     assert manifest.files.keys() == {"card.md"}
     assert manifest.peak_memory_bytes > 10_000_000
@@ -163,14 +164,66 @@ def test_a_stopped_run_ends_its_processes_and_starts_no_more(store, step):
         workshop.obtain(alone(step()), lambda *report: None)
 
 
-def test_steps_are_forked_from_a_process_that_has_imported_their_modules(store, step, monkeypatch):
-    kind = catalogue.KINDS["added"]
-    forked = replace(kind, preload=True)
-    monkeypatch.setitem(catalogue.KINDS, "added", forked)
-    workshop = Workshop(store, Graph({}), 1)
-    workshop.prepare([alone(step())])
-    manifest, _ = workshop.obtain(alone(step()), lambda *report: None)
-    assert manifest.files.keys() == {"card.md"}
+SCRIPT = """
+import sys
+from pathlib import Path
+
+import added_kind
+from data.artifacts.digests import DigestMemory
+from data.artifacts.store import ArtifactStore
+from tasks import catalogue
+from tasks.execution.graph import Node, resolve
+from tasks.execution.workshop import Workshop
+from tasks.kind import Kind
+
+catalogue.KINDS["added"] = Kind("added", "added_kind", added_kind.What)
+words = sys.argv[2:]
+nodes = [Node(word, "s", "added", added_kind.What(what=word)) for word in words]
+graph = resolve(nodes, DigestMemory())
+workshop = Workshop(ArtifactStore(Path(sys.argv[1])), graph, 1)
+workshop.prepare(graph)
+for step in graph:
+    workshop.obtain(step, lambda *report: print(*report, flush=True))
+"""
+
+
+@pytest.fixture
+def script(step, tmp_path):
+    """A process that obtains steps by its fork server, as a run does."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+
+    def start(*words):
+        return subprocess.Popen(
+            [sys.executable, tmp_path / "script.py", tmp_path / "root", *words],
+            env={**os.environ, "PYTHONPATH": path},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+def test_steps_are_forked_from_one_process_that_has_imported_their_modules(script):
+    with script("one", "two") as process:
+        lines = process.stdout.read().splitlines()
+    assert len(lines) == 2
+    assert lines[0] == lines[1]
+    assert "imported by" in lines[0]
+
+
+def test_a_step_ends_with_the_run_however_that_ends(script, step, store):
+    sleeping = alone(step("sleep"))
+    started = store.root / ".work" / sleeping.identity.reference / "started"
+    with script("sleep") as process:
+        deadline = time.monotonic() + 60
+        while not (started.exists() and started.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.kill()
+    pid, deadline = int(started.read_text()), time.monotonic() + 10
+    while psutil.pid_exists(pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_data_set_that_is_a_hit_notes_where_its_images_lie(store):
