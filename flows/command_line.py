@@ -7,7 +7,7 @@ import signal
 import sys
 import tempfile
 import tomllib
-from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,7 +33,7 @@ from flows.presets import merge
 from flows.results import flat_results, newest_artifact, newest_reports
 from flows.run_config import RunConfig, build_run
 from flows.run_graph import REPORT, run_graph, stage_steps
-from flows.studies import read_study, study_graph
+from flows.studies import StudyConfig, read_study, study_graph
 from tasks.execution.cores import available_cores
 from tasks.execution.graph import Graph, Step
 from tasks.execution.plan import check, note_places
@@ -116,11 +116,8 @@ def run(
     """Run every step of a preset that has no intact artifact yet."""
     config = configured_run(preset, assignments, config_file)
     store = ArtifactStore(default_root())
-    graph = _checked_graph(store, lambda digests: run_graph(config, digests), for_run=True)
-    steps = stage_steps(graph, stage)
-    flow = stage.replace("-", "_") if stage else "end_to_end"
-    _obtain(store, steps, flow, config, ("run", config.preset, graph, stage))
-    _show_artifact(store, steps[-1])
+    graph = _carry_out(store, _Request("run", config.preset, config, stage))
+    _show_artifact(store, stage_steps(graph, stage)[-1])
 
 
 @app.command()
@@ -130,54 +127,65 @@ def study(
     """Run several runs, what is the same in them once; each run's options stand in FILE."""
     config = read_study(file)
     store = ArtifactStore(default_root())
-    graph = _checked_graph(store, lambda digests: study_graph(config, digests), for_run=True)
-    _obtain(store, list(graph), "study", config, ("study", config.name, graph, None))
+    graph = _carry_out(store, _Request("study", config.name, config))
     for name in config.runs:
         typer.echo(name)
         _show_artifact(store, graph.find(f"{name}: {REPORT}"))
 
 
-def _checked_graph(
-    store: ArtifactStore, build: Callable[[DigestMemory], Graph], *, for_run: bool = False
-) -> Graph:
-    """Build a graph and refuse what cannot work, as far as options, files and tables tell.
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A run or a study, or a stage of a run."""
 
-    Args:
-        for_run: make the store's root, where the flow finds what was read here.
-    """
-    with DigestMemory(store.root, _show_digests) as digests:
-        graph = build(digests)
-        check(store, graph)
-        if for_run:
-            store.create_root()
-            digests.save(store.root)
-    missing = (step for step in graph if not store.has(step.kind.name, step.identity.key))
+    what: Literal["run", "study"]
+    name: str
+    config: RunConfig | StudyConfig
+    stage: str | None = None
+
+    @property
+    def flow(self) -> str:
+        """Name of its flow in `flows.stages`."""
+        whole = "study" if self.what == "study" else "end_to_end"
+        return self.stage.replace("-", "_") if self.stage else whole
+
+    def graph(self, digests: DigestMemory) -> Graph:
+        """Build its graph."""
+        if isinstance(self.config, StudyConfig):
+            return study_graph(self.config, digests)
+        return run_graph(self.config, digests)
+
+
+def _checked_graph(store: ArtifactStore, request: _Request, digests: DigestMemory) -> Graph:
+    """Build a graph; refuse what cannot work as far as options, files and tables tell; name downloads."""
+    graph = request.graph(digests)
+    steps = stage_steps(graph, request.stage)
+    check(store, graph)
+    missing = [step for step in steps if not store.has(step.kind.name, step.identity.key)]
     for name in dict.fromkeys(name for step in missing for name in step.options.downloads()):
         typer.echo(f"to be downloaded, where it is not cached: {name}", err=True)
     return graph
 
 
-def _show_digests(done: int, total: int, status: str) -> None:
-    typer.echo(f"{done}/{total} {status}", err=True)
-
-
-def _obtain(
-    store: ArtifactStore,
-    steps: Sequence[Step],
-    flow: str,
-    config: BaseModel,
-    record: tuple[Literal["run", "study"], str, Graph, str | None],
-) -> None:
+def _carry_out(store: ArtifactStore, request: _Request) -> Graph:
     """Obtain steps by a flow, or say that all are there, which needs no Prefect."""
+    with DigestMemory(store.root, _show_digests) as digests:
+        graph = _checked_graph(store, request, digests)
+        store.create_root()
+        digests.save(store.root)  # where the flow finds what was read here
+    steps = stage_steps(graph, request.stage)
     there = all(store.lookup(step.identity.kind, step.identity.key) for step in steps)
     if _has_server() or not there:
-        _run_flow(flow, config)
-        return
+        _run_flow(request.flow, request.config)
+        return graph
     typer.echo("Every step is a hit; nothing to run.")
-    what, name, graph, stage = record
     note_places(store, graph)
-    options = config.model_dump(mode="json")
-    write_record(store.root, what, name, options, graph.recorded(), stage)
+    options = request.config.model_dump(mode="json")
+    write_record(store.root, request.what, request.name, options, graph.recorded(), request.stage)
+    return graph
+
+
+def _show_digests(done: int, total: int, status: str) -> None:
+    typer.echo(f"{done}/{total} {status}", err=True)
 
 
 def _has_server() -> bool:
@@ -252,14 +260,16 @@ def plan(
 ) -> None:
     """Say for every step whether its artifact is there, and if not, why."""
     store = ArtifactStore(default_root())
-    if study_file is not None:
-        if assignments or config_file:
-            raise InvalidConfig("--study has all options in its file: leave --set and --config out")
-        study_config = read_study(study_file)
-        graph = _checked_graph(store, lambda digests: study_graph(study_config, digests))
-    else:
+    if study_file is None:
         config = configured_run(preset, assignments, config_file)
-        graph = _checked_graph(store, lambda digests: run_graph(config, digests))
+        request = _Request("run", config.preset, config)
+    elif assignments or config_file:
+        raise InvalidConfig("--study has all options in its file: leave --set and --config out")
+    else:
+        study_config = read_study(study_file)
+        request = _Request("study", study_config.name, study_config)
+    with DigestMemory(store.root, _show_digests) as digests:
+        graph = _checked_graph(store, request, digests)
     table = Table("stage", "step", "state", "why", "after", "artifact")
     for item in plan_steps(store, graph, read_records(store.root)):
         step = item.step

