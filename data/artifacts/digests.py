@@ -36,7 +36,7 @@ _SETTLED_NS = 2_000_000_000
 
 def file_digest(path: str | Path) -> str:
     """SHA-256 of a file's content."""
-    with open(path, "rb", buffering=0) as file:  # noqa: PTH123  # thousands of small files, by text
+    with open(path, "rb") as file:  # noqa: PTH123  # thousands of small files, by text
         start = file.read(_CHUNK)
         if len(start) < _CHUNK:
             return hashlib.sha256(start).hexdigest()

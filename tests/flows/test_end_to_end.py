@@ -39,36 +39,42 @@ def graph():
 
 
 @pytest.fixture(scope="module")
-def manifest(root):
-    """Manifest of the report at the end of a cold run."""
-    from flows.stages import end_to_end
-
-    return end_to_end(build_run("smoke", {}))
+def cold(root):
+    """State of a cold run."""
+    return state_of("end_to_end", build_run("smoke", {}))
 
 
-def task_runs():
-    """Name and state of all tasks, by id."""
+@pytest.fixture(scope="module")
+def manifest(cold):
+    """Manifest of the report at its end."""
+    return cold.result()
+
+
+def state_of(name, config):
+    """Final state of a flow's run."""
+    from flows import stages
+
+    return getattr(stages, name)(config, return_state=True)
+
+
+def task_runs(state, count):
+    """Name and state of the `count` tasks of a flow's run that ended; the server learns of them late."""
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+    wanted = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
 
     async def read():
         async with get_client() as client:
-            return [
-                *await client.read_task_runs(),
-                *await client.read_task_runs(offset=200),
-            ]
+            return await client.read_task_runs(flow_run_filter=wanted)
 
-    return {run.id: (run.name, run.state.name) for run in asyncio.run(read())}
-
-
-def new_runs(before, count):
-    """Name to state of `count` or more tasks that have ended since; the server learns of them late."""
     deadline = time.monotonic() + 60
     while True:
-        new = [run for key, run in task_runs().items() if key not in before]
-        ended = {name: state for name, state in new if state in ENDED}
+        found = {run.name: run.state.name for run in asyncio.run(read())}
+        ended = {name: state for name, state in found.items() if state in ENDED}
         if len(ended) >= count:
             return ended
-        assert time.monotonic() < deadline, new
+        assert time.monotonic() < deadline, found
         time.sleep(0.3)
 
 
@@ -76,12 +82,12 @@ def path_of(root, graph, name):
     return root / graph.find(name).identity.reference
 
 
-def test_a_cold_run_makes_every_artifact_and_the_report(root, graph, manifest):
+def test_a_cold_run_makes_every_artifact_and_the_report(root, graph, cold, manifest):
     from flows.results import flat_results, newest_reports
 
     store = ArtifactStore(root)
     assert all(store.lookup(step.kind.name, step.identity.key) for step in graph)
-    assert new_runs({}, len(graph)) == {step.name: "Completed" for step in graph}
+    assert task_runs(cold, len(graph)) == {step.name: "Completed" for step in graph}
     record, reports = newest_reports(store)
     assert reports == {"report": manifest}
     assert record.options["preset"] == "smoke"
@@ -121,11 +127,10 @@ def test_the_synthetic_set_is_a_coco_data_set(root, graph, manifest):
 
 
 def test_a_warm_run_is_all_hits_and_says_so(root, graph, manifest):
-    from flows.stages import end_to_end
-
-    before, records = task_runs(), len(list(read_records(root)))
-    assert end_to_end(build_run("smoke", {})) == manifest
-    assert new_runs(before, len(graph)) == {step.name: "Cached" for step in graph}
+    records = len(list(read_records(root)))
+    warm = state_of("end_to_end", build_run("smoke", {}))
+    assert warm.result() == manifest
+    assert task_runs(warm, len(graph)) == {step.name: "Cached" for step in graph}
     assert len(list(read_records(root))) == records + 1
 
 
@@ -148,43 +153,33 @@ def made(runs):
 
 
 def test_a_damaged_late_artifact_alone_is_made_again(root, graph, manifest):
-    from flows.stages import end_to_end
-
-    before = task_runs()
     (root / manifest.reference / "report.html").unlink()
-    again = end_to_end(build_run("smoke", {}))
-    assert again.created_at > manifest.created_at
+    state = state_of("end_to_end", build_run("smoke", {}))
+    assert state.result().created_at > manifest.created_at
     assert (root / manifest.reference / "report.html").exists()
-    assert made(new_runs(before, len(graph))) == {"report"}
+    assert made(task_runs(state, len(graph))) == {"report"}
 
 
 def test_one_more_seed_trains_and_measures_what_is_new(graph, manifest):
-    from flows.stages import end_to_end
-
-    before = task_runs()
-    end_to_end(build_run("smoke", {"retrain": {"arms": ["real"], "seeds": [0, 1]}}))
-    assert made(new_runs(before, len(graph) - 1)) == {
+    config = build_run("smoke", {"retrain": {"arms": ["real"], "seeds": [0, 1]}})
+    state = state_of("end_to_end", config)
+    assert made(task_runs(state, len(graph) - 1)) == {
         "retrain real seed 1", "validate real seed 1", "measure", "report",
     }  # fmt: skip
 
 
 def test_two_studies_that_share_a_generator_train_it_once(root, graph, manifest):
-    from flows.stages import study
     from flows.studies import StudyConfig
 
-    smoke, strict = (
-        build_run("smoke", {}),
-        build_run("smoke", {"evaluate": {"recall_score_threshold": 0.5}}),
-    )
-    before = task_runs()
-    study(StudyConfig(name="first", runs={"a": smoke, "b": strict}))
-    runs = new_runs(before, len(graph) + 2)
+    smoke = build_run("smoke", {})
+    strict = build_run("smoke", {"evaluate": {"recall_score_threshold": 0.5}})
+    first = state_of("study", StudyConfig(name="first", runs={"a": smoke, "b": strict}))
+    runs = task_runs(first, len(graph) + 2)
     assert len(runs) == len(graph) + 2
     assert runs["a: train generator"] == "Cached"
     assert made(runs) == {"b: measure", "b: report"}
-    before = task_runs()
-    study(StudyConfig(name="second", runs={"c": strict}))
-    assert set(new_runs(before, len(graph)).values()) == {"Cached"}
+    second = state_of("study", StudyConfig(name="second", runs={"c": strict}))
+    assert set(task_runs(second, len(graph)).values()) == {"Cached"}
     assert next(read_records(root)).what == "study"
 
 
@@ -249,16 +244,13 @@ def test_a_kind_that_is_added_runs_caches_and_shows(root, manifest, tmp_path, mo
     assert cards["say-hello"].startswith("# HELLO")
 
 
-def test_a_failed_step_leaves_those_alone_that_do_not_need_it(root, graph, manifest):
-    from flows.stages import end_to_end
-
+def test_a_failed_step_leaves_those_alone_that_do_not_need_it(manifest):
     broken = {"overrides": {"model.backbone.type": "NoSuchNet"}}
     change = {"retrain": {"detector": broken, "arms": ["real", "real+origin"]}}
-    before = task_runs()
-    state = end_to_end(build_run("smoke", change), return_state=True)
+    state = state_of("end_to_end", build_run("smoke", change))
     assert state.is_failed()
     assert "NoSuchNet" in state.message
-    states = new_runs(before, 21)
+    states = task_runs(state, 22)
     failed = {name for name, state in states.items() if state == "Failed"}
     assert failed == {"retrain real seed 0", "retrain real+origin seed 0"}
     assert made(states) == {"synthesize train origin"}
