@@ -2,9 +2,13 @@
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_SECONDS_TO_GATHER = 0.3
+"""Steps that become ready together ask one after the other; by then all have asked."""
 
 
 def available_cores() -> int:
@@ -38,6 +42,8 @@ class Cores:
         wanted = max(int(share * self.count), 1)
         with self._changed:
             self._waiting.append(place)
+        time.sleep(_SECONDS_TO_GATHER)
+        with self._changed:
             self._changed.wait_for(lambda: min(self._waiting) == place and self._free >= wanted)
             self._waiting.remove(place)
             self._free -= wanted

@@ -24,7 +24,7 @@ def test_no_more_cores_are_taken_than_there_are():
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(20)
     assert taken == 0
     assert len(most) == 32
     assert max(most) <= 4
