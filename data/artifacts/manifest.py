@@ -61,8 +61,12 @@ class Manifest(BaseModel):
         return f"{self.kind}/{self.key}"
 
 
-def changes(old: Manifest, new: StepIdentity) -> list[str]:
-    """What makes a new identity differ from that of an artifact, one line each."""
+def changes(old: Manifest, new: StepIdentity, steps: Mapping[str, str] | None = None) -> list[str]:
+    """What makes a new identity differ from that of an artifact, one line each.
+
+    Args:
+        steps: input's name to what the step is called that makes it.
+    """
     found = [
         f"version of {name} {before} → {after}"
         for name, before, after in _differences(old.versions, new.versions)
@@ -75,8 +79,11 @@ def changes(old: Manifest, new: StepIdentity) -> list[str]:
         f"content of {name}: {_short(before)} → {_short(after)}"
         for name, before, after in _differences(old.foreign, new.foreign)
     ]
-    found += [f"input {name}" for name, _, _ in _differences(old.inputs, new.inputs)]
-    return found
+    inputs = [name for name, _, _ in _differences(old.inputs, new.inputs)]
+    known = steps or {}
+    return found + [
+        f"{known[name]} changed" if name in known else f"input {name}" for name in inputs
+    ]
 
 
 def _short(digest: str | None) -> str:

@@ -8,6 +8,7 @@ import msgspec
 
 from data.errors import InvalidConfig
 from data.layouts.layout import image_seed
+from data.vocabulary.tables import Dataset, Split
 
 
 def assign_folds(image_ids: Sequence[int], num_folds: int) -> list[list[int]]:
@@ -23,6 +24,16 @@ def assign_folds(image_ids: Sequence[int], num_folds: int) -> list[list[int]]:
         raise InvalidConfig(f"{len(image_ids)} training images cannot make {num_folds} folds")
     order = sorted(image_ids, key=lambda image_id: (image_seed(0, image_id, 0), image_id))
     return [sorted(order[fold::num_folds]) for fold in range(num_folds)]
+
+
+def fold_image_ids(dataset: Dataset, split: Split, number: int, num_folds: int) -> list[int]:
+    """Ids of the images of one fold of a split.
+
+    Raises:
+        InvalidConfig: there are fewer images than folds.
+    """
+    image_ids = [row["image_id"] for row in dataset.split_images(split)]
+    return assign_folds(image_ids, num_folds)[number]
 
 
 def write_without(instances: Path, image_ids: Collection[int], path: Path) -> None:

@@ -15,15 +15,9 @@ from data.ingest.image_checks import is_unicode, name_inside
 
 
 class _FileName(msgspec.Struct):
+    """An entry of `images`, or of a panoptic file's `annotations`, of which the name alone is looked at."""
+
     file_name: str
-
-
-class _Image(_FileName):
-    """An entry of `images`, of which the name alone is looked at."""
-
-
-class _Panoptic(_FileName):
-    """An entry of a panoptic file's `annotations`, likewise."""
 
 
 def source_digest(
@@ -92,25 +86,23 @@ def _is_readable(path: Path) -> bool:
 
 
 def _image_names(path: Path) -> list[str]:
-    return _names(path, "images", _Image)
+    return _texts(path, "images", _FileName, "file_name")
 
 
 def _png_names(path: Path) -> list[str]:
-    return _names(path, "annotations", _Panoptic)
-
-
-def _names(path: Path, section: Section, kind: type[_FileName]) -> list[str]:
-    def decode(_: None, job: SpanJob) -> tuple[list[_FileName], list[Offence]]:
-        return job.decode(kind)
-
-    spans = map_spans(open_index(path), section, decode, Workers(None))
-    names = (item.file_name for items, _ in spans for item in items)
-    return [name for name in names if is_unicode(name)]
+    return _texts(path, "annotations", _FileName, "file_name")
 
 
 def _category_names(path: Path) -> list[str]:
-    def decode(_: None, job: SpanJob) -> tuple[list[CocoCategory], list[Offence]]:
-        return job.decode(CocoCategory)
+    return _texts(path, "categories", CocoCategory, "name")
 
-    spans = map_spans(open_index(path), "categories", decode, Workers(None))
-    return [item.name for items, _ in spans for item in items if is_unicode(item.name)]
+
+def _texts(path: Path, section: Section, kind: type[msgspec.Struct], field: str) -> list[str]:
+    """One field of every well-formed record of a section, where UTF-8 can write it."""
+
+    def decode(_: None, job: SpanJob) -> tuple[list[msgspec.Struct], list[Offence]]:
+        return job.decode(kind)
+
+    spans = map_spans(open_index(path), section, decode, Workers(None))
+    found = (getattr(item, field) for items, _ in spans for item in items)
+    return [text for text in found if is_unicode(text)]

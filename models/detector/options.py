@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from data.artifacts.digests import DigestMemory, combined_digest
 from data.artifacts.options import Options, RuntimeOnly
-from data.attributes.folds import assign_folds
+from data.attributes.folds import fold_image_ids
 from data.errors import InvalidConfig, InvalidDataset, InvalidModel
 from data.vocabulary.tables import Dataset, Split
 from models.detector.config_sources import config_files, dotted, named_weights, weights_in
@@ -127,7 +127,7 @@ class DetectorTraining(DetectorConfig):
             InvalidConfig: there are.
         """
         if self.fold:
-            assign_folds([row["image_id"] for row in dataset.split_images("train")], self.fold.of)
+            fold_image_ids(dataset, "train", self.fold.number, self.fold.of)
 
 
 class CheckpointConfig(Options):

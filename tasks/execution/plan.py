@@ -1,6 +1,6 @@
 """What a run would find in the store: for every step hit, miss or stale, and why."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -71,15 +71,16 @@ def _dataset(store: ArtifactStore, ingest: Step) -> Dataset | None:
 
 def _planned(store: ArtifactStore, step: Step, records: Callable[[], list[Record]]) -> PlannedStep:
     kind, key = step.identity.kind, step.identity.key
-    if store.lookup(kind, key):
-        return PlannedStep(step, "hit")
     manifest = store.read(kind, key)
     if manifest is not None:
         damaged = store.damage(manifest)
+        if not damaged:
+            return PlannedStep(step, "hit")
         more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
         return PlannedStep(step, "stale", f"missing or damaged: {damaged[0]}{more}")
     if earlier := _earlier(store, step, records()):
-        return PlannedStep(step, "stale", "; ".join(_causes(earlier, step)))
+        names = {name: source.name for name, source in step.inputs.items()}
+        return PlannedStep(step, "stale", "; ".join(changes(earlier, step.identity, names)))
     asked_for = ((item.kind, item.key) for record in records() for item in record.steps)
     why = "never finished, or removed" if (kind, key) in asked_for else "never made"
     return PlannedStep(step, "miss", why)
@@ -95,13 +96,3 @@ def _earlier(store: ArtifactStore, step: Step, records: Iterable[Record]) -> Man
                 if manifest:
                     return manifest
     return None
-
-
-def _causes(earlier: Manifest, step: Step) -> list[str]:
-    names: Mapping[str, str] = {name: source.name for name, source in step.inputs.items()}
-    return [
-        f"{names.get(line.removeprefix('input '), line)} changed"
-        if line.startswith("input ")
-        else line
-        for line in changes(earlier, step.identity)
-    ]

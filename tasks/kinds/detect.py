@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data.attributes.folds import assign_folds
+from data.attributes.folds import fold_image_ids
 from data.coco.image_sets import ImageSet, SyntheticSet, real_images
 from data.vocabulary.tables import Dataset, write_table
 from models.detector.detector import Detector, detections_table
@@ -39,8 +39,7 @@ def _images(context: Context) -> ImageSet:
     fold = context.options.fold
     if fold is None:
         return real_images(dataset, split)
-    image_ids = [row["image_id"] for row in dataset.split_images(split)]
-    return real_images(dataset, split, assign_folds(image_ids, fold.of)[fold.number])
+    return real_images(dataset, split, fold_image_ids(dataset, split, fold.number, fold.of))
 
 
 def _shards(context: Context, images: ImageSet) -> Iterator[pa.Table]:

@@ -1,6 +1,6 @@
 """Kind `train-detector`: a detector on the real training images, or most of them, and a synthetic set."""
 
-from data.attributes.folds import assign_folds, write_without
+from data.attributes.folds import fold_image_ids, write_without
 from data.coco.image_sets import SyntheticSet
 from data.vocabulary.tables import Dataset
 from models.detector.config_files import CocoFolder
@@ -39,9 +39,8 @@ def _real(context: StepContext[DetectorTraining], dataset: Dataset) -> CocoFolde
     fold, instances = context.options.fold, dataset.instances_file("train")
     if fold is None:
         return CocoFolder(instances, dataset.image_folder("train"))
-    image_ids = [row["image_id"] for row in dataset.split_images("train")]
     rest = context.work / "instances.json"
-    write_without(instances, assign_folds(image_ids, fold.of)[fold.number], rest)
+    write_without(instances, fold_image_ids(dataset, "train", fold.number, fold.of), rest)
     return CocoFolder(rest, dataset.image_folder("train"))
 
 
