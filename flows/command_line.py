@@ -7,9 +7,8 @@ import signal
 import sys
 import tempfile
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel
@@ -18,7 +17,7 @@ from rich.table import Table
 
 from data.artifacts.digests import DigestMemory
 from data.artifacts.manifest import Manifest
-from data.artifacts.records import read_records, write_record
+from data.artifacts.records import read_records
 from data.artifacts.store import ArtifactStore, default_root, storage_errors
 from data.attributes.options import ATTRIBUTES_NAME
 from data.errors import (
@@ -30,10 +29,11 @@ from data.errors import (
 )
 from data.vocabulary.tables import Dataset
 from flows.presets import merge
+from flows.request import Request
 from flows.results import flat_results, newest_artifact, newest_reports
 from flows.run_config import RunConfig, build_run
-from flows.run_graph import REPORT, run_graph, stage_steps
-from flows.studies import StudyConfig, read_study, study_graph
+from flows.run_graph import REPORT, stage_steps
+from flows.studies import read_study
 from tasks.execution.cores import available_cores
 from tasks.execution.graph import Graph, Step
 from tasks.execution.plan import check, note_places
@@ -116,7 +116,7 @@ def run(
     """Run every step of a preset that has no intact artifact yet."""
     config = configured_run(preset, assignments, config_file)
     store = ArtifactStore(default_root())
-    graph = _carry_out(store, _Request("run", config.preset, config, stage))
+    graph = _carry_out(store, Request("run", config.preset, config, stage))
     _show_artifact(store, stage_steps(graph, stage)[-1])
 
 
@@ -127,35 +127,13 @@ def study(
     """Run several runs, what is the same in them once; each run's options stand in FILE."""
     config = read_study(file)
     store = ArtifactStore(default_root())
-    graph = _carry_out(store, _Request("study", config.name, config))
+    graph = _carry_out(store, Request("study", config.name, config))
     for name in config.runs:
         typer.echo(name)
         _show_artifact(store, graph.find(f"{name}: {REPORT}"))
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """A run or a study, or a stage of a run."""
-
-    what: Literal["run", "study"]
-    name: str
-    config: RunConfig | StudyConfig
-    stage: str | None = None
-
-    @property
-    def flow(self) -> str:
-        """Name of its flow in `flows.stages`."""
-        whole = "study" if self.what == "study" else "end_to_end"
-        return self.stage.replace("-", "_") if self.stage else whole
-
-    def graph(self, digests: DigestMemory) -> Graph:
-        """Build its graph."""
-        if isinstance(self.config, StudyConfig):
-            return study_graph(self.config, digests)
-        return run_graph(self.config, digests)
-
-
-def _checked_graph(store: ArtifactStore, request: _Request, digests: DigestMemory) -> Graph:
+def _checked_graph(store: ArtifactStore, request: Request, digests: DigestMemory) -> Graph:
     """Build a graph; refuse what cannot work as far as options, files and tables tell; name downloads."""
     graph = request.graph(digests)
     steps = stage_steps(graph, request.stage)
@@ -166,7 +144,7 @@ def _checked_graph(store: ArtifactStore, request: _Request, digests: DigestMemor
     return graph
 
 
-def _carry_out(store: ArtifactStore, request: _Request) -> Graph:
+def _carry_out(store: ArtifactStore, request: Request) -> Graph:
     """Obtain steps by a flow, or say that all are there, which needs no Prefect."""
     with DigestMemory(store.root, _show_digests) as digests:
         graph = _checked_graph(store, request, digests)
@@ -175,12 +153,11 @@ def _carry_out(store: ArtifactStore, request: _Request) -> Graph:
     steps = stage_steps(graph, request.stage)
     there = all(store.lookup(step.identity.kind, step.identity.key) for step in steps)
     if _has_server() or not there:
-        _run_flow(request.flow, request.config)
+        _run_flow(_flow_name(request), request.config)
         return graph
     typer.echo("Every step is a hit; nothing to run.")
     note_places(store, graph)
-    options = request.config.model_dump(mode="json")
-    write_record(store.root, request.what, request.name, options, graph.recorded(), request.stage)
+    request.record(store, graph)
     return graph
 
 
@@ -207,6 +184,12 @@ def _has_server() -> bool:
             "or unset the variable to run without"
         ) from error
     return True
+
+
+def _flow_name(request: Request) -> str:
+    """Name of a request's flow in `flows.stages`."""
+    whole = "study" if request.what == "study" else "end_to_end"
+    return request.stage.replace("-", "_") if request.stage else whole
 
 
 def _run_flow(name: str, config: BaseModel) -> None:
@@ -262,12 +245,12 @@ def plan(
     store = ArtifactStore(default_root())
     if study_file is None:
         config = configured_run(preset, assignments, config_file)
-        request = _Request("run", config.preset, config)
+        request = Request("run", config.preset, config)
     elif assignments or config_file:
         raise InvalidConfig("--study has all options in its file: leave --set and --config out")
     else:
         study_config = read_study(study_file)
-        request = _Request("study", study_config.name, study_config)
+        request = Request("study", study_config.name, study_config)
     with DigestMemory(store.root, _show_digests) as digests:
         graph = _checked_graph(store, request, digests)
     table = Table("stage", "step", "state", "why", "after", "artifact")

@@ -4,22 +4,21 @@ A stage is a group of steps. Its flow takes the whole run's configuration, from 
 steps and of their inputs; to rerun one stage, give it the same options as the run that made them.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 from prefect import Flow, State, flow
 from prefect.futures import PrefectFuture, wait
 from prefect.states import Completed, Failed
-from pydantic import BaseModel
 
 from data.artifacts.digests import DigestMemory
 from data.artifacts.manifest import Manifest
-from data.artifacts.records import write_record
 from data.artifacts.store import ArtifactStore, default_root
 from data.errors import PipelineError
+from flows.request import Request
 from flows.run_config import RunConfig
-from flows.run_graph import STAGES, run_graph, stage_steps
-from flows.studies import StudyConfig, study_graph
+from flows.run_graph import STAGES, stage_steps
+from flows.studies import StudyConfig
 from tasks.execution.graph import Graph, Step
 from tasks.execution.plan import check, note_places
 from tasks.execution.workshop import Workshop
@@ -31,7 +30,7 @@ DEMO = RunConfig.model_validate({"preset": "demo"})
 def _stage_flow(stage: str) -> Flow[Any, Any]:
     @flow(name=stage, description=STAGES[stage])
     def run_stage(config: RunConfig = DEMO, num_cores: int | None = None) -> State[Any]:
-        return _run("run", config.preset, config, lambda d: run_graph(config, d), stage, num_cores)
+        return _run(Request("run", config.preset, config, stage), num_cores)
 
     return run_stage
 
@@ -49,23 +48,16 @@ evaluate = _stage_flow("evaluate")
 @flow(name="end-to-end")
 def end_to_end(config: RunConfig = DEMO, num_cores: int | None = None) -> State[Any]:
     """Run every step that has no intact artifact, on all cores or some; ends in the report's state."""
-    return _run("run", config.preset, config, lambda d: run_graph(config, d), None, num_cores)
+    return _run(Request("run", config.preset, config), num_cores)
 
 
 @flow(name="study")
 def study(config: StudyConfig, num_cores: int | None = None) -> State[Any]:
     """Run several runs, what is the same in them once, on all cores or some."""
-    return _run("study", config.name, config, lambda d: study_graph(config, d), None, num_cores)
+    return _run(Request("study", config.name, config), num_cores)
 
 
-def _run(
-    what: Literal["run", "study"],
-    name: str,
-    config: BaseModel,
-    build: Callable[[DigestMemory], Graph],
-    stage: str | None = None,
-    num_cores: int | None = None,
-) -> State[Any]:
+def _run(request: Request, num_cores: int | None) -> State[Any]:
     """Record a graph and obtain its steps, or a stage's; an error of the user's becomes a failed state."""
     store = ArtifactStore(default_root())
     try:
@@ -74,10 +66,9 @@ def _run(
             StepProgress("digest files") as progress,
             DigestMemory(store.root, progress) as digests,
         ):
-            graph = build(digests)
-        steps = stage_steps(graph, stage)
-        options = config.model_dump(mode="json")
-        write_record(store.root, what, name, options, graph.recorded(), stage)
+            graph = request.graph(digests)
+        steps = stage_steps(graph, request.stage)
+        request.record(store, graph)
         return _obtain(store, graph, steps, num_cores)
     except PipelineError as error:
         return Failed(message=str(error), data=error)

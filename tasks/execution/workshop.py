@@ -99,10 +99,7 @@ class Workshop:
     def _cores_of(self, step: Step) -> AbstractContextManager[int]:
         """Its share of the cores, in the order of the graph. What loads models has a GPU to itself."""
         share = 1.0 if step.kind.preload and self._has_gpu else step.kind.share
-        places = list(self.graph.steps)
-        reference = step.identity.reference
-        place = places.index(reference) if reference in places else len(places)
-        return self._cores.take(share, place)
+        return self._cores.take(share, list(self.graph.steps).index(step.identity.reference))
 
     def _input(self, step: Step, name: str) -> Path:
         source = step.inputs[name]

@@ -81,9 +81,14 @@ def store(tmp_path):
     return ArtifactStore(tmp_path / "root")
 
 
+def workshop_of(store, *steps, num_cores=1):
+    """A workshop for these steps."""
+    return Workshop(store, Graph({item.identity.reference: item for item in steps}), num_cores)
+
+
 def obtain(store, step, num_cores=1):
     reports = []
-    manifest, hit = Workshop(store, Graph({}), num_cores).obtain(
+    manifest, hit = workshop_of(store, step, num_cores=num_cores).obtain(
         step, lambda *report: reports.append(report)
     )
     return manifest, hit, reports
@@ -132,7 +137,7 @@ def test_a_step_whose_input_is_not_there_says_which_stage_to_run(store, step):
 
 def test_a_step_whose_input_was_removed_meanwhile_says_so(store, step):
     second = step()
-    workshop = Workshop(store, Graph({}), 1)
+    workshop = workshop_of(store, second.inputs["other"], second)
     first, _ = workshop.obtain(second.inputs["other"], lambda *report: None)
     (store.root / first.reference / "card.md").unlink()
     with pytest.raises(
@@ -142,7 +147,8 @@ def test_a_step_whose_input_was_removed_meanwhile_says_so(store, step):
 
 
 def test_a_stopped_run_ends_its_processes_and_starts_no_more(store, step):
-    workshop, sleeping = Workshop(store, Graph({}), 1), alone(step("sleep"))
+    sleeping, other = alone(step("sleep")), alone(step())
+    workshop = workshop_of(store, sleeping, other)
     errors = []
 
     def work():
@@ -161,7 +167,7 @@ def test_a_stopped_run_ends_its_processes_and_starts_no_more(store, step):
     thread.join(20)
     assert "the run was stopped" in errors[0]
     with pytest.raises(StepFailed, match="the run was stopped"):
-        workshop.obtain(alone(step()), lambda *report: None)
+        workshop.obtain(other, lambda *report: None)
 
 
 SCRIPT = """
