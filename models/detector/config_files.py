@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.hub import get_config
 
@@ -15,10 +16,17 @@ from models.detector.options import DetectorConfig
 
 @dataclass(frozen=True, slots=True)
 class CocoFolder:
-    """A COCO data set on disk: an instances file and the folder its file names are relative to."""
+    """A COCO data set on disk.
+
+    Attributes:
+        annotations: an instances file.
+        images: folder that its file names are relative to.
+        has_masks: whether the file has them.
+    """
 
     annotations: Path
     images: Path
+    has_masks: bool = False
 
 
 def build_config(
@@ -75,7 +83,7 @@ def set_everywhere(node: Any, name: str, value: Any) -> None:
 
 
 def _training_options(settings: DetectorConfig, work: Path) -> dict[str, Any]:
-    warmup = min(settings.num_warmup_iterations, settings.num_iterations - 1)
+    warmup = min(settings.num_warmup_iterations, settings.num_iterations // 10)
     scheduler = [
         {"type": "LinearLR", "start_factor": 0.01, "by_epoch": False, "begin": 0, "end": warmup},
         {
@@ -100,6 +108,7 @@ def _training_options(settings: DetectorConfig, work: Path) -> dict[str, Any]:
             "val_interval": settings.num_iterations + 1,
         },
         "param_scheduler": scheduler[0 if warmup else 1 :],
+        **_precision_options(settings.mixed_precision),
         "default_hooks.checkpoint": {
             "_delete_": True,
             "type": "CheckpointHook",
@@ -111,29 +120,53 @@ def _training_options(settings: DetectorConfig, work: Path) -> dict[str, Any]:
     }
 
 
+def _precision_options(precision: str) -> dict[str, Any]:
+    """MMEngine's automatic mixed precision.
+
+    Raises:
+        ValueError: there is no GPU, without which MMEngine has none.
+    """
+    if precision == "no":
+        return {}
+    if not torch.cuda.is_available():
+        raise ValueError(f"mixed_precision={precision} needs a GPU, and there is none")
+    types = {"fp16": "float16", "bf16": "bfloat16"}
+    return {"optim_wrapper.type": "AmpOptimWrapper", "optim_wrapper.dtype": types[precision]}
+
+
+def _training_data(
+    settings: DetectorConfig, folder: CocoFolder, categories: dict[int, str]
+) -> dict[str, Any]:
+    """A data set as MMDetection reads it for training."""
+    masks = folder.has_masks and settings.augmentation == "copy-paste"
+    data: dict[str, Any] = {
+        "type": "CocoDataset",
+        "ann_file": str(folder.annotations),
+        "data_prefix": {"img": str(folder.images)},
+        "metainfo": {"classes": tuple(categories.values())},
+        "filter_cfg": {"filter_empty_gt": False},
+        "pipeline": [
+            {"type": "LoadImageFromFile"},
+            {"type": "LoadAnnotations", "with_bbox": True, "with_mask": masks},
+            {"type": "Resize", "scale": settings.image_size, "keep_ratio": True},
+            {"type": "RandomFlip", "prob": 0.5},
+        ],
+    }
+    if settings.augmentation == "flip":
+        data["pipeline"].append({"type": "PackDetInputs"})
+        return data
+    side = max(settings.image_size)
+    data["pipeline"].append({"type": "Pad", "size": (side, side)})  # images of one size are pasted
+    pasting = {"type": "CopyPaste", "paste_by_box": not masks}
+    steps = [pasting, {"type": "DropMasks"}, {"type": "PackDetInputs"}]
+    return {"type": "MultiImageMixDataset", "dataset": data, "pipeline": steps}
+
+
 def _data_options(
     settings: DetectorConfig, train_sets: Sequence[CocoFolder], categories: dict[int, str]
 ) -> dict[str, Any]:
-    resize = {"type": "Resize", "scale": settings.image_size, "keep_ratio": True}
-    pipeline = [
-        {"type": "LoadImageFromFile"},
-        {"type": "LoadAnnotations", "with_bbox": True},
-        resize,
-        {"type": "RandomFlip", "prob": 0.5},
-        {"type": "PackDetInputs"},
-    ]
+    datasets = [_training_data(settings, folder, categories) for folder in train_sets]
     metadata = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
-    datasets = [
-        {
-            "type": "CocoDataset",
-            "ann_file": str(folder.annotations),
-            "data_prefix": {"img": str(folder.images)},
-            "metainfo": {"classes": tuple(categories.values())},
-            "filter_cfg": {"filter_empty_gt": False},
-            "pipeline": pipeline,
-        }
-        for folder in train_sets
-    ]
     return {
         "train_dataloader": {
             "_delete_": True,
@@ -149,7 +182,7 @@ def _data_options(
         },
         "test_pipeline": [
             {"type": "LoadImageFromFile"},
-            resize,
+            {"type": "Resize", "scale": settings.image_size, "keep_ratio": True},
             {"type": "PackDetInputs", "meta_keys": metadata},
         ],
     }

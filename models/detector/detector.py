@@ -19,20 +19,17 @@ from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import init_default_scope
 from safetensors.torch import load_model, save_model
-from torch import Tensor
 
 from data.errors import InvalidModel
 from data.vocabulary.tables import BOX_COLUMNS, DETECTIONS
 from models.detector.checkpoints import read_checkpoint
+from models.detector.classes import categories_by_name
 from models.detector.config_files import read_config, set_everywhere
-from models.detector.mmdetection import MODELS, DetDataSample, register_all_modules
+from models.detector.mmdetection import MODELS, register_all_modules
 from models.detector.options import CheckpointConfig
 from models.devices import default_device
 
 logger = logging.getLogger(__name__)
-
-UNKNOWN_CLASS = -1
-"""Category id of a detected class that the data set does not have."""
 
 _NEED_LABELS = ("LoadAnnotations", "LoadPanopticAnnotations")
 """Steps of a test pipeline that plain inference goes without."""
@@ -73,11 +70,6 @@ def detections_table(split: str, detections: Iterable[Detections], detector: str
         },
         schema=DETECTIONS,
     )
-
-
-def _by_name(names: Sequence[str], things: Mapping[int, str]) -> list[tuple[int, str]]:
-    ids = {name: category_id for category_id, name in things.items()}
-    return [(ids.get(name, UNKNOWN_CLASS), name) for name in names]
 
 
 def write_detector(
@@ -131,7 +123,7 @@ class Detector:
         except (OSError, RuntimeError, KeyError) as error:
             raise InvalidModel(f"detector folder {folder}: {error}") from error
         if things:
-            categories = _by_name([name for _, name in categories], things)
+            categories = categories_by_name([name for _, name in categories], things)
         return cls(model, config, [(key, name) for key, name in categories])
 
     @classmethod
@@ -144,6 +136,7 @@ class Detector:
 
         Raises:
             InvalidModel: a file is missing or cannot be read, or the two do not fit each other.
+            InvalidConfig: the mapping of class names has one that is not there.
         """
         register_all_modules(init_default_scope=False)
         init_default_scope("mmdet")
@@ -162,7 +155,7 @@ class Detector:
                 f"{source.checkpoint} with config {source.config}: {error}"
             ) from error
         names = source.classes or checkpoint.classes or tuple(things.values())
-        return cls(model, config, _by_name(names, things))
+        return cls(model, config, categories_by_name(names, things, source.class_names))
 
     def save(self, folder: Path) -> None:
         """Write the folder that `load` reads: `config.py`, `model.safetensors` and `detector.json`."""
@@ -199,7 +192,7 @@ class Detector:
         if len(labels) and labels.max() >= len(self._category_ids):
             raise InvalidModel(
                 f"the detector reports class {labels.max()} and has {len(self._category_ids)} class "
-                "names: give scoring.detector.classes in label order"
+                "names: give its option classes, in label order"
             )
         boxes = found.bboxes.cpu().numpy().astype(np.float32)
         scores = found.scores.cpu().numpy().astype(np.float32)
@@ -209,19 +202,3 @@ class Detector:
         return Detections(
             image_id, boxes[finite], scores[finite], self._category_ids[labels[finite]]
         )
-
-    @torch.no_grad()
-    def backbone_features(self, images: Tensor) -> Tensor:
-        """Average the backbone's deepest feature map over each image.
-
-        Args:
-            images: uint8 RGB (batch, 3, height, width).
-
-        Returns:
-            Features (batch, channels), float32.
-        """
-        device = next(self._model.parameters()).device
-        inputs = list(images.flip(1).to(device))
-        samples = [DetDataSample(metainfo={"img_shape": tuple(images.shape[2:])}) for _ in inputs]
-        prepared = self._model.data_preprocessor({"inputs": inputs, "data_samples": samples})  # type: ignore[operator]
-        return self._model.backbone(prepared["inputs"])[-1].mean(dim=(2, 3))  # type: ignore[operator]

@@ -4,8 +4,15 @@ from models.detector.mmcv_ops import install_mmcv_ops
 
 install_mmcv_ops()
 
-from mmdet.registry import DATA_SAMPLERS, DATASETS, MODELS  # noqa: E402  # needs the operators above
+from mmdet.registry import DATA_SAMPLERS, DATASETS, MODELS, TRANSFORMS  # noqa: E402  # needs the operators above
 from mmdet.structures import DetDataSample  # noqa: E402  # likewise
 from mmdet.utils import register_all_modules  # noqa: E402  # likewise
 
-__all__ = ["DATASETS", "DATA_SAMPLERS", "MODELS", "DetDataSample", "register_all_modules"]
+__all__ = [
+    "DATASETS",
+    "DATA_SAMPLERS",
+    "MODELS",
+    "TRANSFORMS",
+    "DetDataSample",
+    "register_all_modules",
+]

@@ -1,23 +1,36 @@
 """Options of the steps around detectors. Light: imports neither torch nor MMDetection."""
 
+import math
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from data.artifacts.digests import DigestMemory, combined_digest
-from data.artifacts.options import Options, RuntimeOnly
+from data.artifacts.options import AddedLater, Options, RuntimeOnly
 from data.attributes.folds import fold_image_ids
 from data.errors import InvalidConfig, InvalidDataset, InvalidModel
 from data.vocabulary.tables import Dataset, Split
 from models.detector.config_sources import config_files, dotted, named_weights, weights_in
 
-CODE_VERSION = 2
+CODE_VERSION = 3
 """Of training, inference and features; bumped by hand when what they make changes."""
 
 DETECTOR_FILES = ("config.py", "detector.json", "model.safetensors")
 """What a trained detector's folder holds."""
+
+DARKNET_FILES = ("model.cfg", "model.weights", "detector.json")
+"""What the folder of a detector in Darknet's format holds."""
+
+
+def detector_files(folder: Path) -> tuple[str, ...]:
+    """Names of the files that a detector's folder holds, by the kind that it is of."""
+    return DARKNET_FILES if (folder / DARKNET_FILES[0]).is_file() else DETECTOR_FILES
+
+
+Budget = Literal["iterations", "exposure"]
+"""What is equal in a comparison with real images alone: optimiser steps, or passes over the real images."""
 
 
 def config_digest(name: str, digests: DigestMemory) -> str:
@@ -47,11 +60,25 @@ class DetectorConfig(Options):
     image_size: tuple[int, int] = Field(
         (1333, 800), description="Long and short side that images are resized to, in pixels."
     )
-    num_iterations: int = Field(88_716, ge=1, description="Optimiser steps.")
+    load_from: Path | None = Field(
+        None,
+        description="Checkpoint of a whole detector to start from, .pth or safetensors; weights of "
+        "another shape, such as the classes', are left as they are.",
+    )
+    augmentation: Literal["flip", "copy-paste"] = Field(
+        "flip", description="Random flips, or those and MMDetection's CopyPaste."
+    )
+    num_epochs: float = Field(
+        6, ge=0, description="Passes over the real training images; 0: num_iterations says."
+    )
+    num_iterations: int = Field(0, ge=0, description="Optimiser steps; 0: num_epochs says.")
     batch_size: int = Field(8, ge=1, description="Images per optimiser step.")
     learning_rate: float = Field(0.01, gt=0)
     num_warmup_iterations: int = Field(
-        500, ge=0, description="Of the learning rate; at most all of the iterations."
+        500, ge=0, description="Of the learning rate; at most a tenth of all iterations."
+    )
+    mixed_precision: Literal["no", "fp16", "bf16"] = Field(
+        "no", description="Of the training; needs a GPU."
     )
     checkpoint_interval: Annotated[int, RuntimeOnly] = Field(
         1000, ge=1, description="Steps between resumable checkpoints."
@@ -60,6 +87,21 @@ class DetectorConfig(Options):
     num_workers: Annotated[int, RuntimeOnly] = Field(
         2, ge=0, description="Data loader processes; 0: none."
     )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if bool(self.num_epochs) == bool(self.num_iterations):
+            raise ValueError(
+                f"num_epochs is {self.num_epochs:g} and num_iterations {self.num_iterations}: "
+                "one of them must be 0 and the other say how long to train"
+            )
+        return self
+
+    def iterations(self, num_real: int) -> int:
+        """Optimiser steps of a training in which there are so many real images."""
+        return self.num_iterations or max(
+            math.ceil(self.num_epochs * num_real / self.batch_size), 1
+        )
 
     def foreign(self, digests: DigestMemory) -> dict[str, str]:
         """Digests of the config and of weights in files.
@@ -79,6 +121,9 @@ class DetectorConfig(Options):
         there = [Path(path) for path in files if Path(path).is_file()]
         if there:
             found["weights"] = combined_digest(sorted(digests.files(there)))
+        if self.load_from:
+            self._require(str(self.load_from))
+            found["load_from"] = digests.file(self.load_from)
         return found
 
     def keyed(self, without: Collection[str] = ()) -> dict[str, Any]:
@@ -116,18 +161,46 @@ class Fold(Options):
 
 
 class DetectorTraining(DetectorConfig):
-    """A detector to train on the real images, or on those but a fold, and on a synthetic set."""
+    """A detector to train, and on what."""
 
-    fold: Fold | None = Field(None, description="Left out of the training images.")
+    fold: Fold | None = Field(None, description="Left out of the real training images.")
+    real_multiple: float = Field(
+        1.0,
+        gt=0,
+        description="Real images, in multiples of the training images: below 1 some of those, above 1 "
+        "spare ones with them.",
+    )
+    images: Literal["real", "real+synthetic", "synthetic", "real+spare"] = Field(
+        "real",
+        description="Which of the real and the set's; or as many spare real ones as the set has images.",
+    )
+    budget: Budget = Field(
+        "iterations",
+        description="As long as without the set, or longer by its images: as often past the real ones.",
+    )
 
     def check(self, dataset: Dataset) -> None:
-        """Refuse more folds than images.
+        """Refuse more folds or real images than there are.
 
         Raises:
-            InvalidConfig: there are.
+            InvalidConfig: there are fewer.
         """
         if self.fold:
             fold_image_ids(dataset, "train", self.fold.number, self.fold.of)
+        if self.images == "real+spare" and not dataset.split_images("spare"):
+            raise InvalidConfig(
+                "the arm more-real needs spare real images: give ingest.spare, or leave the arm out"
+            )
+        num_train, num_spare = (len(dataset.split_images(name)) for name in ("train", "spare"))
+        wanted = round(self.real_multiple * num_train)
+        if not 1 <= wanted <= num_train + num_spare:
+            raise InvalidConfig(
+                f"{self.real_multiple:g} times the {num_train} training images are {wanted}, and there "
+                f"are {num_train + num_spare} with the spare ones: change retrain.ruler or ingest.spare"
+            )
+
+
+_CLASS_NAMES = "The detector's name of a class to the data set's, where they differ."
 
 
 class CheckpointConfig(Options):
@@ -139,6 +212,9 @@ class CheckpointConfig(Options):
         None,
         description="Names in label order; null: as the checkpoint says, else the data set's things.",
     )
+    class_names: Annotated[dict[str, str], AddedLater] = Field(
+        default_factory=dict, description=_CLASS_NAMES
+    )
 
     def foreign(self, digests: DigestMemory) -> dict[str, str]:
         """Digests of the config and the checkpoint.
@@ -148,15 +224,42 @@ class CheckpointConfig(Options):
             InvalidModel: there is no such checkpoint.
         """
         if not self.checkpoint.is_file():
-            raise InvalidModel(f"scoring.detector.checkpoint {self.checkpoint}: no such file")
+            raise InvalidModel(f"detector checkpoint {self.checkpoint}: no such file")
         return {
             "config": config_digest(self.config, digests),
             "checkpoint": digests.file(self.checkpoint),
         }
 
 
+class DarknetConfig(Options):
+    """Somebody's detector in Darknet's format, such as YOLOv4; needs the extra `darknet`."""
+
+    cfg: Path = Field(description="Its .cfg, with [yolo] layers.")
+    weights: Path
+    names: Path = Field(description="Class names in label order, one a line, such as coco.names.")
+    nms_iou_threshold: float = Field(
+        0.45,
+        ge=0,
+        le=1,
+        description="Of two boxes of a class that overlap more, the weaker is dropped.",
+    )
+    class_names: dict[str, str] = Field(default_factory=dict, description=_CLASS_NAMES)
+
+    def foreign(self, digests: DigestMemory) -> dict[str, str]:
+        """Digests of the files.
+
+        Raises:
+            InvalidModel: one is missing.
+        """
+        paths = {"cfg": self.cfg, "weights": self.weights, "names": self.names}
+        for name, path in paths.items():
+            if not path.is_file():
+                raise InvalidModel(f"detector {name} {path}: no such file")
+        return {name: digests.file(path) for name, path in paths.items()}
+
+
 class DetectorFolder(Options):
-    """A detector's folder as `train-detector` writes it."""
+    """A detector's folder as `train-detector` or `import-detector` writes it."""
 
     folder: Path
 
@@ -166,17 +269,17 @@ class DetectorFolder(Options):
         Raises:
             InvalidModel: one is missing.
         """
-        paths = [self.folder / name for name in DETECTOR_FILES]
+        paths = [self.folder / name for name in detector_files(self.folder)]
         for path in paths:
             if not path.is_file():
-                raise InvalidModel(f"scoring.detector {self.folder}: it has no {path.name}")
+                raise InvalidModel(f"detector folder {self.folder}: it has no {path.name}")
         return {"folder": combined_digest(digests.files(paths))}
 
 
 class DetectorSource(Options):
     """Where a detector of the user's comes from."""
 
-    source: CheckpointConfig | DetectorFolder
+    source: CheckpointConfig | DarknetConfig | DetectorFolder
 
     def foreign(self, digests: DigestMemory) -> dict[str, str]:
         """Those of the source."""
@@ -222,10 +325,10 @@ class ScoringConfig(Options):
     score_threshold: float = Field(
         0.05, ge=0, lt=1, description="Weaker detections of training images are not kept."
     )
-    detector: Path | CheckpointConfig | None = Field(
+    detector: Path | CheckpointConfig | DarknetConfig | None = Field(
         None,
-        description="A detector's folder as train-detector writes it, or an MMDetection config with a "
-        "checkpoint; null: the one that train-detector trains.",
+        description="A detector's folder as train-detector writes it, an MMDetection config with a "
+        "checkpoint, or Darknet's cfg and weights; null: the one that train-detector trains.",
     )
     results: ResultsConfig | None = Field(
         None, description="Detections of any other framework, instead of inference."

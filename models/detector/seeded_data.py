@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from mmcv.transforms import BaseTransform
 from mmengine.dataset import ConcatDataset, InfiniteSampler
 from mmengine.dist import get_rank
 
-from models.detector.mmdetection import DATA_SAMPLERS, DATASETS
+from models.detector.mmdetection import DATA_SAMPLERS, DATASETS, TRANSFORMS
 
 
 @DATA_SAMPLERS.register_module()
@@ -39,6 +40,15 @@ class SeededConcatDataset(ConcatDataset):  # type: ignore[misc]  # likewise
             return super().__getitem__(index)
         finally:
             np.random.set_state(state)  # noqa: NPY002  # likewise
+
+
+@TRANSFORMS.register_module()
+class DropMasks(BaseTransform):  # type: ignore[misc]  # mmcv is untyped
+    """Leaves out masks that were needed to paste objects: some detectors of boxes do else with them."""
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Return what a sample holds less its masks."""
+        return {name: value for name, value in results.items() if name != "gt_masks"}
 
 
 def _state(*numbers: int) -> np.ndarray:

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner.checkpoint import load_state_dict
 
-from data.errors import InvalidConfig
+from data.errors import InvalidConfig, InvalidModel
 from models.detector import seeded_data  # noqa: F401  # registers what the configs name
+from models.detector.checkpoints import read_checkpoint
 from models.detector.config_files import CocoFolder, build_config
 from models.detector.detector import write_detector
 from models.detector.mmdetection import register_all_modules
@@ -35,6 +37,26 @@ class _ProgressHook(Hook):  # type: ignore[misc]  # mmengine is untyped
         self._on_step(runner.iter + 1, losses)
 
 
+class _StartHook(Hook):  # type: ignore[misc]  # likewise
+    """Puts a checkpoint's weights over the initial ones, where the training is not resumed."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self._checkpoint = checkpoint
+
+    def before_train(self, runner: Runner) -> None:
+        if runner.iter:
+            return
+        weights = read_checkpoint(self._checkpoint).weights
+        own = runner.model.state_dict()
+        fitting = {k: v for k, v in weights.items() if k in own and v.shape == own[k].shape}
+        if not fitting:
+            raise InvalidModel(
+                f"detector checkpoint {self._checkpoint}: none of its {len(weights)} weights fits the config"
+            )
+        load_state_dict(runner.model, fitting)
+        logger.info("%d of %d weights from %s", len(fitting), len(own), self._checkpoint)
+
+
 def _load_own_checkpoint(filename: str, map_location: Any = None) -> Any:
     path = filename.removeprefix(_WORK_FOLDER_SCHEME)
     return torch.load(path, map_location=map_location, weights_only=False)
@@ -57,6 +79,7 @@ def train_detector(
     """Train a detector and export it to `out`; a killed run goes on from its newest checkpoint.
 
     Args:
+        settings: with the number of iterations.
         train_sets: COCO folders, concatenated.
         categories: COCO category id to name, in label order.
         work: folder for resumable checkpoints.
@@ -65,6 +88,7 @@ def train_detector(
 
     Raises:
         InvalidConfig: the config name or an override does not exist.
+        InvalidModel: nothing in the checkpoint to start from fits.
     """
     register_all_modules(init_default_scope=True)
     config = build_config(settings, train_sets, categories, work)
@@ -81,5 +105,7 @@ def train_detector(
         ) from error
     runner.model.to(memory_format=torch.channels_last)
     runner.register_hook(_ProgressHook(on_step), priority="LOWEST")
+    if settings.load_from:
+        runner.register_hook(_StartHook(settings.load_from))
     runner.train()
     write_detector(out, runner.model, config, list(categories.items()))

@@ -10,7 +10,9 @@ from PIL import Image
 from data.layouts.gallery import contact_sheet, layout_sheet, png_bytes
 from data.layouts.layout import Layout, image_seed
 from data.vocabulary.tables import Split
+from models.detector.darknet import DarknetDetector
 from models.detector.detector import Detector, detections_table
+from models.detector.loading import load_detector
 from models.generator.autoencoder import to_uint8
 from models.generator.options import GeneratorConfig, ProbeConfig
 from models.generator.sampling import sample_batch
@@ -47,11 +49,13 @@ class GeneratorProbe:
     ) -> None:
         self._config = config
         self._layouts = layouts
-        self._detector = Detector.load(detector) if detector else None
+        self._detector = load_detector(detector) if detector else None
         self._folder = folder
         folder.mkdir(exist_ok=True)
 
-    def layout_recall(self, detector: Detector, images: dict[int, Path]) -> Metrics:
+    def layout_recall(
+        self, detector: Detector | DarknetDetector, images: dict[int, Path]
+    ) -> Metrics:
         """Share of things found where the layout has them, and where another image's layout has some.
 
         The second is what a generator that ignores its boxes would get.

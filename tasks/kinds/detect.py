@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from data.attributes.folds import fold_image_ids
 from data.coco.image_sets import ImageSet, SyntheticSet, real_images
 from data.vocabulary.tables import Dataset, write_table
-from models.detector.detector import Detector, detections_table
+from models.detector.detector import detections_table
+from models.detector.loading import load_detector
 from models.detector.options import DetectionOptions
 from tasks.execution.context import StepContext, Summary, artifact_name
 from tasks.pages.detections import publish_detections
@@ -45,7 +46,7 @@ def _images(context: Context) -> ImageSet:
 def _shards(context: Context, images: ImageSet) -> Iterator[pa.Table]:
     """Score the images shard by shard; a finished shard is read, not made again."""
     options, folder = context.options, context.inputs["detector"]
-    load = cache(lambda: Detector.load(folder / "detector"))
+    load = cache(lambda: load_detector(folder / "detector"))
     shards = context.work / "shards"
     shards.mkdir(exist_ok=True)
     for start in range(0, len(images.images), _SHARD_SIZE):

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # MMDetection and MMEngine wa
 
 def settings(name="train_detector", **changes):
     options = PRESETS["demo"][name] | {
+        "num_epochs": 0,
         "num_iterations": 4,
         "checkpoint_interval": 2,
         "batch_size": 2,
@@ -83,6 +84,68 @@ def test_the_learning_rate_reaches_an_optimizer_that_was_replaced(dataset, tmp_p
     assert config.optim_wrapper.optimizer.lr == PRESETS["demo"]["train_scorer"]["learning_rate"]
 
 
+@pytest.mark.parametrize(("iterations", "warmup"), [(1000, 50), (100, 10), (9, 0)])
+def test_the_warm_up_is_at_most_a_tenth_of_the_schedule(dataset, tmp_path, iterations, warmup):
+    config = build_config(settings(num_iterations=iterations), [], dataset.things, tmp_path)
+    assert config.train_cfg.max_iters == iterations
+    cosine = config.param_scheduler[-1]
+    assert (cosine.begin, cosine.end, cosine.T_max) == (warmup, iterations, iterations - warmup)
+    assert [item.end for item in config.param_scheduler[:-1]] == ([warmup] if warmup else [])
+
+
+def test_mixed_precision_is_mmengines_and_needs_a_gpu(dataset, tmp_path, monkeypatch):
+    mixed = settings(mixed_precision="bf16")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InvalidConfig, match="mixed_precision=bf16 needs a GPU"):
+        build_config(mixed, [], dataset.things, tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    wrapper = build_config(mixed, [], dataset.things, tmp_path).optim_wrapper
+    assert (wrapper.type, wrapper.dtype) == ("AmpOptimWrapper", "bfloat16")
+
+
+def test_a_training_starts_from_a_checkpoints_weights(dataset, tmp_path):
+    torch.manual_seed(0)
+    trained = train(dataset, tmp_path / "first", settings())
+    given = {f"{name}": torch.full_like(value, 0.01) if value.is_floating_point() else value
+             for name, value in trained._model.state_dict().items()}  # fmt: skip
+    given["bbox_head.rtm_cls.0.weight"] = torch.zeros(3, 2, 1, 1)  # of other classes
+    torch.save({"state_dict": given}, tmp_path / "start.pth")
+    config = settings(load_from=tmp_path / "start.pth", num_iterations=1, learning_rate=1e-12)
+    begun = train(dataset, tmp_path / "second", config)._model.state_dict()
+    weight = begun["backbone.stem.0.conv.weight"]
+    assert torch.allclose(weight, torch.full_like(weight, 0.01), atol=1e-6)
+    assert begun["bbox_head.rtm_cls.0.weight"].std() > 1e-4
+    torch.save({"state_dict": {"nothing": torch.zeros(1)}}, tmp_path / "other.pth")
+    with pytest.raises(InvalidModel, match=r"other\.pth: none of its 1 weights fits"):
+        train(dataset, tmp_path / "third", settings(load_from=tmp_path / "other.pth"))
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_objects_of_other_images_are_pasted(dataset, tmp_path, masks):
+    from data.coco.export import export_objects
+    from models.detector.mmdetection import DATASETS
+
+    annotations = dataset.instances_file("train")
+    if masks:
+        annotations = tmp_path / "objects.json"
+        export_objects(dataset.folder, "train", annotations)
+    folder = CocoFolder(annotations, dataset.image_folder("train"), has_masks=masks)
+    pasting = settings(augmentation="copy-paste")
+
+    def samples(config):
+        built = build_config(config, [folder], dataset.things, tmp_path)
+        images = DATASETS.build(built.train_dataloader.dataset)
+        return [images[len(images) * place + place] for place in range(len(images))]
+
+    pasted, plain = samples(pasting), samples(settings())
+    more = [len(a["data_samples"].gt_instances) - len(b["data_samples"].gt_instances)
+            for a, b in zip(pasted, plain, strict=True)]  # fmt: skip
+    assert sum(more) > 0
+    assert all("masks" not in item["data_samples"].gt_instances for item in pasted)
+    again = samples(pasting)
+    assert all(torch.equal(a["inputs"], b["inputs"]) for a, b in zip(pasted, again, strict=True))
+
+
 def test_a_folder_that_is_no_detector_is_refused(tmp_path):
     with pytest.raises(InvalidModel, match="detector folder"):
         Detector.load(tmp_path)
@@ -119,10 +182,3 @@ def test_images_are_flipped_by_seed_and_place():
     assert draw(0, 7)[0] == 3
     assert len({draw(seed, place)[1] for seed in (0, 1) for place in (0, 1, 2)}) == 6
     assert (np.random.get_state()[1] == before).all()  # noqa: NPY002  # likewise
-
-
-def test_backbone_features_do_not_depend_on_the_batch(dataset, tmp_path):
-    detector = train(dataset, tmp_path, settings())
-    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 3, 64, 64), np.uint8))
-    together = detector.backbone_features(images)
-    torch.testing.assert_close(detector.backbone_features(images[1:2]), together[1:2])

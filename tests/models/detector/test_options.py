@@ -7,6 +7,7 @@ from data.errors import InvalidConfig, InvalidDataset, InvalidModel
 from models.detector.config_sources import config_files, config_path, named_weights
 from models.detector.options import (
     CheckpointConfig,
+    DarknetConfig,
     DetectionsFile,
     DetectorConfig,
     DetectorFolder,
@@ -135,9 +136,18 @@ def test_weights_that_a_variable_of_a_config_names_are_found(tmp_path):
         (
             CheckpointConfig(config="mmdet::yolox/yolox_s_8xb8-300e_coco.py", checkpoint="no.pth"),
             InvalidModel,
-            "no.pth: no such file",
+            "detector checkpoint no.pth: no such file",
         ),
-        (DetectorFolder(folder="nowhere"), InvalidModel, "it has no config.py"),
+        (
+            DarknetConfig(cfg=__file__, weights="no.weights", names=__file__),
+            InvalidModel,
+            "detector weights no.weights: no such file",
+        ),
+        (
+            DetectorFolder(folder="nowhere"),
+            InvalidModel,
+            "detector folder nowhere: it has no config.py",
+        ),
         (
             DetectionsFile(path="no.json", split="val"),
             InvalidDataset,
@@ -158,6 +168,42 @@ def test_a_users_detector_is_known_by_content(tmp_path):
     (tmp_path / "model.safetensors").write_text("MODEL.safetensors")
     assert foreign(source).keys() == before.keys() == {"source.folder"}
     assert foreign(source) != before
+
+
+def test_a_detector_of_darknet_is_known_by_its_files_and_so_is_its_folder(tmp_path):
+    paths = {name: tmp_path / f"model.{name}" for name in ("cfg", "weights", "names")}
+    for name, path in paths.items():
+        path.write_text(name)
+    files = DetectorSource(source=DarknetConfig(**paths))
+    assert foreign(files).keys() == {"source.cfg", "source.weights", "source.names"}
+    folder = DetectorSource(source=DetectorFolder(folder=tmp_path))
+    with pytest.raises(InvalidModel, match=r"it has no detector\.json"):
+        foreign(folder)
+    (tmp_path / "detector.json").write_text("{}")
+    before = foreign(files), foreign(folder)
+    paths["weights"].write_text("WEIGHTS")
+    assert foreign(files)["source.weights"] != before[0]["source.weights"]
+    assert foreign(folder) != before[1]
+    assert files.keyed(foreign(files)) == {"source": {"nms_iou_threshold": 0.45, "class_names": {}}}
+
+
+def test_a_checkpoint_without_a_mapping_of_classes_keeps_its_key():
+    plain = CheckpointConfig(config=FASTER, checkpoint="a.pth")
+    mapped = plain.model_copy(update={"class_names": {"aeroplane": "airplane"}})
+    assert "class_names" not in plain.keyed()
+    assert mapped.keyed() == plain.keyed() | {"class_names": {"aeroplane": "airplane"}}
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [
+        ({"config": FASTER, "checkpoint": "a.pth"}, CheckpointConfig),
+        ({"cfg": "a.cfg", "weights": "a.weights", "names": "a.names"}, DarknetConfig),
+        ({"folder": "a"}, DetectorFolder),
+    ],
+)
+def test_a_source_is_told_by_its_options(given, kind):
+    assert isinstance(DetectorSource.model_validate({"source": given}).source, kind)
 
 
 def test_more_folds_than_images_are_refused(dataset):

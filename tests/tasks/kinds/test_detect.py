@@ -3,6 +3,8 @@
 import json
 from dataclasses import replace
 
+import cv2
+import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -13,6 +15,7 @@ from data.errors import InvalidModel
 from flows.presets import PRESETS, merge
 from models.detector.options import (
     CheckpointConfig,
+    DarknetConfig,
     DetectionOptions,
     DetectionsFile,
     DetectorFolder,
@@ -26,7 +29,12 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # MMDetection and MMEngine wa
 
 TINY = merge(
     PRESETS["demo"]["train_detector"],
-    {"num_iterations": 2, "batch_size": 2, "overrides": {"model.test_cfg.score_thr": 0.0}},
+    {
+        "num_epochs": 0,
+        "num_iterations": 2,
+        "batch_size": 2,
+        "overrides": {"model.test_cfg.score_thr": 0.0},
+    },
 )
 """A detector that has learned nothing is sure of nothing."""
 
@@ -159,6 +167,90 @@ def test_a_users_detector_scores_as_the_detector_itself(context, trained):
     broken = CheckpointConfig(config=str(config), checkpoint=wrong)
     with pytest.raises(InvalidModel, match=r"wrong\.pth with config"):
         run(context("wrong", DetectorSource(source=broken)))
+
+
+def test_a_users_detector_must_know_a_class_of_the_data_set(context, dataset, trained):
+    from tasks.kinds.import_detector import run
+
+    own = list(dataset.things.values())
+    source = CheckpointConfig(
+        config=str(trained / "detector" / "config.py"),
+        checkpoint=trained / "iter_2.pth",
+        classes=tuple(f"their {name}" for name in own),
+    )
+    with pytest.raises(InvalidModel, match=rf"iter_2.pth knows 'their {own[0]}'.*'{own[0]}'"):
+        run(context("strange", DetectorSource(source=source)))
+    mapped = source.model_copy(update={"class_names": {f"their {own[1]}": own[1]}})
+    step = context("mapped", DetectorSource(source=mapped))
+    run(step)
+    categories = json.loads((step.out / "detector" / "detector.json").read_text())["categories"]
+    ids = {name: category_id for category_id, name in dataset.things.items()}
+    assert categories[1] == [ids[own[1]], own[1]]
+    assert categories[0] == [-1, f"their {own[0]}"]
+
+
+CENTRE = """[net]
+width=32
+height=32
+[convolutional]
+filters=7
+size=1
+stride=32
+activation=linear
+[yolo]
+mask=0
+anchors=16,16
+classes=2
+num=1
+"""
+"""A network of Darknet with one cell and one anchor, half as wide and high as the image."""
+
+
+@pytest.fixture
+def blind(tmp_path):
+    """Files of a detector that finds the last of its two classes in the middle of any image."""
+    if not hasattr(cv2.dnn, "readNetFromDarknet"):
+        pytest.skip(f"OpenCV {cv2.__version__} does not read Darknet's format")
+    paths = {name: tmp_path / f"blind.{name}" for name in ("cfg", "weights", "names")}
+    paths["cfg"].write_text(CENTRE)
+    header = np.array([0, 2, 5, 0, 0], "<i4").tobytes()
+    biases, kernel = np.array([0, 0, 0, 0, 9, -9, 9], "<f4"), np.zeros(21, "<f4")
+    paths["weights"].write_bytes(header + biases.tobytes() + kernel.tobytes())
+    return paths
+
+
+def test_a_detector_of_darknet_scores_as_any_other(context, dataset, blind):
+    from tasks.kinds.import_detector import run
+
+    category_id, name = list(dataset.things.items())[-1]
+    blind["names"].write_text(f"unicorn\n{name}\n")
+    step = context("darknet", DetectorSource(source=DarknetConfig(**blind)))
+    run(step)
+    again = context("again", DetectorSource(source=DetectorFolder(folder=step.out / "detector")))
+    run(again)
+    tables = []
+    for imported in (step, again):
+        options = DetectionOptions(batch_size=4)
+        by = context(f"by {imported.out.name}", options, {"detector": imported.out})
+        table, summary = detections(by)
+        tables.append(table.drop_columns("detector"))
+        assert summary["metrics"]["map"] >= 0
+    assert tables[0].equals(tables[1])
+    size = dataset.split_images("val")[0]["width"]
+    for row in tables[0].to_pylist():
+        assert row["category_id"] == category_id
+        edges = [row[edge] for edge in ("x_min", "y_min", "x_max", "y_max")]
+        assert edges == pytest.approx([size / 4, size / 4, 3 * size / 4, 3 * size / 4])
+    assert tables[0]["image_id"].to_pylist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_detector_of_darknet_must_know_a_class_of_the_data_set(context, blind):
+    from tasks.kinds.import_detector import run
+
+    blind["names"].write_text("unicorn\ngriffin\n")
+    source = DetectorSource(source=DarknetConfig(**blind))
+    with pytest.raises(InvalidModel, match=r"blind\.weights knows 'unicorn', 'griffin', the data"):
+        run(context("strange", source))
 
 
 def test_detections_of_another_framework_are_a_table_like_ours(context, tmp_path):
