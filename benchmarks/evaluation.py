@@ -22,7 +22,7 @@ from timing import best_seconds, scale_option, verdict
 
 from data.vocabulary.boxes import xyxy_to_xywh
 from data.vocabulary.tables import BOX_COLUMNS
-from models.metrics.coco_metrics import coco_statistics
+from models.metrics.coco_metrics import coco_statistics, read_truth
 
 GOAL = 8.0
 TOLERANCE = 1e-9
@@ -102,7 +102,7 @@ def main() -> int:
         instances = Path(folder) / "instances.json"
         write_instances(instances, truth, num_images)
         contestants: dict[str, Callable[[], Any]] = {
-            "detdiffusion": lambda: coco_statistics(instances, table),
+            "detdiffusion": lambda: coco_statistics(read_truth(instances), table),
             "pycocotools": lambda: oracle(instances, results),
         }
         ours, theirs = (run() for run in contestants.values())

@@ -1,5 +1,6 @@
 """Detections of any other framework: COCO results files."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
@@ -24,11 +25,18 @@ class CocoResult(msgspec.Struct, gc=False):
     score: float
 
 
-def read_results(path: Path, dataset: Dataset, split: Split) -> pa.Table:
+def read_results(
+    path: Path, dataset: Dataset, split: Split, known_ids: Collection[int]
+) -> pa.Table:
     """Read a COCO results file, a JSON list of boxes with scores, as a table `DETECTIONS`.
 
+    Args:
+        dataset: whose categories there may be.
+        split: for the table.
+        known_ids: of the images that there may be.
+
     Raises:
-        InvalidDataset: the file is missing or of another structure; an image is not of the split, a
+        InvalidDataset: the file is missing or of another structure; an image is not among those, a
             category not of the data set; a box is not finite or has a negative side; a score is
             outside [0, 1]. The message names the first offenders.
     """
@@ -37,11 +45,10 @@ def read_results(path: Path, dataset: Dataset, split: Split) -> pa.Table:
     category_ids = np.array([row.category_id for row in rows], np.int64)
     boxes_xywh = np.array([row.bbox for row in rows], np.float64).reshape(-1, 4)
     scores = np.array([row.score for row in rows], np.float64)
-    images = [row["image_id"] for row in dataset.split_images(split)]
     categories = [item.category_id for item in dataset.categories]
     bad_box = ~np.isfinite(boxes_xywh).all(axis=1) | (boxes_xywh[:, 2:] < 0).any(axis=1)
     for reason, values, wrong in (
-        (f"images that split {split} does not have", image_ids, ~np.isin(image_ids, images)),
+        (f"images that split {split} does not have", image_ids, ~np.isin(image_ids, list(known_ids))),
         ("categories that the data set does not have", category_ids,
          ~np.isin(category_ids, categories)),
         ("boxes that are not finite or have a negative side", boxes_xywh, bad_box),

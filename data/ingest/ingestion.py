@@ -105,7 +105,10 @@ def _make_scenes(
             images=out / split_folder(name),
         )
 
-    return {"train": split("train"), "val": split("val")}
+    names: list[Split] = ["train", "val"]
+    if config.num_spare:
+        names.append("spare")
+    return {name: split(name) for name in names}
 
 
 @dataclass(frozen=True, slots=True)

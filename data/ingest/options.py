@@ -1,12 +1,12 @@
 """Options of `ingest`: where a data set lies, and how it is read."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from data.artifacts.digests import DigestMemory
-from data.artifacts.options import Options
+from data.artifacts.options import AddedLater, Options
 from data.errors import InvalidDataset
 from data.scenes.classes import THINGS
 from data.vocabulary.tables import Split, note_places
@@ -97,6 +97,7 @@ class ScenesConfig(Options):
 
     num_train: int = Field(3500, ge=1)
     num_val: int = Field(500, ge=1)
+    num_spare: Annotated[int, AddedLater] = Field(0, ge=0, description="See ingest.spare.")
     size: int = Field(64, ge=32, description="Image side, pixels.")
     seed: int = 0
 
@@ -106,6 +107,10 @@ class IngestConfig(Options):
 
     train: SplitConfig | None = None
     val: SplitConfig | None = None
+    spare: Annotated[SplitConfig | None, AddedLater] = Field(
+        None,
+        description="More labelled images, which only the ruler and the arm more-real of `retrain` use.",
+    )
     scenes: ScenesConfig = ScenesConfig()
     policy: Literal["report", "strict"] = Field(
         "report",
@@ -123,17 +128,18 @@ class IngestConfig(Options):
         """The user's splits; none for Scenes.
 
         Raises:
-            InvalidDataset: only one is given.
+            InvalidDataset: only one of train and val is given.
         """
-        if self.train is None and self.val is None:
+        if self.train is None and self.val is None and self.spare is None:
             return {}
         if self.train is None or self.val is None:
-            missing = "val" if self.val is None else "train"
+            missing = "train" if self.train is None else "val"
             raise InvalidDataset(
                 f"ingest.{missing} is missing: give ingest.{missing}.instances and "
                 f"ingest.{missing}.images"
             )
-        return {"train": self.train, "val": self.val}
+        spare: dict[Split, SplitConfig] = {"spare": self.spare} if self.spare else {}
+        return {"train": self.train, "val": self.val, **spare}
 
     def foreign(self, digests: DigestMemory) -> dict[str, str]:
         """Digests of the user's splits."""

@@ -26,26 +26,53 @@ _THUMBNAIL = 96
 _TINT = 0.4
 """Opacity of a mask's colour."""
 
+SMALL = 128
+"""Longest side, pixels, up to which every pixel of a picture is meant to be seen."""
 
-def draw_layout(image: np.ndarray, layout: Layout, scale: int = 2) -> np.ndarray:
+_LARGEST = 256
+"""Longest side of a picture on a page, pixels."""
+
+_JPEG_QUALITY = 85
+
+
+def draw_layout(image: np.ndarray, layout: Layout, scale: int = 2, *, line: int = 1) -> np.ndarray:
     """Enlarge an image and draw the layout's things on it, coloured by attribute.
 
     Args:
         image: uint8 (height, width, 3), of any size; the layout is fitted to it.
+        scale: a whole factor.
+        line: width of the lines, pixels.
 
     Returns:
         uint8 (scale * height, scale * width, 3).
     """
     height, width = image.shape[0] * scale, image.shape[1] * scale
     picture = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
+    things = layout.is_thing.astype(bool)
+    attributes = [item for item, thing in zip(layout.attributes, things, strict=True) if thing]
+    return draw_boxes(np.asarray(picture), layout.boxes_normalized[things], attributes, line)
+
+
+def draw_boxes(
+    image: np.ndarray,
+    boxes_normalized: np.ndarray,
+    attributes: Sequence[PerceptionAttribute | None],
+    line: int = 1,
+) -> np.ndarray:
+    """Draw boxes on a copy of a uint8 image, coloured by attribute.
+
+    Args:
+        boxes_normalized: xyxy in fractions of the image's sides (num_boxes, 4).
+        attributes: one per box.
+        line: width of the lines, pixels.
+    """
+    picture = Image.fromarray(image)
+    height, width = image.shape[:2]
     pen = ImageDraw.Draw(picture)
-    for box, thing, attribute in zip(
-        layout.boxes_normalized, layout.is_thing, layout.attributes, strict=True
-    ):
-        if thing:
-            left, top, right, bottom = box * [width, height, width, height]
-            edge = (left, top, max(right - 1, left), max(bottom - 1, top))
-            pen.rectangle(edge, outline=_COLOURS[attribute])
+    for box, attribute in zip(boxes_normalized, attributes, strict=True):
+        left, top, right, bottom = box * [width, height, width, height]
+        edge = (left, top, max(right - 1, left), max(bottom - 1, top))
+        pen.rectangle(edge, outline=_COLOURS[attribute], width=line)
     return np.asarray(picture)
 
 
@@ -67,6 +94,26 @@ def draw_masks(image: np.ndarray, layout: Layout) -> np.ndarray:
             inside = np.asarray(mask.resize((image.shape[1], image.shape[0])))
             tinted[inside] += _TINT * (np.array(_COLOURS[attribute]) - tinted[inside])
     return tinted.round().astype(np.uint8)
+
+
+def page_picture(path: Path) -> np.ndarray:
+    """Read an image in its proportions as a page has room for it.
+
+    Returns:
+        uint8 (height, width, 3): small images enlarged by a whole factor, to `SMALL` at most, large
+        ones made smaller.
+
+    Raises:
+        InvalidDataset: the file is missing or not an image.
+    """
+    image = read_rgb(path)
+    longest = max(image.size)
+    if longest > _LARGEST:
+        width, height = (max(round(side * _LARGEST / longest), 1) for side in image.size)
+        return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
+    factor = max(SMALL // longest, 1)
+    size = (image.width * factor, image.height * factor)
+    return np.asarray(image.resize(size, Image.Resampling.NEAREST))
 
 
 def crop(path: Path, box: np.ndarray, side: int) -> np.ndarray:
@@ -116,12 +163,24 @@ def in_rows(images: Sequence[np.ndarray], columns: int = 8) -> list[Sequence[np.
 
 
 def png_bytes(image: np.ndarray) -> bytes:
-    """Encode a uint8 image as PNG."""
+    """Encode a uint8 image as PNG, as small as it gets."""
+    return _encoded(image, "PNG", optimize=True)
+
+
+def picture_uri(image: np.ndarray) -> str:
+    """Encode a uint8 image for use in HTML: small ones without loss and fast, others as JPEG."""
+    if max(image.shape[:2]) <= SMALL:
+        return data_uri(_encoded(image, "PNG"))
+    jpeg = _encoded(image, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    return data_uri(jpeg, "jpeg")
+
+
+def _encoded(image: np.ndarray, form: str, **options: int) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", optimize=True)
+    Image.fromarray(image).save(buffer, form, **options)
     return buffer.getvalue()
 
 
-def data_uri(png: bytes) -> str:
-    """Encode PNG bytes for use in HTML or Markdown."""
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+def data_uri(content: bytes, form: str = "png") -> str:
+    """Encode PNG bytes, or those of an image of another format, for use in HTML or Markdown."""
+    return f"data:image/{form};base64,{base64.b64encode(content).decode('ascii')}"

@@ -1,6 +1,7 @@
 """Layouts: what stands where in an image, and how hard each thing is to detect."""
 
 import hashlib
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -13,6 +14,11 @@ import pyarrow.compute as pc
 from data.errors import InvalidDataset
 from data.layouts.protocols import EVERYTHING, SELECTION_COLUMNS, Protocol, Selection, select
 from data.vocabulary.tables import Dataset, Split, box_array
+
+logger = logging.getLogger(__name__)
+
+_FEW = 0.1
+"""Share of the images below which a protocol says little of them."""
 
 Item = TypeVar("Item")
 AttributePolicy = Literal["origin", "easy", "hard"]
@@ -147,7 +153,7 @@ def dataset_selection(dataset: Dataset, split: Split, protocol: Protocol) -> Sel
 
 
 def require_layouts(dataset: Dataset, split: Split, protocol: Protocol, options: str) -> None:
-    """Refuse a protocol that leaves no layout of a split.
+    """Refuse a protocol that leaves no layout of a split; say loudly where it leaves few.
 
     Args:
         options: names of those that would change it, for the message.
@@ -162,6 +168,19 @@ def require_layouts(dataset: Dataset, split: Split, protocol: Protocol, options:
         raise InvalidDataset(
             f"no {split} image has a usable layout, {selection.dropped} were left out: change {options}"
         )
+    if warning := few_layouts(len(selection.image_ids), images.num_rows):
+        logger.warning("%s images: %s: change %s", split, warning, options)
+
+
+def few_layouts(num_left: int, num_images: int) -> str | None:
+    """What is to be said of a protocol that leaves less than a tenth of the images.
+
+    >>> few_layouts(21, 292)
+    'the protocol leaves 21 of 292 layouts'
+    """
+    if num_left >= _FEW * num_images:
+        return None
+    return f"the protocol leaves {num_left} of {num_images} layouts"
 
 
 def _object_attributes(

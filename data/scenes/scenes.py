@@ -332,6 +332,7 @@ def write_scenes(
     *,
     num_train: int,
     num_val: int,
+    num_spare: int = 0,
     size: int = 64,
     seed: int = 0,
     num_workers: int = 1,
@@ -339,15 +340,15 @@ def write_scenes(
 ) -> None:
     """Write the data set in COCO's layout under `root`.
 
-    Makes `train/`, `val/` and `annotations/{instances,stuff}_{train,val}.json`. Image k of a split
-    depends on (seed, split, k) alone, not on how many images or workers there are.
+    Makes `train/`, `val/`, where asked for `spare/`, and `annotations/{instances,stuff}_{split}.json`.
+    Image k of a split depends on (seed, split, k) alone, not on how many images or workers there are.
 
     Args:
         size: image side in pixels.
         on_progress: told of the images.
     """
     (root / "annotations").mkdir(parents=True, exist_ok=True)
-    counts = {"train": num_train, "val": num_val}
+    counts = {"train": num_train, "val": num_val, **({"spare": num_spare} if num_spare else {})}
     done = 0
     for split, (name, count) in enumerate(counts.items()):
         folder = root / name

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from data.errors import ArtifactMissing
 
-Split = Literal["train", "val"]
+Split = Literal["train", "val", "spare"]
 
 
 def _field(
@@ -27,7 +27,7 @@ def _field(
 
 IMAGES = pa.schema(
     [
-        _field("split", pa.string(), "train or val"),
+        _field("split", pa.string(), "train, val or spare"),
         _field("image_id", pa.int64(), "COCO image id, unique within its split"),
         _field("file_name", pa.string(), "path relative to the split's image folder"),
         _field("width", pa.int32(), "as the image is shown", unit="pixels"),

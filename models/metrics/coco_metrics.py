@@ -3,10 +3,12 @@
 import contextlib
 import gc
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,13 +16,18 @@ from faster_coco_eval import COCO, COCOeval_faster
 from jaxtyping import Float64
 
 from data.attributes.matching import class_groups, match_best
-from data.vocabulary.boxes import xyxy_to_xywh
+from data.vocabulary.boxes import xywh_to_xyxy, xyxy_to_xywh
 from data.vocabulary.tables import box_array
+
+_NUMBERS = ("map", "map50", "map75", "map_small", "map_medium", "map_large", "mar100")
+
+CocoTruth = dict[str, Any]
+"""A COCO instances file's content: `images`, `annotations` with ids from 1, `categories`."""
 
 
 @dataclass(frozen=True, slots=True)
 class CocoMetrics:
-    """Those of COCO's twelve numbers that matter here; -1 where there is no object of that size.
+    """Those of COCO's twelve numbers that matter here; None where there is no such object.
 
     Attributes:
         map: average precision at IoU 0.50:0.95.
@@ -30,19 +37,66 @@ class CocoMetrics:
         map_medium: of objects from 32² to 96² pixels.
         map_large: of objects over 96² pixels.
         mar100: average recall with at most 100 detections an image.
+        classes: `map` of single classes by name.
     """
 
-    map: float
-    map50: float
-    map75: float
-    map_small: float
-    map_medium: float
-    map_large: float
-    mar100: float
+    map: float | None
+    map50: float | None
+    map75: float | None
+    map_small: float | None
+    map_medium: float | None
+    map_large: float | None
+    mar100: float | None
+    classes: dict[str, float | None]
 
-    def as_row(self) -> dict[str, float]:
-        """The numbers as a table row."""
-        return asdict(self)
+    def as_row(self) -> dict[str, float | None]:
+        """The numbers of all classes together, as a table row."""
+        row = asdict(self)
+        del row["classes"]
+        return row
+
+
+def read_truth(instances: Path, image_ids: Collection[int] | None = None) -> CocoTruth:
+    """Read the boxes that detections are evaluated against.
+
+    Annotations are numbered from 1: evaluators in the style of pycocotools take a match with an
+    annotation of id 0 for none.
+
+    Args:
+        image_ids: these images alone; None for all of the file.
+    """
+    document = msgspec.json.decode(instances.read_bytes())
+    wanted = None if image_ids is None else set(image_ids)
+    return renumbered(
+        [item for item in document["images"] if wanted is None or item["id"] in wanted],
+        [a for a in document["annotations"] if wanted is None or a["image_id"] in wanted],
+        document["categories"],
+    )
+
+
+def renumbered(
+    images: list[dict[str, Any]],
+    annotations: Iterable[Mapping[str, Any]],
+    categories: list[dict[str, Any]],
+) -> CocoTruth:
+    """Put a truth together, its annotations numbered from 1."""
+    numbered = [{**item, "id": number} for number, item in enumerate(annotations, start=1)]
+    return {"images": images, "annotations": numbered, "categories": categories}
+
+
+def truth_boxes(truth: CocoTruth) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Boxes by image, crowds left out: xyxy in pixels (num_boxes, 4), and their category ids."""
+    found: dict[int, list[Mapping[str, Any]]] = {item["id"]: [] for item in truth["images"]}
+    for item in truth["annotations"]:
+        if not item.get("iscrowd"):
+            found[item["image_id"]].append(item)
+    return {
+        image_id: (
+            xywh_to_xyxy(np.array([item["bbox"] for item in items], np.float64).reshape(-1, 4)),
+            np.array([item["category_id"] for item in items], np.int64),
+        )
+        for image_id, items in found.items()
+    }
 
 
 def detection_recall(
@@ -71,45 +125,58 @@ def detection_recall(
     return float((matches.best_iou >= iou_threshold).mean())
 
 
-def coco_metrics(
-    instances: Path, detections: pa.Table, image_ids: Sequence[int] | None = None
-) -> CocoMetrics:
-    """Evaluate detections against a COCO instances file; without any detection all is 0.
+def coco_metrics(truth: CocoTruth, detections: pa.Table) -> CocoMetrics:
+    """Evaluate detections; without any detection all that is not None is 0.
 
     Args:
-        detections: table with the columns of `data.vocabulary.tables.DETECTIONS`, all of one split.
-        image_ids: evaluate these images alone; None for all of the file.
+        detections: table with the columns of `data.vocabulary.tables.DETECTIONS`; those of images
+            that the truth does not have are not looked at.
     """
-    stats = coco_statistics(instances, detections, image_ids)
-    return CocoMetrics(*map(float, [*stats[:6], stats[8]]))
+    evaluation = _evaluated(truth, detections)
+    stats = [float(value) if value >= 0 else None for value in evaluation.stats[:12]]
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # all sizes, 100 detections
+    names = {item["id"]: item["name"] for item in truth["categories"]}
+    classes = {
+        names[key]: float(values[values > -1].mean()) if (values > -1).any() else None
+        for key, values in zip(evaluation.params.catIds, precision.transpose(2, 0, 1), strict=True)
+    }
+    numbers = dict(zip(_NUMBERS, [*stats[:6], stats[8]], strict=True))
+    return CocoMetrics(**numbers, classes=classes)
 
 
-def coco_statistics(
-    instances: Path, detections: pa.Table, image_ids: Sequence[int] | None = None
-) -> Float64[np.ndarray, " 12"]:
-    """All twelve numbers of COCO's summary in its order; arguments as of `coco_metrics`."""
-    if detections.num_rows == 0:
-        return np.zeros(12)
+def coco_statistics(truth: CocoTruth, detections: pa.Table) -> Float64[np.ndarray, " 12"]:
+    """All twelve numbers of COCO's summary in its order; -1 where there is no such object."""
+    return np.asarray(_evaluated(truth, detections).stats[:12], dtype=np.float64)
+
+
+def _evaluated(truth: CocoTruth, detections: pa.Table) -> COCOeval_faster:
     with contextlib.redirect_stdout(io.StringIO()), _no_garbage_collection():
-        truth = COCO(str(instances))
-        evaluation = COCOeval_faster(truth, _as_coco(detections, truth), "bbox")
-        if image_ids is not None:
-            evaluation.params.imgIds = sorted(image_ids)
+        known = _index(truth["images"], truth["categories"], truth["annotations"])
+        results = coco_results(detections, {item["id"] for item in truth["images"]})
+        found = _index(truth["images"], truth["categories"], results)
+        evaluation = COCOeval_faster(known, found, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return np.asarray(evaluation.stats[:12], dtype=np.float64)
+    return evaluation
 
 
-def _as_coco(detections: pa.Table, truth: COCO) -> COCO:
-    """What `truth.loadRes` makes of detections, less the polygons that boxes have no use for."""
-    boxes_xywh = xyxy_to_xywh(box_array(detections))
+def _index(images: Any, categories: Any, annotations: Any) -> COCO:
+    index = COCO()
+    index.dataset = {"images": images, "categories": categories, "annotations": annotations}
+    index.createIndex()
+    return index
+
+
+def coco_results(detections: pa.Table, image_ids: Collection[int]) -> list[dict[str, Any]]:
+    """Detections in some images as evaluators want them: COCO results with id and area."""
+    ids = pa.array(sorted(image_ids), pa.int64())
+    kept = detections.filter(pc.is_in(detections["image_id"], ids))
+    boxes_xywh = xyxy_to_xywh(box_array(kept))
     areas = boxes_xywh[:, 2] * boxes_xywh[:, 3]
     names = ("image_id", "category_id", "score")
-    columns = [detections[name].to_numpy().tolist() for name in names]
-    found = COCO()
-    found.dataset = {key: truth.dataset[key] for key in ("images", "categories")}
-    found.dataset["annotations"] = [
+    columns = [kept[name].to_numpy().tolist() for name in names]
+    return [
         {
             "id": number,
             "image_id": image_id,
@@ -123,8 +190,6 @@ def _as_coco(detections: pa.Table, truth: COCO) -> COCO:
             zip(*columns, boxes_xywh.tolist(), areas.tolist(), strict=True), start=1
         )
     ]
-    found.createIndex()
-    return found
 
 
 @contextlib.contextmanager

@@ -1,84 +1,161 @@
-"""Feature extractors for the Fréchet distance, and the distance itself, through torchmetrics."""
+"""Feature extractors by which real and generated images are compared."""
 
-import warnings
-from collections.abc import Sequence
+import pickle
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
+from torch.nn import functional
+from torch_fidelity.feature_extractor_inceptionv3 import (  # type: ignore[import-untyped]
+    FeatureExtractorInceptionV3,
+)
 
+from data.errors import InvalidModel
 from data.progress import Progress, silent
 from data.vocabulary.images import read_square
-from models.detector.detector import Detector
 from models.devices import default_device
 
-FEATURES_NAME = "features.parquet"
-"""Table of image ids and their features in an artifact."""
+RESIZE = "squashed, Pillow's bicubic"
+"""How images come to the resolution: FIDs by other filters do not compare (Parmar et al. 2022)."""
 
 _BATCH = 64
-_INCEPTION_FEATURES = 2048
+_PIXELS_AT_ONCE = 1 << 20
+"""So many pixels go through the random network at a time: some 300 MB."""
+
+_SEED = 0
 
 
 class Extractor(Protocol):
     """Maps images to features."""
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Map uint8 RGB (batch, 3, height, width) to features (batch, num_features)."""
+    @property
+    def name(self) -> str:
+        """What the numbers are called by."""
 
-
-class DetectorFeatures:
-    """Global average of a detector backbone's deepest feature map."""
-
-    def __init__(self, detector: Detector):
-        self._detector = detector
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Map uint8 RGB (batch, 3, height, width) to features (batch, num_features)."""
-        return self._detector.backbone_features(images)
+    def __call__(
+        self, images: UInt8[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch num_features"]:
+        """Map RGB images to features."""
 
 
 class InceptionFeatures:
-    """Pool features of the InceptionV3 that the FID is defined by.
+    """Pool features of the InceptionV3 that the FID is defined by, as torch-fidelity has it.
 
     Args:
-        weights: file, where nothing may be downloaded.
+        weights: torch-fidelity's file, where nothing may be downloaded.
+
+    Raises:
+        InvalidModel: the weights cannot be fetched, or the file holds other ones.
     """
 
+    name = "InceptionV3"
+
     def __init__(self, weights: Path | None = None):
-        self._network = _metric(_INCEPTION_FEATURES, weights).inception.to(default_device())
+        try:
+            if weights:
+                torch.load(weights, map_location="cpu", weights_only=True)  # before it is trusted
+            network = FeatureExtractorInceptionV3(
+                "inception-v3-compat", ["2048"], str(weights) if weights else None
+            )
+        except (OSError, RuntimeError, TypeError, EOFError, pickle.UnpicklingError) as error:
+            raise InvalidModel(
+                f"InceptionV3 of {weights or 'torch-fidelity'} cannot be used, give torch-fidelity's file as "
+                f"evaluate.inception_weights or choose the extractor `random`: {error}"
+            ) from error
+        self._network = network.to(default_device())
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Map uint8 RGB (batch, 3, height, width) to features (batch, 2048)."""
-        return self._network(images)
-
-
-class _Given(nn.Module):
-    """Stands where torchmetrics wants an extractor, and is given features."""
-
-    def __init__(self, num_features: int):
-        super().__init__()
-        self.num_features = num_features
-
-    def forward(self, features: Tensor) -> Tensor:
+    def __call__(
+        self, images: UInt8[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch 2048"]:
+        """Map RGB images, which the network resizes to 299 × 299, to features."""
+        (features,) = self._network(images)
         return features
 
 
-def _metric(feature: nn.Module | int, weights: Path | None = None) -> FrechetInceptionDistance:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Metric `FrechetInceptionDistance` will save")
-        return FrechetInceptionDistance(
-            feature=feature,
-            feature_extractor_weights_path=str(weights) if weights else None,
-        )
+class RandomFeatures:
+    """Means over the image of a small VGG's responses at three depths, its weights random and fixed.
+
+    Naeem et al. (2020) compare images by a randomly initialised VGG where no classifier was trained on
+    the like of them. Here the weights are the same in every run and on every machine.
+    """
+
+    name = f"random VGG, seed {_SEED}"
+
+    def __init__(self) -> None:
+        convolutions = _fixed_convolutions(torch.Generator().manual_seed(_SEED))
+        self._convolutions = [
+            (w.to(default_device()), b.to(default_device())) for w, b in convolutions
+        ]
+
+    def __call__(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 123"]:
+        """Map RGB images, of 8 pixels a side or more, to features."""
+        at_once = max(_PIXELS_AT_ONCE // images[0, 0].numel(), 1)
+        return torch.cat([self._features(part.float()) for part in torch.split(images, at_once)])
+
+    def _features(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch 123"]:
+        means = []
+        for weight, bias in self._convolutions:
+            responses = functional.relu(functional.conv2d(images, weight, bias, padding=1))
+            means.append(responses.mean(dim=(2, 3)))
+            images = functional.max_pool2d(responses, 2)
+        return torch.cat(means, dim=1)
+
+
+def _fixed_convolutions(generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
+    """Weights and biases, each scaled to responses of mean 0 and variance 1 on images of noise.
+
+    Mishkin and Matas (2016), algorithm 1, orthogonal weights and layer by layer unit variance. It makes
+    faint responses, to detail, count as much as strong ones, to brightness; and it was measured to tell
+    real photographs from blurred, noisy, recoloured, compressed and shuffled ones better than weights of
+    fixed scale.
+    """
+    images, convolutions = _pink_noise(generator), []
+    weights = [_first_weights(generator)]
+    weights += [_orthogonal((32, 27, 3, 3), generator), _orthogonal((64, 32, 3, 3), generator)]
+    for weight in weights:
+        responses = functional.conv2d(images, weight, padding=1)
+        mean, scale = responses.mean(dim=(0, 2, 3)), responses.std(dim=(0, 2, 3))
+        convolutions.append((weight / scale[:, None, None, None], -mean / scale))
+        standardised = (responses - mean[:, None, None]) / scale[:, None, None]
+        images = functional.max_pool2d(functional.relu(standardised), 2)
+    return convolutions
+
+
+def _first_weights(generator: torch.Generator) -> Float[Tensor, "27 3 3 3"]:
+    """Three filters of the mean colour, and 24 of the detail about it.
+
+    In real images brightness outweighs detail by far: a filter that sees both sees brightness.
+    """
+    colour = _orthogonal((3, 3, 1), generator).expand(3, 3, 9)
+    detail = _orthogonal((24, 3, 9), generator)
+    detail = detail - detail.mean(dim=2, keepdim=True)
+    return torch.cat([colour, detail]).view(27, 3, 3, 3)
+
+
+def _orthogonal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return nn.init.orthogonal_(torch.empty(shape), generator=generator)
+
+
+def _pink_noise(generator: torch.Generator) -> Float[Tensor, "64 3 64 64"]:
+    """Images of the amplitudes of natural ones, 1/f (Field 1987), and like them of little colour."""
+    frequencies = torch.fft.fftfreq(64)
+    amplitudes = torch.hypot(frequencies[:, None], frequencies).clamp_min(1 / 64)
+    noise = torch.randn(64, 3, 64, 64, generator=generator)
+    noise = torch.fft.ifft2(torch.fft.fft2(noise) / amplitudes).real
+    grey_and_opponents = torch.tensor([[1, 0.35, 0.1], [1, 0, -0.2], [1, -0.35, 0.1]])
+    pixels = torch.einsum("oc,bchw->bohw", grey_and_opponents, noise / noise.std())
+    return (128 + 50 * pixels).clamp(0, 255)
 
 
 @torch.no_grad()
 def image_features(
-    extractor: Extractor,
+    extractor: Callable[[Tensor], Tensor],
     paths: Sequence[Path],
     resolution: int,
     on_progress: Progress = silent,
@@ -92,17 +169,7 @@ def image_features(
     for start in range(0, len(paths), _BATCH):
         images = [read_square(path, resolution) for path in paths[start : start + _BATCH]]
         batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(default_device())
-        parts.append(extractor(batch).float().cpu().numpy())
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # as precise as a CPU
+            parts.append(extractor(batch).float().cpu().numpy())
         on_progress(start + len(images), len(paths), "images")
     return np.concatenate(parts)
-
-
-def frechet_distance(
-    real: Float[np.ndarray, "images features"], fake: Float[np.ndarray, "others features"]
-) -> float:
-    """Fréchet distance of two sets of features, each taken for a normal distribution."""
-    metric = _metric(_Given(real.shape[1]))
-    for features, is_real in ((real, True), (fake, False)):
-        for start in range(0, len(features), _BATCH):
-            metric.update(torch.from_numpy(features[start : start + _BATCH]), real=is_real)
-    return float(metric.compute())

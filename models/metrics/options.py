@@ -1,25 +1,32 @@
 """Options of what generated images and retrained detectors are measured by. Light: no torch."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from data.artifacts.digests import DigestMemory
-from data.artifacts.options import Options
+from data.artifacts.options import Options, RuntimeOnly
 from data.errors import InvalidModel
+from data.layouts.protocols import EVERYTHING, Protocol
 from data.vocabulary.tables import Split
+
+FEATURES_NAME = "features.parquet"
+"""Table of image ids and their features in an artifact."""
 
 
 class FeatureOptions(Options):
     """Which images an extractor looks at."""
 
-    extractor: Literal["detector", "inception"] = "inception"
+    extractor: Literal["inception", "random"] = "inception"
     inception_weights: Path | None = Field(
         None, description="InceptionV3 weights file, where nothing may be downloaded."
     )
     resolution: int = Field(ge=1, description="Images are squashed to this square, pixels.")
     split: Split = "val"
+    protocol: Protocol = Field(
+        EVERYTHING, description="Of a split those images whose layouts it chooses."
+    )
 
     def foreign(self, digests: DigestMemory) -> dict[str, str]:
         """Digest of the weights.
@@ -35,7 +42,7 @@ class FeatureOptions(Options):
 
     def downloads(self) -> tuple[str, ...]:
         """InceptionV3, unless it is given."""
-        if self.extractor == "detector" or self.inception_weights:
+        if self.extractor == "random" or self.inception_weights:
             return ()
         return ("InceptionV3's weights, by torch-fidelity, if they are not in torch's cache",)
 
@@ -45,3 +52,69 @@ class MeasureOptions(Options):
 
     recall_iou_threshold: float = Field(0.5, gt=0, lt=1)
     recall_score_threshold: float = Field(0.3, ge=0, lt=1)
+
+
+MAIN = "main"
+"""Name of the detector of `retrain.detector` among those that are compared; its numbers need no name."""
+
+SCORER, DETECTOR = "scorer", "detector"
+"""Names of the judges of generated images that a run has itself: the independent detector, and the one that
+gave the attributes."""
+
+
+class ComparisonOptions(Options):
+    """What is asked of the trained detectors."""
+
+    contrasts: tuple[tuple[str, str], ...] = Field(
+        description="Named before the run: the first arm against the second."
+    )
+    missing: tuple[str, ...] = Field(
+        (), description="Detectors (detector/arm/seed) that a run has no result of."
+    )
+
+
+class ReportOptions(Options):
+    """What a report says of the run beside what was measured."""
+
+    preset: str
+    changes: Annotated[dict[str, Any], RuntimeOnly] = Field(
+        default_factory=dict, description="Options that differ from the preset's, by dotted name."
+    )
+
+
+class Question(Options):
+    """Something that a study asks of its runs.
+
+    Numbers are those of `detdiffusion report --json`. The answer is the least difference between neighbours
+    in `order`, seed by seed: positive where they lie as asked.
+    """
+
+    name: str = Field(pattern="^[a-z0-9_]+$")
+    text: str = Field(description="What is claimed, in words.")
+    order: tuple[str, ...] = Field(
+        min_length=2, description='"RUN: NUMBER", the one that is to be highest first.'
+    )
+
+    @field_validator("order")
+    @classmethod
+    def _run_and_number(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        wrong = [value for value in values if not all(_run_number(value))]
+        if wrong:
+            raise ValueError(f'write "RUN: NUMBER", not {wrong[0]!r}')
+        return values
+
+    @property
+    def sides(self) -> tuple[tuple[str, str], ...]:
+        """Run and number, the highest first."""
+        return tuple(map(_run_number, self.order))
+
+
+def _run_number(text: str) -> tuple[str, str]:
+    run, _, number = text.partition(":")
+    return run.strip(), number.strip()
+
+
+class ConclusionOptions(Options):
+    """What a study asks."""
+
+    questions: tuple[Question, ...] = ()

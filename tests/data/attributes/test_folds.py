@@ -1,6 +1,6 @@
 import pytest
 
-from data.attributes.folds import assign_folds, write_without
+from data.attributes.folds import assign_folds, first_images, write_some
 from data.coco.files import read_coco
 from data.errors import InvalidConfig
 
@@ -18,11 +18,19 @@ def test_more_folds_than_images_are_refused():
         assign_folds([1, 2], 3)
 
 
-def test_left_out_images_take_their_annotations_along(dataset, tmp_path):
-    instances, path = dataset.instances_file("train"), tmp_path / "rest.json"
-    write_without(instances, {1, 5}, path)
+def test_subsets_are_nested_and_are_no_folds():
+    few, more = first_images(range(100), 25), first_images(range(100), 50)
+    assert (len(few), len(more)) == (25, 50)
+    assert set(few) < set(more)
+    assert few != assign_folds(range(100), 4)[0]
+    assert first_images(range(100), 100) == list(range(100))
+
+
+def test_chosen_images_take_their_annotations_along(dataset, tmp_path):
+    instances, path = dataset.instances_file("train"), tmp_path / "some.json"
+    write_some(instances, {1, 5}, path)
     before, after = read_coco(instances), read_coco(path)
-    assert {item.id for item in before.images} - {item.id for item in after.images} == {1, 5}
-    kept = [item.id for item in before.annotations if item.image_id not in {1, 5}]
+    assert {item.id for item in after.images} == {1, 5}
+    kept = [item.id for item in before.annotations if item.image_id in {1, 5}]
     assert [item.id for item in after.annotations] == kept
     assert after.categories == before.categories

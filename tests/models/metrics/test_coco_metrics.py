@@ -1,5 +1,6 @@
 import contextlib
 import io
+import json
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,12 @@ from pycocotools.cocoeval import COCOeval
 from data.coco.files import boxes_by_image, read_coco
 from data.vocabulary.boxes import xyxy_to_xywh
 from data.vocabulary.tables import BOX_COLUMNS, DETECTIONS, box_array
-from models.metrics.coco_metrics import coco_metrics, coco_statistics, detection_recall
+from models.metrics.coco_metrics import (
+    coco_metrics,
+    coco_statistics,
+    detection_recall,
+    read_truth,
+)
 
 
 def noisy_detections(dataset, seed=0):
@@ -57,16 +63,37 @@ def test_metrics_equal_pycocotools(dataset, image_ids):
         oracle.evaluate()
         oracle.accumulate()
         oracle.summarize()
-    statistics = coco_statistics(path, detections, image_ids)
+    known = read_truth(path, image_ids)
+    statistics = coco_statistics(known, detections)
     np.testing.assert_allclose(statistics, oracle.stats, rtol=0, atol=1e-9)
-    metrics = coco_metrics(path, detections, image_ids)
-    found = list(metrics.as_row().values())
+    metrics = coco_metrics(known, detections)
+    found = [-1 if value is None else value for value in metrics.as_row().values()]
     np.testing.assert_allclose(found, [*oracle.stats[:6], oracle.stats[8]], atol=1e-9)
     assert 0.05 < metrics.map50 < 0.95
+    assert metrics.map_large is None  # in 64 pixels none is larger than 96 squared
+    of_classes = oracle.eval["precision"][:, :, :, 0, -1]
+    expected = [
+        value.mean() if value.min() > -1 else None for value in of_classes.transpose(2, 0, 1)
+    ]
+    assert list(metrics.classes.values()) == pytest.approx(expected)
+    assert list(metrics.classes) == [item["name"] for item in truth.dataset["categories"]]
+
+
+def test_an_annotation_with_id_zero_counts_like_any_other(dataset, tmp_path):
+    document = json.loads(dataset.instances_file("val").read_text())
+    for number, item in enumerate(document["annotations"]):
+        item["id"] = number
+    path = tmp_path / "from_zero.json"
+    path.write_text(json.dumps(document))
+    found = perfect(dataset)
+    assert coco_metrics(read_truth(path), found).map50 == pytest.approx(1.0)
+    with pytest.warns(UserWarning, match="annotation id 0"):
+        assert coco_statistics(document, found)[1] < 1  # what evaluators make of such a file
 
 
 def test_no_detections_score_zero(dataset):
-    assert coco_metrics(dataset.instances_file("train"), DETECTIONS.empty_table()).map == 0
+    truth = read_truth(dataset.instances_file("train"))
+    assert coco_metrics(truth, DETECTIONS.empty_table()).map == 0
 
 
 def perfect(dataset, **changes):

@@ -1,0 +1,189 @@
+"""Arms: detectors trained on different images, and how they compare."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from models.metrics.comparison import (
+    Interval,
+    Verdict,
+    holm,
+    paired_interval,
+    paired_p_value,
+    seeds_needed,
+    verdict,
+)
+from models.metrics.ruler import Worth, worth
+
+REAL = "real"
+"""The arm that others are compared with."""
+
+MAP = "map"
+
+Over = Literal["seeds", "images", "nothing"]
+"""What the interval of a difference is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArmResult:
+    """One trained detector.
+
+    Attributes:
+        detector: name of its options.
+        arm: what it was trained on.
+        seed: of the training.
+        num_real: real training images.
+        num_synthetic: synthetic ones.
+        iterations: optimiser steps.
+        passes: how often it saw each of its images.
+        augmented: whether it saw more than flips of them.
+        metrics: COCO's numbers by name, those of classes too; None where there is no such object.
+    """
+
+    detector: str
+    arm: str
+    seed: int
+    num_real: int
+    num_synthetic: int
+    iterations: int
+    passes: float
+    augmented: bool
+    metrics: Mapping[str, float | None]
+
+    @property
+    def map(self) -> float:
+        """COCO's mAP; NaN where there is no object at all."""
+        value = self.metrics[MAP]
+        return math.nan if value is None else value
+
+
+Bootstrap = Callable[[ArmResult, ArmResult], Interval]
+"""Difference of two detectors' mAP with an interval over the images."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """Two arms of one detector, in one number.
+
+    Attributes:
+        metric: name of the number.
+        seeds: that both arms have.
+        of_mean: mean of the first arm.
+        versus_mean: mean of the second.
+        gain: first less second, paired by seed.
+        over: what the interval is over: seeds, or with one seed the images, or nothing.
+        p_value: of the paired t test; NaN with one seed.
+        adjusted_p: after Holm's correction for all contrasts of the detector; None where none was made.
+        verdict: None for numbers that no question was asked about.
+        seeds_needed: with which the gain would tell, if it is what it seems; None where that is not known.
+    """
+
+    detector: str
+    of: str
+    versus: str
+    metric: str
+    seeds: tuple[int, ...]
+    of_mean: float
+    versus_mean: float
+    gain: Interval
+    over: Over
+    p_value: float
+    adjusted_p: float | None = None
+    verdict: Verdict | None = None
+    seeds_needed: int | None = None
+
+
+def by_seed(results: Sequence[ArmResult], arm: str) -> dict[int, ArmResult]:
+    """The detectors of an arm."""
+    return {item.seed: item for item in results if item.arm == arm}
+
+
+def compare(
+    results: Sequence[ArmResult], contrasts: Sequence[tuple[str, str]], bootstrap: Bootstrap
+) -> list[Contrast]:
+    """Answer what was asked of the arms of one detector, in mAP; and the other numbers beside it.
+
+    Questions whose arms have no seed in common are left out.
+
+    Args:
+        results: of one detector.
+        contrasts: the first arm against the second; all of them are one family for Holm's correction.
+        bootstrap: gives the interval where there is one seed.
+    """
+    asked = [found for pair in contrasts if (found := _contrast(results, pair, MAP, bootstrap))]
+    adjusted = holm([item.p_value for item in asked])
+    answers = [_judged(item, p, results) for item, p in zip(asked, adjusted, strict=True)]
+    others = {name: None for item in results for name in item.metrics if name != MAP}
+    beside = [_contrast(results, pair, name) for pair in contrasts for name in others]
+    return answers + [item for item in beside if item]
+
+
+def _contrast(
+    results: Sequence[ArmResult],
+    pair: tuple[str, str],
+    metric: str,
+    bootstrap: Bootstrap | None = None,
+) -> Contrast | None:
+    of, versus = (by_seed(results, arm) for arm in pair)
+    scores = [
+        (seed, of[seed].metrics.get(metric), versus[seed].metrics.get(metric))
+        for seed in sorted(of.keys() & versus.keys())
+    ]
+    known = [(seed, a, b) for seed, a, b in scores if a is not None and b is not None]
+    if not known:
+        return None
+    seeds, first, second = zip(*known, strict=True)
+    gain = paired_interval(first, second)
+    over: Over = "seeds" if len(seeds) > 1 else "images" if bootstrap else "nothing"
+    if len(seeds) == 1:
+        gain = bootstrap(of[seeds[0]], versus[seeds[0]]) if bootstrap else gain
+    return Contrast(
+        detector=results[0].detector,
+        of=pair[0],
+        versus=pair[1],
+        metric=metric,
+        seeds=seeds,
+        of_mean=sum(first) / len(first),
+        versus_mean=sum(second) / len(second),
+        gain=gain,
+        over=over,
+        p_value=paired_p_value(first, second),
+    )
+
+
+def _judged(contrast: Contrast, adjusted_p: float, results: Sequence[ArmResult]) -> Contrast:
+    of, versus = (by_seed(results, arm) for arm in (contrast.of, contrast.versus))
+    differences = [of[seed].map - versus[seed].map for seed in contrast.seeds]
+    return replace(
+        contrast,
+        adjusted_p=adjusted_p,
+        verdict=verdict(contrast.gain, adjusted_p),
+        seeds_needed=seeds_needed(differences),
+    )
+
+
+def arm_worth(results: Sequence[ArmResult], arm: str) -> Worth | None:
+    """What an arm scores in real images, by the ruler of the arms of real images alone.
+
+    Args:
+        results: of one detector.
+
+    Returns:
+        None where the ruler has less than two sizes, or a seed is missing somewhere.
+    """
+    found, iterations = by_seed(results, arm), {r.iterations for r in results if r.arm == REAL}
+    ruler: dict[int, dict[int, float]] = {}
+    for item in results:
+        if not item.num_synthetic and not item.augmented and item.iterations in iterations:
+            ruler.setdefault(item.num_real, {})[item.seed] = item.map
+    seeds = sorted(found)
+    if len(ruler) < 2 or not found or any(scores.keys() < set(seeds) for scores in ruler.values()):
+        return None
+    example = found[seeds[0]]
+    return worth(
+        {count: [scores[seed] for seed in seeds] for count, scores in ruler.items()},
+        [found[seed].map for seed in seeds],
+        example.num_real,
+        example.num_synthetic,
+    )

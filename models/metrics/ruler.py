@@ -1,0 +1,165 @@
+"""What a score is worth in real images: the score of detectors that learned from real images alone.
+
+Protocol of `n_eff = f⁻¹(score)`: a curve f of score over number of real images is fitted, and an arm of
+real and synthetic images is worth as many more real images as its score lies along that curve.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64
+from scipy.optimize import isotonic_regression
+
+from models.metrics.comparison import Interval, percentile_interval
+
+_FLAT = 1e-12
+"""A rise of the scores along the ruler that is this small a share of them is rounding."""
+
+_ROUNDING = 1e-9
+"""A number of images that leaves the ruler by this small a share of it is its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ruler:
+    """Score over the logarithm of the number of real images, linear between the numbers measured.
+
+    Attributes:
+        sizes: numbers of real images, ascending.
+        scores: of each, strictly ascending with them.
+    """
+
+    sizes: tuple[float, ...]
+    scores: tuple[float, ...]
+
+    def num_images(self, score: float) -> float:
+        """Real images of this score, never extrapolated.
+
+        Returns:
+            -inf below the score of the smallest number and inf above that of the largest; NaN where more
+            images do not raise the score, so that it measures nothing.
+        """
+        if len(self.sizes) < 2:
+            return math.nan
+        if score < self.scores[0]:
+            return -math.inf
+        if score > self.scores[-1]:
+            return math.inf
+        return float(np.exp(np.interp(score, self.scores, np.log(self.sizes))))
+
+
+def fit_ruler(num_images: Sequence[int], scores: Sequence[float]) -> Ruler:
+    """Make a ruler of measured scores; several seeds of one number of images repeat the number.
+
+    More images cannot score worse: where measured means fall, they are pooled by isotonic regression
+    (Barlow et al., 1972), and sizes of one score become one, their geometric mean. A single line over the
+    logarithm of all sizes would not go through what was measured: real curves bend.
+
+    Raises:
+        ValueError: less than two different numbers, one below 1, or not as many scores.
+    """
+    if len(num_images) != len(scores) or len(set(num_images)) < 2 or min(num_images) < 1:
+        raise ValueError(
+            f"{len(scores)} scores at {sorted(set(num_images))} real images: a ruler needs a score for "
+            "every entry and at least two different numbers"
+        )
+    sizes, place, counts = np.unique(num_images, return_inverse=True, return_counts=True)
+    means = np.bincount(place, weights=scores) / counts
+    rising = isotonic_regression(means, weights=counts).x
+    rounding = _ROUNDING * np.abs(rising).max()
+    blocks = np.cumsum(np.diff(rising, prepend=rising[0]) > rounding)
+    logs = np.bincount(blocks, weights=np.log(sizes)) / np.bincount(blocks)
+    levels = np.bincount(blocks, weights=rising) / np.bincount(blocks)
+    return Ruler(tuple(np.exp(logs).tolist()), tuple(levels.tolist()))
+
+
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """What the synthetic images of an arm are worth.
+
+    Attributes:
+        real_images: gain in real images; -inf and inf where the arm scores less or more than the
+            ruler measures, which are results; NaN only where the ruler has no slope.
+        exchange_rate: synthetic images per real one; inf where they are worth no real image, 0 where
+            they are worth more of them than the ruler measures, NaN where it has no slope.
+    """
+
+    real_images: Interval
+    exchange_rate: float
+
+    @property
+    def words(self) -> str:
+        """The same as a sentence without its full stop."""
+        gain = self.real_images.value
+        if math.isnan(gain):
+            return "cannot be said: more real images do not score better"
+        if gain == math.inf:
+            return "worth more real images than the ruler measures"
+        if gain == -math.inf:
+            return "worth no real image: scores less than the ruler measures"
+        low, high = _count(self.real_images.low), _count(self.real_images.high)
+        if gain <= 0:
+            return f"worth no real image: a gain of {_count(gain)} ({low} to {high})"
+        rate = f", {self.exchange_rate:,.2f} synthetic images per real one"
+        return f"as good as {_count(gain)} more real images ({low} to {high})" + (
+            rate if self.exchange_rate > 0 else ""
+        )
+
+
+def worth(
+    ruler_points: Mapping[int, Sequence[float]],
+    arm_scores: Sequence[float],
+    num_real: int,
+    num_synthetic: int,
+    num_draws: int = 2000,
+    seed: int = 0,
+) -> Worth:
+    """Measure an arm of real and synthetic images in real images.
+
+    The gain is g = n_eff - `num_real` of the mean score, the exchange rate `num_synthetic` / g. Its
+    95 % interval is the percentile bootstrap (Efron, 1979) over the seeds, drawn with replacement for
+    ruler and arm together; one seed has infinite limits. With few seeds it is too narrow: n seeds make no
+    more than (2n-1)!/(n!(n-1)!) different draws.
+
+    Args:
+        ruler_points: number of real images to its scores by seed.
+        arm_scores: by seed, the same seeds in the same order.
+        num_real: real images of the arm.
+        num_synthetic: its synthetic images; 0 for an arm of more real images or more passes.
+        num_draws: of the bootstrap.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: the scores are not of equally many seeds, or the ruler cannot be fitted.
+    """
+    num_seeds = len(arm_scores)
+    if num_seeds == 0 or {len(scores) for scores in ruler_points.values()} != {num_seeds}:
+        raise ValueError(f"{num_seeds} seeds of the arm: every point of the ruler needs the same")
+    scores = np.array([arm_scores, *ruler_points.values()], dtype=np.float64)
+    sizes = list(ruler_points)
+    gain = _gain(sizes, scores.mean(axis=1), num_real)
+    if num_seeds == 1:
+        return Worth(Interval(gain, -math.inf, math.inf), _exchange_rate(num_synthetic, gain))
+    drawn = np.random.default_rng(seed).integers(num_seeds, size=(num_draws, num_seeds))
+    means = scores[:, drawn].mean(axis=2)
+    draws = np.array([_gain(sizes, column, num_real) for column in means.T])
+    return Worth(percentile_interval(gain, draws), _exchange_rate(num_synthetic, gain))
+
+
+def _gain(sizes: Sequence[int], means: Float64[np.ndarray, " scores"], num_real: int) -> float:
+    """Real images gained, from the mean scores of the arm and then of each size of the ruler.
+
+    Equally many seeds at every size: the fit to the means is that to all the scores.
+    """
+    return fit_ruler(sizes, means[1:].tolist()).num_images(float(means[0])) - num_real
+
+
+def _exchange_rate(num_synthetic: int, gain: float) -> float:
+    return math.inf if gain <= 0 else num_synthetic / gain
+
+
+def _count(num_images: float) -> str:
+    if math.isinf(num_images):
+        return "∞" if num_images > 0 else "-∞"
+    return f"{round(num_images):,}"
