@@ -28,12 +28,14 @@ from data.errors import (
     ServiceUnavailable,
 )
 from data.vocabulary.tables import Dataset
+from flows.plateau import doubling, length_option, real_alone, validated
 from flows.presets import merge
 from flows.request import Request
 from flows.results import flat_results, newest_artifact, newest_reports
 from flows.run_config import RunConfig, build_run
 from flows.run_graph import REPORT, stage_steps
-from flows.studies import read_study
+from flows.studies import CONCLUSION, read_study
+from models.metrics.options import MAIN
 from tasks.execution.cores import available_cores
 from tasks.execution.graph import Graph, Step
 from tasks.execution.plan import check, note_places
@@ -122,15 +124,72 @@ def run(
 
 @app.command()
 def study(
-    file: Annotated[Path, typer.Argument(help="TOML file: preset, options, runs.NAME.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="STUDY",
+            help="TOML file: preset, seeds, options, runs.NAME, questions; or `claims`.",
+        ),
+    ],
 ) -> None:
-    """Run several runs, what is the same in them once; each run's options stand in FILE."""
-    config = read_study(file)
+    """Run several runs, what is the same in them once, and answer the study's questions."""
+    config = read_study(source)
     store = ArtifactStore(default_root())
     graph = _carry_out(store, Request("study", config.name, config))
     for name in config.runs:
         typer.echo(name)
         _show_artifact(store, graph.find(f"{name}: {REPORT}"))
+    typer.echo(config.name)
+    _show_artifact(store, graph.find(CONCLUSION))
+
+
+@app.command()
+def plateau(
+    preset: PresetArgument = "demo",
+    assignments: SetOption = None,
+    config_file: FileOption = None,
+    detector: Annotated[str, typer.Option(help="`main`, or one of retrain.others.")] = MAIN,
+    doublings: Annotated[int, typer.Option(min=1, help="At most.")] = 4,
+) -> None:
+    """Train the arm real ever twice as long, until that changes mAP by less than one standard error.
+
+    The seeds are retrain.seeds, at least two. Every training is kept; the last line is the option to set.
+    """
+    config = configured_run(preset, assignments, config_file)
+    if detector not in config.retrain.detectors:
+        raise InvalidConfig(
+            f"--detector {detector!r}: there are {', '.join(config.retrain.detectors)}"
+        )
+    seeds = config.retrain.seeds
+    if len(seeds) < 2:
+        raise InvalidConfig("a standard error needs at least two seeds: set retrain.seeds=[0,1,2]")
+    store = ArtifactStore(default_root())
+    before = _real_scores(store, config, detector, 1)
+    for factor in (2**k for k in range(1, doublings + 1)):
+        after = _real_scores(store, config, detector, factor)
+        found = doubling(before, after)
+        typer.echo(f"{'twice as long':>26}  {found.change:+.4f} ± {found.standard_error:.4f}")
+        if found.is_plateau:
+            typer.echo(f"{'plateau':>26}  {length_option(config, detector, factor // 2)}")
+            return
+        before = after
+    typer.echo(
+        f"{'no plateau yet':>26}  go on from {length_option(config, detector, 2**doublings)}"
+    )
+
+
+def _real_scores(
+    store: ArtifactStore, config: RunConfig, detector: str, factor: int
+) -> list[float]:
+    """Train the arm real so many times as long; its mAP by seed."""
+    longer = real_alone(config, detector, factor)
+    for stage in ("ingest", "retrain"):
+        graph = _carry_out(store, Request("run", config.preset, longer, stage))
+    found = validated(store, graph, config.retrain.seeds)
+    scores = [float(manifest.summary["metrics"]["map"]) for manifest in found]
+    shown = "  ".join(f"{score:.4f}" for score in scores)
+    typer.echo(f"{length_option(config, detector, factor):>26}  mAP {shown}")
+    return scores
 
 
 def _checked_graph(store: ArtifactStore, request: Request, digests: DigestMemory) -> Graph:
@@ -225,11 +284,8 @@ def _show_results(store: ArtifactStore, manifest: Manifest) -> None:
     folder = store.root / manifest.reference
     for name, value in manifest.summary.get("results", {}).items():
         typer.echo(f"{name:>26}  {format_value(value)}")
-    report_page = folder / "report.html"
-    typer.echo(
-        f"{'report' if report_page.exists() else 'artifact':>26}  "
-        f"{report_page if report_page.exists() else folder}"
-    )
+    page = next(folder.glob("*.html"), folder)
+    typer.echo(f"{'report' if page.is_file() else 'artifact':>26}  {page}")
 
 
 @app.command()
@@ -237,19 +293,19 @@ def plan(
     preset: PresetArgument = "demo",
     assignments: SetOption = None,
     config_file: FileOption = None,
-    study_file: Annotated[
-        Path | None, typer.Option("--study", help="A study's file, instead of a preset.")
+    study_source: Annotated[
+        str | None, typer.Option("--study", help="A study's file or name, instead of a preset.")
     ] = None,
 ) -> None:
     """Say for every step whether its artifact is there, and if not, why."""
     store = ArtifactStore(default_root())
-    if study_file is None:
+    if study_source is None:
         config = configured_run(preset, assignments, config_file)
         request = Request("run", config.preset, config)
     elif assignments or config_file:
         raise InvalidConfig("--study has all options in its file: leave --set and --config out")
     else:
-        study_config = read_study(study_file)
+        study_config = read_study(study_source)
         request = Request("study", study_config.name, study_config)
     with DigestMemory(store.root, _show_digests) as digests:
         graph = _checked_graph(store, request, digests)
@@ -273,12 +329,19 @@ def plan(
 def report(
     *,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one flat JSON object of numbers.")
+        bool,
+        typer.Option(
+            "--json",
+            help='Print one flat JSON object of numbers; an infinite one is "inf" or "-inf".',
+        ),
     ] = False,
+    study_name: Annotated[
+        str | None, typer.Option("--study", help="Of the newest finished study of this name.")
+    ] = None,
 ) -> None:
     """Show the numbers of the newest finished run or study and where its report is."""
     store = ArtifactStore(default_root())
-    record, reports = newest_reports(store)
+    record, reports = newest_reports(store, study_name)
     if as_json:
         results = flat_results(store, record, reports)
         typer.echo(json.dumps(results, indent=1))

@@ -1,16 +1,24 @@
 """What runs and studies have found, by their records."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 
 from data.artifacts.manifest import Manifest
 from data.artifacts.records import Record, read_records
 from data.artifacts.store import ArtifactStore
 from data.errors import ArtifactMissing
 from flows.run_graph import REPORT
+from flows.studies import CONCLUSION
 
 
-def newest_reports(store: ArtifactStore) -> tuple[Record, dict[str, Manifest]]:
+def newest_reports(
+    store: ArtifactStore, study: str | None = None
+) -> tuple[Record, dict[str, Manifest]]:
     """The newest run or study whose reports are all there, and those by the names of their steps.
+
+    Args:
+        study: name of the study that is meant; None for any run or study.
 
     Raises:
         ArtifactMissing: there is none.
@@ -18,24 +26,31 @@ def newest_reports(store: ArtifactStore) -> tuple[Record, dict[str, Manifest]]:
     for record in read_records(store.root):
         if record.stage not in (None, "evaluate"):
             continue
-        steps = [step for step in record.steps if step.kind == "report"]
+        if study is not None and (record.what, record.name) != ("study", study):
+            continue
+        steps = [step for step in record.steps if step.kind in {"report", "conclude"}]
         found = {name: store.read(step.kind, step.key) for step in steps for name in step.names}
         there = {name: manifest for name, manifest in found.items() if manifest is not None}
         if there and len(there) == len(found):
             return record, there
+    if study is not None:
+        raise ArtifactMissing(
+            f"no finished study {study!r} under {store.root}: run `detdiffusion study` with it first"
+        )
     raise ArtifactMissing(f"no finished run under {store.root}: run `detdiffusion run demo` first")
 
 
 def flat_results(
     store: ArtifactStore, record: Record, reports: Mapping[str, Manifest]
 ) -> dict[str, float]:
-    """A run's numbers with its cost; those of a study's runs after the run's name.
+    """A run's numbers with its cost; a study's answers, and its runs' numbers after the run's name.
 
-    `seconds_total` is the sum of the steps' wall-clock times when they were made, `peak_memory_gb` the
-    most resident memory that the processes of any one of them held.
+    `seconds_total` is the sum of the steps' wall-clock times when they were made, `seconds_wall` the time in
+    which at least one of them was being made, `peak_memory_gb` the most resident memory that the processes of
+    any one of them held.
     """
     results = {
-        f"{name.removesuffix(REPORT)}{key}": value
+        f"{name.removesuffix(REPORT).removesuffix(CONCLUSION)}{key}": value
         for name, manifest in reports.items()
         for key, value in manifest.summary["results"].items()
     }
@@ -44,8 +59,28 @@ def flat_results(
     return {
         **results,
         "seconds_total": round(sum(item.seconds for item in steps), 1),
+        "seconds_wall": round(_covered([_span(item) for item in steps]), 1),
         "peak_memory_gb": round(max(item.peak_memory_bytes for item in steps) / 1e9, 2),
     }
+
+
+def _span(manifest: Manifest) -> tuple[float, float]:
+    """When a step was begun and done, seconds since the epoch."""
+    done = datetime.fromisoformat(manifest.created_at).timestamp()
+    return done - manifest.seconds, done
+
+
+def _covered(spans: Iterable[tuple[float, float]]) -> float:
+    """Length of the union of spans of time.
+
+    >>> _covered([(0, 2), (1, 3), (10, 11)])
+    4.0
+    """
+    covered, until = 0.0, -math.inf
+    for begin, end in sorted(spans):
+        covered += max(end - max(begin, until), 0.0)
+        until = max(until, end)
+    return covered
 
 
 def newest_artifact(

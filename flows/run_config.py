@@ -16,16 +16,35 @@ from pydantic import (
 from data.attributes.options import AttributeConfig
 from data.errors import InvalidConfig
 from data.ingest.options import IngestConfig
-from data.layouts.layout import AttributePolicy
+from data.layouts.layout import POLICIES, AttributePolicy
 from data.layouts.protocols import PROTOCOLS, Protocol, ProtocolName
 from data.vocabulary.tables import Split
 from flows.presets import PRESETS, PresetName, merge
-from models.detector.options import DetectorConfig, ScoringConfig
+from models.detector.options import (
+    Budget,
+    CheckpointConfig,
+    DarknetConfig,
+    DetectorConfig,
+    ScoringConfig,
+)
 from models.generator.options import GeneratorConfig, SamplingConfig
-from models.metrics.options import MeasureOptions
+from models.metrics.options import MAIN, MeasureOptions
 
-Arm = Literal["real", "real+origin", "real+easy", "real+hard"]
-"""What a detector is trained on; the policy of the synthetic images stands after the plus."""
+Arm = Literal[
+    "real",
+    "real-repeated",
+    "real+copy-paste",
+    "real+origin",
+    "real+easy",
+    "real+hard",
+    "synthetic-only",
+    "more-real",
+]
+"""What a detector is trained on.
+
+`real+origin`, `real+easy` and `real+hard` have synthetic images of that policy; the others that need some, by
+content or by number, have those of `RetrainConfig.policy`.
+"""
 
 
 class _Section(BaseModel):
@@ -88,30 +107,134 @@ class SynthesisConfig(_Section):
 
 
 class RetrainConfig(_Section):
-    """Which detectors are trained on real and on real + synthetic images."""
+    """Which detectors are trained on what, and compared how.
+
+    Optimiser, schedule and iterations are the same in all arms of a detector.
+    """
 
     detector: DetectorConfig = DetectorConfig()
+    others: dict[str, DetectorConfig | None] = Field(
+        default_factory=dict,
+        description="More detectors to train in every arm, by a name of yours; null: not this one.",
+    )
     arms: tuple[Arm, ...] = Field(
         ("real", "real+hard"), min_length=1, description="What the detectors are trained on."
     )
+    budgets: tuple[Budget, ...] = Field(
+        ("iterations",),
+        min_length=1,
+        description="Arms with synthetic images have as many iterations as `real`, or so many more that "
+        "they see each real image as often; then `real-repeated` is the one with as many iterations.",
+    )
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="One detector per arm and seed.")
+    ruler: tuple[float, ...] = Field(
+        (),
+        description="Also train on so many real images, in multiples of the training images (above 1: "
+        "with spare ones): what a gain is worth in real images is read off these.",
+    )
+    contrasts: tuple[tuple[str, str], ...] = Field(
+        (),
+        description='What is asked, before the run: pairs such as ["real+hard", "real+copy-paste"]; '
+        "none: every arm against real, and where its budget is exposure also against real-repeated.",
+    )
 
-    @field_validator("arms", "seeds")
+    @field_validator("arms", "budgets", "seeds", "ruler")
     @classmethod
     def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
         if len(set(values)) < len(values):
             raise ValueError("each may stand once")
         return values
 
+    @field_validator("ruler")
+    @classmethod
+    def _multiples(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if any(value <= 0 or value == 1 for value in values):
+            raise ValueError("multiples are above 0, and 1 is the arm real")
+        return values
+
+    @model_validator(mode="after")
+    def _contrasts_are_of_arms(self) -> Self:
+        unknown = {name for pair in self.contrasts for name in pair} - set(self.trained_arms)
+        if unknown:
+            raise ValueError(
+                f"contrasts name {sorted(unknown)}: with these options there are "
+                f"{', '.join(self.trained_arms)}"
+            )
+        return self
+
+    @property
+    def detectors(self) -> dict[str, DetectorConfig]:
+        """By name."""
+        return {MAIN: self.detector} | {k: v for k, v in self.others.items() if v is not None}
+
+    @property
+    def policy(self) -> AttributePolicy:
+        """Of the synthetic images where the arm does not say: hard, or the first that an arm has."""
+        found = [policy_of(arm) for arm in self.arms]
+        return "hard" if "hard" in found else next(filter(None, found), "hard")
+
+    @property
+    def trained_arms(self) -> dict[str, tuple[Arm, Budget]]:
+        """What is trained, by the name that people read; budgets concern arms with synthetic images."""
+        trained: dict[str, tuple[Arm, Budget]] = {}
+        for arm in self.arms:
+            if arm == "real-repeated":
+                trained[arm] = arm, "exposure"
+                continue
+            for budget in self.budgets if policy_of(arm) else ("iterations",):
+                name = arm if budget == "iterations" else f"{arm}, equal exposure"
+                trained[name] = arm, budget
+        return trained
+
+    @property
+    def asked(self) -> tuple[tuple[str, str], ...]:
+        """The contrasts, those given or the usual ones."""
+        if self.contrasts:
+            return self.contrasts
+        arms = self.trained_arms
+        pairs = [(name, "real") for name in arms if name != "real" and "real" in arms]
+        if "real-repeated" in arms:
+            longer = [name for name, (_, budget) in arms.items() if budget == "exposure"]
+            pairs += [(name, "real-repeated") for name in longer if name != "real-repeated"]
+        return tuple(pairs)
+
+
+def policy_of(arm: Arm) -> AttributePolicy | None:
+    """The policy of an arm `real+POLICY`."""
+    policy = arm.removeprefix("real+")
+    return next((item for item in POLICIES if item == policy), None)
+
+
+class ScorerResults(BaseModel):
+    """COCO results files of any framework, of the real validation images and of the synthetic sets."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    real: Path
+    origin: Path
+    easy: Path
+    hard: Path
+
+
+GivenScorer = Path | CheckpointConfig | DarknetConfig | ScorerResults
+"""A judge of generated images that is the user's."""
+
 
 class EvaluationConfig(MeasureOptions):
     """How generated images and retrained detectors are measured."""
 
-    features: Literal["detector", "inception"] = Field(
-        "inception", description="Extractor of the Fréchet distance; only inception gives the FID."
+    features: Literal["inception", "random"] = Field(
+        "inception",
+        description="Extractor: InceptionV3, with which the Fréchet distance is the FID, or a fixed random "
+        "network, which is the same on every machine and needs no weights.",
     )
     inception_weights: Path | None = Field(
         None, description="InceptionV3 weights file, where nothing may be downloaded."
+    )
+    scorers: dict[str, GivenScorer | None] = Field(
+        default_factory=dict,
+        description="More detectors to judge generated images, by a name of yours: a detector's folder, an "
+        "MMDetection config with a checkpoint, Darknet's cfg and weights, or COCO results; null: not this.",
     )
     batch_size: int = Field(32, ge=1, description="Images that a detector looks at at once.")
 
@@ -141,6 +264,23 @@ class RunConfig(BaseModel):
             return given
         preset = given.get("preset", "demo")
         return merge(PRESETS[preset], given) if preset in PRESETS else given
+
+
+def changes_to_preset(config: RunConfig) -> dict[str, Any]:
+    """The options in which a run differs from its preset, by dotted name."""
+    given, preset = (
+        _flat(item.model_dump(mode="json"))
+        for item in (config, RunConfig.model_validate({"preset": config.preset}))
+    )
+    return {name: value for name, value in given.items() if preset.get(name, ...) != value}
+
+
+def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        inner = isinstance(value, Mapping) and value
+        flat |= _flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
+    return flat
 
 
 def build_run(preset: str, overrides: Mapping[str, Any]) -> RunConfig:

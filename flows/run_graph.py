@@ -1,16 +1,26 @@
 """The graph of a run: the one place that knows the whole of it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from data.artifacts.digests import DigestMemory
-from data.artifacts.options import Options
+from data.artifacts.store import ArtifactStore
 from data.errors import InvalidConfig
 from data.ingest.options import IngestConfig, ScenesConfig
 from data.layouts.layout import POLICIES, AttributePolicy
 from data.vocabulary.tables import Split
-from flows.run_config import RunConfig
+from flows.run_config import (
+    Arm,
+    GivenScorer,
+    RunConfig,
+    ScorerResults,
+    changes_to_preset,
+    policy_of,
+)
 from models.detector.options import (
-    CheckpointConfig,
+    Budget,
     DetectionOptions,
     DetectionsFile,
     DetectorConfig,
@@ -21,7 +31,15 @@ from models.detector.options import (
     ScoringConfig,
 )
 from models.generator.options import SyntheticSetOptions, check_classes
-from models.metrics.options import FeatureOptions, MeasureOptions
+from models.metrics.options import (
+    DETECTOR,
+    MAIN,
+    SCORER,
+    ComparisonOptions,
+    FeatureOptions,
+    MeasureOptions,
+    ReportOptions,
+)
 from tasks.execution.graph import Graph, Node, Step, resolve
 
 STAGES = {
@@ -45,8 +63,12 @@ _GENERATOR = "train generator"
 _SCORER = "train scorer"
 
 
-def run_graph(config: RunConfig, digests: DigestMemory) -> Graph:
+def run_graph(config: RunConfig, digests: DigestMemory, missing: Collection[str] = ()) -> Graph:
     """Build the graph of a run.
+
+    Args:
+        missing: detectors, as `lost_detectors` names them, that the comparison is made without and
+            says so.
 
     Raises:
         InvalidConfig: options do not go together, or a file cannot be read.
@@ -54,9 +76,25 @@ def run_graph(config: RunConfig, digests: DigestMemory) -> Graph:
     """
     try:
         _check(config, digests)
-        return resolve(list(_nodes(config)), digests)
+        return resolve(list(_nodes(config, missing)), digests)
     except OSError as error:
         raise InvalidConfig(f"{error.filename} cannot be read: {error.strerror}") from error
+
+
+def lost_detectors(config: RunConfig, graph: Graph, store: ArtifactStore) -> list[str]:
+    """The detectors of the comparison that have no result, where it could be made without them.
+
+    Returns:
+        `detector/arm/seed` of each; none where something else is missing too, or all of them are.
+    """
+
+    def is_there(name: str) -> bool:
+        identity = graph.find(name).identity
+        return store.has(identity.kind, identity.key)
+
+    arms = list(_arms(config))
+    lost = [arm.place for arm in arms if not is_there(f"validate {arm.step}")]
+    return lost if is_there("measure") and len(lost) < len(arms) else []
 
 
 def stage_steps(graph: Graph, stage: str | None) -> list[Step]:
@@ -84,13 +122,13 @@ def _check(config: RunConfig, digests: DigestMemory) -> None:
         for split in splits.values():
             split.require_paths()
         check_classes(config.synthesize.class_policies, config.ingest.thing_names(digests))
-    if config.synthesize.attribute_overrides and "real+origin" not in config.retrain.arms:
+    if config.synthesize.attribute_overrides and "origin" not in _training_policies(config):
         raise InvalidConfig(
             "synthesize.attribute_overrides has effect on the arm real+origin alone: add it to retrain.arms"
         )
 
 
-def _nodes(config: RunConfig) -> Iterator[Node]:
+def _nodes(config: RunConfig, missing: Collection[str]) -> Iterator[Node]:
     yield Node(_INGEST, "ingest", "ingest", _ingest_options(config.ingest))
     detector, nodes = _attribute_nodes(config)
     yield from nodes
@@ -103,16 +141,16 @@ def _nodes(config: RunConfig) -> Iterator[Node]:
         {"ingest": _INGEST, "attributes": _ATTRIBUTES}
         | ({"detector": detector} if detector else {}),
     )
-    for policy in POLICIES:
-        if f"real+{policy}" in config.retrain.arms:
-            yield _set(config, "train", policy)
-    for arm in config.retrain.arms:  # the longest way to the end goes first
-        for seed in config.retrain.seeds:
-            yield from _arm_nodes(config, arm, seed)
+    for policy in _training_policies(config):
+        yield _set(config, "train", policy)
+    arms = [arm for arm in _arms(config) if arm.place not in missing]
+    for arm in arms:  # the longest way to the end goes first
+        yield from _arm_nodes(config, arm)
     for policy in POLICIES:
         yield _set(config, "val", policy)
-    yield _detection(config, "score real", "train-scorer", _SCORER)
-    yield from _evaluation_nodes(config)
+    yield from _fidelity_nodes(config, detector)
+    yield _comparison(config, arms, missing)
+    yield _report(config)
 
 
 def _ingest_options(config: IngestConfig) -> IngestConfig:
@@ -121,16 +159,9 @@ def _ingest_options(config: IngestConfig) -> IngestConfig:
 
 
 def _training(
-    name: str,
-    stage: str,
-    config: DetectorConfig,
-    *,
-    seed: int | None = None,
-    fold: Fold | None = None,
-    synthetic: str | None = None,
+    name: str, stage: str, config: DetectorConfig, synthetic: str | None = None, **more: Any
 ) -> Node:
-    given = config.model_dump() | ({} if seed is None else {"seed": seed})
-    options = DetectorTraining.model_validate(given | {"fold": fold})
+    options = DetectorTraining.model_validate(config.model_dump() | more)
     inputs = {"ingest": _INGEST} | ({"synthetic": synthetic} if synthetic else {})
     return Node(name, stage, "train-detector", options, inputs)
 
@@ -187,7 +218,7 @@ def _attribute_detector(config: DetectorConfig, scoring: ScoringConfig) -> tuple
         name = "train detector"
         return name, _training(name, "train-detector", config)
     name, given = "import detector", scoring.detector
-    source = given if isinstance(given, CheckpointConfig) else DetectorFolder(folder=given)
+    source = DetectorFolder(folder=given) if isinstance(given, Path) else given
     options, inputs = DetectorSource(source=source), {"ingest": _INGEST}
     return name, Node(name, "extract-attributes", "import-detector", options, inputs)
 
@@ -231,51 +262,155 @@ def _set(config: RunConfig, split: Split, policy: AttributePolicy) -> Node:
     return Node(_set_name(split, policy), "synthesize", "synthesize", options, inputs)
 
 
-def _arm_nodes(config: RunConfig, arm: str, seed: int) -> Iterator[Node]:
+@dataclass(frozen=True, slots=True)
+class _Arm:
+    """One detector to train and to compare.
+
+    Attributes:
+        name: of the arm, as people read it.
+        detector: its name.
+        seed: of the training.
+        options: what it is trained on.
+        policy: of the synthetic images that it needs; None for none.
+    """
+
+    name: str
+    detector: str
+    seed: int
+    options: Mapping[str, Any]
+    policy: AttributePolicy | None = None
+
+    @property
+    def step(self) -> str:
+        """What its steps are about."""
+        detector = "" if self.detector == MAIN else f"{self.detector} "
+        return f"{detector}{self.name} seed {self.seed}"
+
+    @property
+    def place(self) -> str:
+        """Its name among a comparison's inputs."""
+        return f"{self.detector}/{self.name}/{self.seed}"
+
+
+def _arms(config: RunConfig) -> Iterator[_Arm]:
+    """All detectors of the comparison: arms, then the ruler's."""
+    retrain = config.retrain
+    for seed in retrain.seeds:
+        for detector in retrain.detectors:
+            for name, (arm, budget) in retrain.trained_arms.items():
+                options, policy = _arm_options(config, arm, budget)
+                yield _Arm(name, detector, seed, options, policy)
+            for multiple in retrain.ruler:
+                options = {"real_multiple": multiple}
+                yield _Arm(f"real x {multiple:g}", detector, seed, options)
+
+
+def _arm_options(
+    config: RunConfig, arm: Arm, budget: Budget
+) -> tuple[dict[str, Any], AttributePolicy | None]:
+    """Options of an arm's training over those of its detector, and the policy of its synthetic images."""
+    images = {"synthetic-only": "synthetic", "more-real": "real+spare"}
+    if arm in images:
+        return {"images": images[arm]}, config.retrain.policy
+    if arm == "real-repeated":
+        return {"budget": budget}, config.retrain.policy
+    if policy := policy_of(arm):
+        return {"images": "real+synthetic", "budget": budget}, policy
+    return {"augmentation": "copy-paste"} if arm == "real+copy-paste" else {}, None
+
+
+def _training_policies(config: RunConfig) -> list[AttributePolicy]:
+    """Those of the synthetic training sets that the arms need."""
+    needed = {arm.policy for arm in _arms(config)}
+    return [policy for policy in POLICIES if policy in needed]
+
+
+def _arm_nodes(config: RunConfig, arm: _Arm) -> Iterator[Node]:
     """An arm's detector, and what it finds in the real validation images."""
-    policy = arm.partition("+")[2]
-    trained = f"retrain {arm} seed {seed}"
-    yield _training(
-        trained,
-        "retrain",
-        config.retrain.detector,
-        seed=seed,
-        synthetic=_set_name("train", policy) if policy else None,
-    )
-    yield _detection(config, f"validate {arm} seed {seed}", "retrain", trained)
+    detector = config.retrain.detectors[arm.detector]
+    synthetic = _set_name("train", arm.policy) if arm.policy else None
+    trained = f"retrain {arm.step}"
+    yield _training(trained, "retrain", detector, synthetic, seed=arm.seed, **arm.options)
+    yield _detection(config, f"validate {arm.step}", "retrain", trained)
 
 
-def _evaluation_nodes(config: RunConfig) -> Iterator[Node]:
-    stage, sets = "evaluate", {policy: _set_name("val", policy) for policy in POLICIES}
+def _fidelity_nodes(config: RunConfig, detector: str | None) -> Iterator[Node]:
+    """What is measured of the synthetic validation sets.
+
+    Args:
+        detector: name of the attribute detector's step, where there is one.
+    """
+    sets = {policy: _set_name("val", policy) for policy in POLICIES}
+    scorers = _scorers(config, detector)
+    for name, source in scorers.items():
+        yield from _scoring_nodes(config, name, source, sets)
+    features = {f"features {policy}": {"set": name} for policy, name in sets.items()}
     yield _features(config, "features real", {"ingest": _INGEST}, "val")
-    yield _features(config, "features floor", {"ingest": _INGEST, "like": sets["origin"]}, "train")
-    for policy, name in sets.items():
-        yield _detection(config, f"score {policy}", stage, _SCORER, synthetic=name)
-        yield _features(config, f"features {policy}", {"set": name}, "val")
+    yield _features(config, "features train", {"ingest": _INGEST}, "train")
+    for name, inputs in features.items():
+        yield _features(config, name, inputs, "val")
+    shown = ("real", *sets)
     inputs = {"ingest": _INGEST, "attributes": _ATTRIBUTES, "detections": "detect val"}
     inputs |= {f"sets/{policy}": name for policy, name in sets.items()}
-    inputs |= {f"scores/{name}": f"score {name}" for name in ("real", *sets)}
-    inputs |= {f"features/{name}": f"features {name}" for name in ("real", "floor", *sets)}
     inputs |= {
-        f"arms/{arm}/{seed}": f"validate {arm} seed {seed}"
-        for arm in config.retrain.arms
-        for seed in config.retrain.seeds
+        f"scores/{s}/{images}": f"score {images} by {s}" for s in scorers for images in shown
     }
-    options = MeasureOptions(**config.evaluate.model_dump(include=set(MeasureOptions.model_fields)))
-    yield Node("measure", stage, "measure", options, inputs)
-    inputs = {"ingest": _INGEST, "attributes": _ATTRIBUTES, "generator": _GENERATOR}
-    inputs |= {"measures": "measure"}
-    inputs |= {f"sets/{policy}": name for policy, name in sets.items()}
-    yield Node(REPORT, stage, "report", Options(), inputs)
+    inputs |= {f"features/{images}": f"features {images}" for images in ("train", *shown)}
+    given = config.evaluate.model_dump(include=set(MeasureOptions.model_fields))
+    yield Node("measure", "evaluate", "measure", MeasureOptions(**given), inputs)
+
+
+def _scorers(config: RunConfig, detector: str | None) -> dict[str, str | GivenScorer]:
+    """Who judges generated images: a detector's step, or what the user gives."""
+    given = {name: item for name, item in config.evaluate.scorers.items() if item is not None}
+    return {SCORER: _SCORER, **({DETECTOR: detector} if detector else {}), **given}
+
+
+def _scoring_nodes(
+    config: RunConfig, name: str, source: str | GivenScorer, sets: Mapping[AttributePolicy, str]
+) -> Iterator[Node]:
+    """What a scorer finds in the real images and in each set."""
+    if not isinstance(source, str | ScorerResults):
+        folder = DetectorFolder(folder=source) if isinstance(source, Path) else source
+        options, source = DetectorSource(source=folder), f"import {name}"
+        yield Node(source, "evaluate", "import-detector", options, {"ingest": _INGEST})
+    of_images = {"real": None} | {str(policy): name for policy, name in sets.items()}
+    for images, synthetic in of_images.items():
+        scored, stage = f"score {images} by {name}", "evaluate"
+        if isinstance(source, ScorerResults):
+            inputs = {"ingest": _INGEST} | ({"set": synthetic} if synthetic else {})
+            file = DetectionsFile(path=getattr(source, images), split="val")
+            yield Node(scored, stage, "import-detections", file, inputs)
+        else:
+            if name == SCORER and synthetic is None:
+                stage = "train-scorer"
+            yield _detection(config, scored, stage, source, synthetic=synthetic)
 
 
 def _features(config: RunConfig, name: str, inputs: Mapping[str, str], split: Split) -> Node:
+    """Features of a set, or of the images of a split whose layouts the set's protocol chooses."""
     given = config.evaluate
     options = FeatureOptions(
         extractor=given.features,
         inception_weights=given.inception_weights if given.features == "inception" else None,
         resolution=config.train_generator.resolution,
         split=split,
+        protocol=config.synthesize.protocol("val"),
     )
-    detector = {"detector": _SCORER} if given.features == "detector" else {}
-    return Node(name, "evaluate", "image-features", options, {**inputs, **detector})
+    return Node(name, "evaluate", "image-features", options, inputs)
+
+
+def _comparison(config: RunConfig, arms: Sequence[_Arm], missing: Collection[str]) -> Node:
+    inputs = {"ingest": _INGEST}
+    inputs |= {f"trained/{arm.place}": f"retrain {arm.step}" for arm in arms}
+    inputs |= {f"found/{arm.place}": f"validate {arm.step}" for arm in arms}
+    options = ComparisonOptions(contrasts=config.retrain.asked, missing=tuple(missing))
+    return Node("compare", "evaluate", "compare", options, inputs)
+
+
+def _report(config: RunConfig) -> Node:
+    sets = {f"sets/{policy}": _set_name("val", policy) for policy in POLICIES}
+    inputs = {"ingest": _INGEST, "attributes": _ATTRIBUTES, "generator": _GENERATOR}
+    inputs |= {"measures": "measure", "comparison": "compare", **sets}
+    options = ReportOptions(preset=config.preset, changes=changes_to_preset(config))
+    return Node(REPORT, "evaluate", "report", options, inputs)

@@ -3,74 +3,131 @@
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data.artifacts.digests import DigestMemory
 from data.errors import InvalidConfig, PipelineError
-from flows.presets import merge
+from flows.presets import STUDIES, merge
 from flows.run_config import RunConfig, build_run
-from flows.run_graph import run_graph
-from tasks.execution.graph import Graph, renamed, union
+from flows.run_graph import REPORT, run_graph
+from models.metrics.options import ConclusionOptions, Question
+from tasks.execution.graph import Graph, Node, extended, renamed, union
+
+CONCLUSION = "conclude"
+"""Name of a study's last step."""
+
+_KEYS = ("name", "preset", "seeds", "options", "runs", "questions")
 
 
 class StudyConfig(BaseModel):
-    """Runs by name."""
+    """Runs by name, or by name and seed, and what is asked of them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1)
     runs: dict[str, RunConfig] = Field(min_length=1)
+    questions: tuple[Question, ...] = ()
+
+    @model_validator(mode="after")
+    def _runs_are_there(self) -> Self:
+        names = {name.partition("/")[0] for name in self.runs}
+        asked = {run for question in self.questions for run, _ in question.sides}
+        if asked - names:
+            raise ValueError(
+                f"questions name the runs {sorted(asked - names)}: there are {sorted(names)}"
+            )
+        return self
 
 
-def read_study(path: Path) -> StudyConfig:
-    """Read a study from a TOML file.
+def read_study(source: str) -> StudyConfig:
+    """Read a study: a TOML file, or one of `presets.STUDIES` by name.
 
     `preset` and the table `options` hold for all runs; `runs.NAME` has the options in which a run differs.
+    With `seeds` there is each run once per seed, of its generator and of the detectors it compares.
     The study is called by its `name`, or like the file.
 
     Raises:
         InvalidConfig: the file cannot be read, or holds something else.
     """
+    path = Path(source)
+    if source in STUDIES and not path.exists():
+        return _study(source, source, STUDIES[source])
     try:
-        document = tomllib.loads(path.read_text())
+        return _study(source, path.stem, tomllib.loads(path.read_text()))
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidConfig(f"study {path}: {error}") from error
-    unknown = set(document) - {"name", "preset", "options", "runs"}
-    runs = document.get("runs")
-    if unknown or not isinstance(runs, dict) or not runs:
         raise InvalidConfig(
-            f"study {path}: it needs tables runs.NAME, and may have name, preset and options; "
-            f"unknown: {sorted(unknown)}"
+            f"study {source}: {error}; give a TOML file, or one of {', '.join(STUDIES)}"
+        ) from error
+
+
+def _study(source: str, name: str, document: Mapping[str, Any]) -> StudyConfig:
+    unknown = set(document) - set(_KEYS)
+    runs = document.get("runs")
+    if unknown or not isinstance(runs, Mapping) or not runs:
+        raise InvalidConfig(
+            f"study {source}: it needs tables runs.NAME, and may have name, preset, seeds, options and "
+            f"questions; unknown: {sorted(unknown)}"
         )
     common, preset = document.get("options", {}), document.get("preset", "demo")
-    name = document.get("name", path.stem)
+    name = document.get("name", name)
     if not isinstance(preset, str) or not isinstance(name, str) or not name:
-        raise InvalidConfig(f"study {path}: name and preset must be texts")
-    return StudyConfig(
-        name=name,
-        runs={key: _run(path, key, preset, common, over) for key, over in runs.items()},
-    )
+        raise InvalidConfig(f"study {source}: name and preset must be texts")
+    found = {key: _run(source, key, preset, common, over) for key, over in runs.items()}
+    try:
+        return StudyConfig(
+            name=name,
+            runs=_seeded(source, found, document.get("seeds", ())),
+            questions=document.get("questions", ()),
+        )
+    except ValidationError as error:
+        problems = "; ".join(f"{item['loc']}: {item['msg']}" for item in error.errors())
+        raise InvalidConfig(f"study {source}: {problems}") from error
 
 
-def _run(path: Path, name: str, preset: str, common: Any, over: Any) -> RunConfig:
+def _seeded(source: str, runs: Mapping[str, RunConfig], seeds: Any) -> dict[str, RunConfig]:
+    """Each run once per seed."""
+    if not isinstance(seeds, list | tuple) or not all(type(seed) is int for seed in seeds):
+        raise InvalidConfig(f"study {source}: seeds must be a list of whole numbers")
+    if "/" in "".join(runs):
+        raise InvalidConfig(f"study {source}: names of runs have no slash")
+    if not seeds:
+        return dict(runs)
+    return {
+        f"{name}/{seed}": config.model_copy(
+            update={
+                "train_generator": config.train_generator.model_copy(update={"seed": seed}),
+                "retrain": config.retrain.model_copy(update={"seeds": (seed,)}),
+            }
+        )
+        for name, config in runs.items()
+        for seed in seeds
+    }
+
+
+def _run(source: str, name: str, preset: str, common: Any, over: Any) -> RunConfig:
     if not isinstance(common, Mapping) or not isinstance(over, Mapping):
-        raise InvalidConfig(f"study {path}: options and runs.{name} must be tables")
+        raise InvalidConfig(f"study {source}: options and runs.{name} must be tables")
     if "preset" in common or "preset" in over:
-        raise InvalidConfig(f"study {path}: preset stands at the top and holds for all runs")
+        raise InvalidConfig(f"study {source}: preset stands at the top and holds for all runs")
     try:
         return build_run(preset, merge(common, over))
     except PipelineError as error:
-        raise InvalidConfig(f"study {path}, run {name}: {error}") from error
+        raise InvalidConfig(f"study {source}, run {name}: {error}") from error
 
 
 def study_graph(study: StudyConfig, digests: DigestMemory) -> Graph:
-    """Build the union of the runs' graphs; a step's names begin with its runs' names.
+    """Build the union of the runs' graphs, and the step that answers the study's questions.
+
+    A step's names begin with its runs' names.
 
     Raises:
         PipelineError: as `run_graph`.
     """
-    return union(
+    runs = union(
         renamed(run_graph(config, digests), f"{name}: ") for name, config in study.runs.items()
     )
+    reports = {f"reports/{name}": f"{name}: {REPORT}" for name in study.runs}
+    options = ConclusionOptions(questions=study.questions)
+    return extended(runs, Node(CONCLUSION, "evaluate", "conclude", options, reports), digests)

@@ -1,11 +1,16 @@
 """The kinds of steps that there are."""
 
-from data.artifacts.options import Options
 from data.attributes.options import AttributeConfig
 from data.ingest.options import IngestConfig
 from models.detector import options as detector
 from models.generator import options as generator
-from models.metrics.options import FeatureOptions, MeasureOptions
+from models.metrics.options import (
+    ComparisonOptions,
+    ConclusionOptions,
+    FeatureOptions,
+    MeasureOptions,
+    ReportOptions,
+)
 from tasks.kind import Kind
 
 _DETECTOR = {"detector": detector.CODE_VERSION}
@@ -47,7 +52,8 @@ KINDS: dict[str, Kind] = {
             "import-detections",
             "tasks.kinds.import_detections",
             detector.DetectionsFile,
-            {"ingest": "one"},
+            {"ingest": "one", "set": "optional"},
+            {"step": 2},
         ),
         Kind(
             "label-attributes",
@@ -74,8 +80,8 @@ KINDS: dict[str, Kind] = {
             "image-features",
             "tasks.kinds.image_features",
             FeatureOptions,
-            {"ingest": "optional", "set": "optional", "like": "optional", "detector": "optional"},
-            {"step": 1} | _DETECTOR,
+            {"ingest": "optional", "set": "optional"},
+            {"step": 2},
         ),
         Kind(
             "measure",
@@ -88,20 +94,38 @@ KINDS: dict[str, Kind] = {
                 "sets": "many",
                 "scores": "many",
                 "features": "many",
-                "arms": "many",
             },
+            {"step": 2},
+            preload=False,
+        ),
+        Kind(
+            "compare",
+            "tasks.kinds.compare",
+            ComparisonOptions,
+            {"ingest": "one", "trained": "many", "found": "many"},
+            preload=False,
         ),
         Kind(
             "report",
             "tasks.kinds.report",
-            Options,
+            ReportOptions,
             {
                 "ingest": "one",
                 "attributes": "one",
                 "generator": "one",
                 "measures": "one",
+                "comparison": "one",
                 "sets": "many",
             },
+            {"step": 2},
+            preload=False,
+        ),
+        Kind(
+            "conclude",
+            "tasks.kinds.conclude",
+            ConclusionOptions,
+            {"reports": "many"},
+            preload=False,
         ),
     )
 }

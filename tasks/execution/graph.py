@@ -1,7 +1,7 @@
 """Graphs of steps: what a run consists of, resolved to the keys of its artifacts."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 
@@ -154,8 +154,25 @@ def renamed(graph: Graph, prefix: str) -> Graph:
     )
 
 
-def _check(node: Node, nodes: Mapping[str, Node]) -> None:
-    """Compare a node with what its kind declares."""
+def extended(graph: Graph, node: Node, digests: DigestMemory) -> Graph:
+    """A graph with one more step, whose inputs are steps of it.
+
+    Raises:
+        InvalidGraph: as `resolve`.
+        PipelineError: likewise.
+    """
+    inputs = {key: graph.find(source) for key, source in node.inputs.items()}
+    _check(node, set(node.inputs.values()))
+    step = _resolved(node, inputs, digests)
+    return union([graph, Graph({step.identity.reference: step})])
+
+
+def _check(node: Node, nodes: Collection[str]) -> None:
+    """Compare a node with what its kind declares.
+
+    Args:
+        nodes: names of those that there are.
+    """
     kind = KINDS.get(node.kind)
     if kind is None:
         raise InvalidGraph(

@@ -1,6 +1,6 @@
 """Kind `import-detections`: detections of any other framework."""
 
-from data.coco.image_sets import real_images
+from data.coco.image_sets import SyntheticSet, real_images
 from data.coco.results import read_results
 from data.vocabulary.tables import Dataset
 from models.detector.options import DetectionsFile
@@ -12,7 +12,9 @@ def run(context: StepContext[DetectionsFile]) -> Summary:
     """Read a COCO results file into `detections.parquet`."""
     options = context.options
     dataset = Dataset(context.inputs["ingest"])
-    found = read_results(options.path, dataset, options.split)
-    return publish_detections(
-        context.out, found, real_images(dataset, options.split), options.split
-    )
+    if "set" in context.inputs:
+        images = SyntheticSet(context.inputs["set"]).image_set
+    else:
+        images = real_images(dataset, options.split)
+    found = read_results(options.path, dataset, options.split, images.image_ids)
+    return publish_detections(context.out, found, images, options.split)

@@ -1,131 +1,225 @@
-"""Kind `measure`: fidelity of synthetic sets, trainability of arms, and the headline numbers."""
+"""Kind `measure`: what the synthetic validation sets are like, beside the real images of their layouts."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import asdict, astuple
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from jaxtyping import Float, Int
 
-from data.coco.files import boxes_by_image, read_coco
-from data.coco.image_sets import ImageSet, SyntheticSet, real_images
+from data.coco.image_sets import SyntheticSet
 from data.layouts.layout import POLICIES
 from data.vocabulary.tables import Dataset, write_table
-from models.metrics.coco_metrics import coco_metrics, detection_recall
-from models.metrics.features import FEATURES_NAME, frechet_distance
-from models.metrics.options import MeasureOptions
+from models.metrics.coco_metrics import CocoTruth, detection_recall, truth_boxes
+from models.metrics.comparison import Interval, student_interval
+from models.metrics.detection_scores import ScoreProtocolName, detection_score, scored_images
+from models.metrics.distances import (
+    RealSide,
+    copy_threshold,
+    frechet_defined,
+    jackknife_intervals,
+    moments,
+    nearest_real,
+    polynomial_mmd,
+    prdc,
+)
+from models.metrics.options import DETECTOR, FEATURES_NAME, SCORER, MeasureOptions
 from tasks.execution.context import StepContext, Summary
 from tasks.pages.cards import markdown_table, write_card
 from tasks.pages.detections import COCO_METRICS_NAME, DETECTIONS_NAME
+from tasks.pages.numbers import number_name
 
-FIDELITY_NAME, TRAINABILITY_NAME = "fidelity.parquet", "trainability.parquet"
+FIDELITY_NAME, SCORES_NAME, COPIES_NAME = "fidelity.parquet", "scores.parquet", "copies.parquet"
+"""Tables of distances, of detection scores, and of the generated images nearest to a training image."""
 
 REAL, FLOOR = "real", "floor"
-"""Names of the real images among the scores and features, and of other real ones among the features."""
+"""Names of the real images of the layouts, and of other real images beside them."""
+
+_COPIES_SHOWN = 8
+"""Pairs of a set."""
+
+_MOST_DRAWS = 5
+"""Of other real images."""
+
+_FEWEST = 6
+"""Images that distances need: an image and five neighbours."""
+
+_NEIGHBOURS = ("precision", "recall", "density", "coverage")
 
 Rows = list[dict[str, Any]]
+Features = tuple[Int[np.ndarray, " images"], Float[np.ndarray, "images features"]]
 Context = StepContext[MeasureOptions]
 
 
 def run(context: Context) -> Summary:
-    """Write `fidelity.parquet` and `trainability.parquet`."""
+    """Write the tables of fidelity, detection scores and copies."""
     folders = context.many("sets")
-    sets: dict[str, SyntheticSet] = {
-        name: SyntheticSet(folders[name]) for name in POLICIES if name in folders
-    }
-    sources = sorted({key for item in sets.values() for key in item.source_image_ids})
-    scores = _score_rows(context, sets, sources)
-    distances = _distances(context, sets, sources)
-    fidelity = [{**row, "frechet_distance": distances.get(row["images"])} for row in scores]
-    trainability = _arm_rows(context)
+    sets = {str(name): SyntheticSet(folders[name]) for name in POLICIES if name in folders}
+    scores = _score_rows(context, sets)
+    fidelity, copies = _fidelity_rows(context, sets)
+    write_table(pa.Table.from_pylist(scores), context.out / SCORES_NAME)
     write_table(pa.Table.from_pylist(fidelity), context.out / FIDELITY_NAME)
-    write_table(pa.Table.from_pylist(trainability), context.out / TRAINABILITY_NAME)
-    extractor = context.manifest(f"features/{REAL}").summary["extractor"]
+    write_table(pa.Table.from_pylist(copies), context.out / COPIES_NAME)
     write_card(
         context.out,
-        "Measures",
-        f"## Fidelity (Fréchet distance by {extractor})\n\n{markdown_table(fidelity)}",
-        f"## Trainability (COCO metrics on real validation images)\n\n{markdown_table(trainability)}",
+        "Measures of generated images",
+        f"## Distance to the real images\n\n{markdown_table(fidelity)}",
+        f"## Detection score and recall\n\n{markdown_table(scores)}",
     )
+    return {"results": _results(context, scores, fidelity)}
+
+
+def _score_rows(context: Context, sets: Mapping[str, SyntheticSet]) -> Rows:
+    """By scorer and protocol the real images first, then every set."""
+    dataset, rows = Dataset(context.inputs["ingest"]), []
+    protocols: tuple[ScoreProtocolName, ...] = get_args(ScoreProtocolName)
+    scorers = dict.fromkeys(name.partition("/")[0] for name in context.many("scores"))
+    for protocol in protocols:
+        scored = {name: scored_images(protocol, dataset, item) for name, item in sets.items()}
+        truths = {REAL: next(iter(scored.values())).real}
+        truths |= {name: item.generated for name, item in scored.items()}
+        rows += [
+            _score_row(context, scorer, protocol, name, truth)
+            for scorer in scorers
+            for name, truth in truths.items()
+        ]
+    return sorted(rows, key=lambda row: (row["scorer"] != SCORER, row["scorer"]))
+
+
+def _score_row(
+    context: Context, scorer: str, protocol: ScoreProtocolName, name: str, truth: CocoTruth
+) -> dict[str, Any]:
+    options = context.options
+    found = pq.read_table(context.inputs[f"scores/{scorer}/{name}"] / DETECTIONS_NAME)
+    boxes = truth_boxes(truth)
+    found = found.filter(pc.is_in(found["image_id"], pa.array(list(boxes), pa.int64())))
     return {
-        "results": _results(context, scores, distances, trainability),
-        "extractor": extractor,
+        "scorer": scorer,
+        "gave the attributes": scorer == DETECTOR,
+        "protocol": protocol,
+        "images": name,
+        "num_images": len(boxes),
+        "num_objects": sum(len(item) for item, _ in boxes.values()),
+        "recall": detection_recall(
+            boxes,
+            found,
+            score_threshold=options.recall_score_threshold,
+            iou_threshold=options.recall_iou_threshold,
+        ),
+        **detection_score(protocol, truth, found).as_row(),
     }
 
 
-def _score_rows(context: Context, sets: dict[str, SyntheticSet], sources: list[int]) -> Rows:
-    """Detection score and recall of real images, then of every synthetic set."""
-    real = real_images(Dataset(context.inputs["ingest"]), "val", sources)
-    images = {REAL: real} | {name: item.image_set for name, item in sets.items()}
-    return [_score_row(context, name, item) for name, item in images.items()]
+def _fidelity_rows(context: Context, sets: Mapping[str, SyntheticSet]) -> tuple[Rows, Rows]:
+    """Distances of every set and of other real images to the real ones, and the likeliest copies."""
+    found = {name: _features(folder) for name, folder in context.many("features").items()}
+    sources = sorted({key for item in sets.values() for key in item.source_image_ids})
+    image_ids, features = found[REAL]
+    real = features[np.isin(image_ids, sources)]
+    known_ids, known = found["train"]
+    limit = copy_threshold(known, real)
+    facts = context.manifest(f"features/{REAL}").summary
+    rows = [_floor_row(real, known, facts)]
+    copies: Rows = []
+    for name in sets:
+        ids, generated = found[name]
+        nearest, distance = nearest_real(known, generated)
+        share = float((distance < limit).mean())
+        rows.append(_fidelity_row(name, real, generated, facts) | {"copies": share})
+        copies += [
+            {
+                "images": name,
+                "image_id": int(ids[row]),
+                "real_image_id": int(known_ids[nearest[row]]),
+                "distance": float(distance[row]),
+                "limit": limit,
+            }
+            for row in np.argsort(distance)[:_COPIES_SHOWN]
+        ]
+    return rows, copies
 
 
-def _score_row(context: Context, name: str, images: ImageSet) -> dict[str, Any]:
-    options = context.options
-    found = pq.read_table(context.inputs[f"scores/{name}"] / DETECTIONS_NAME)
-    found = found.filter(pc.is_in(found["image_id"], pa.array(images.image_ids, pa.int64())))
-    truth = boxes_by_image(read_coco(images.instances))
-    recall = detection_recall(
-        {key: truth[key] for key in images.image_ids},
-        found,
-        score_threshold=options.recall_score_threshold,
-        iou_threshold=options.recall_iou_threshold,
-    )
-    metrics = coco_metrics(images.instances, found, images.image_ids)
-    return {"images": name, "recall": recall, **metrics.as_row()}
-
-
-def _distances(
-    context: Context, sets: dict[str, SyntheticSet], sources: list[int]
-) -> dict[str, float]:
-    """Fréchet distance of every set, and of other real images, to the real ones of its layouts."""
-    features = {name: _features(folder) for name, folder in context.many("features").items()}
-    image_ids, of_real = features[REAL]
-    real = of_real[np.isin(image_ids, sources)]
-    return {name: frechet_distance(real, features[name][1]) for name in (*sets, FLOOR)}
-
-
-def _features(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Image ids, and features (images, features)."""
+def _features(folder: Path) -> Features:
+    """Image ids, and features."""
     table = pq.read_table(folder / FEATURES_NAME).combine_chunks()
     flat = pc.list_flatten(table["features"]).to_numpy()
     return table["image_id"].to_numpy(), flat.reshape(table.num_rows, -1)
 
 
-def _arm_rows(context: Context) -> Rows:
-    """COCO metrics of every arm and seed, from inputs `arms/ARM/SEED`."""
-    rows = []
-    for name, folder in context.many("arms").items():
-        arm, seed = name.split("/")
-        metrics = json.loads((folder / COCO_METRICS_NAME).read_text())
-        rows.append({"arm": arm, "seed": int(seed), **metrics})
-    return sorted(rows, key=lambda row: (row["arm"], row["seed"]))
+def _floor_row(real: np.ndarray, others: np.ndarray, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Other real images for generated ones: as many, in several disjoint draws."""
+    count = min(len(real), len(others))
+    order = np.random.default_rng(0).permutation(len(others))
+    num_draws = min(len(others) // count, _MOST_DRAWS)
+    draws = [_fidelity_row(FLOOR, real, others[order[i::num_draws][:count]], facts)
+             for i in range(num_draws)]  # fmt: skip
+    row: dict[str, Any] = dict(draws[0])
+    for name in ("frechet_distance", "kid"):
+        if num_draws > 1 and row[name] is not None:
+            row |= _limits(name, student_interval([draw[name] for draw in draws]))
+    for name in _NEIGHBOURS:
+        if row[name] is not None:
+            row[name] = float(np.mean([draw[name] for draw in draws]))
+    return row | {"copies": None}
 
 
-def _mean_map(rows: Rows) -> float:
-    return float(np.mean([row["map"] for row in rows]))
+def _fidelity_row(
+    name: str, real: np.ndarray, generated: np.ndarray, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Distances of one set to the real images, with what they depend on."""
+    row: dict[str, Any] = {
+        "images": name,
+        "extractor": facts["extractor"],
+        "num_images": len(generated),
+        "num_real": len(real),
+        "num_features": facts["features"],
+        "resolution": facts["resolution"],
+        "resize": facts["resize"],
+    }
+    count = min(len(real), len(generated))
+    defined = frechet_defined(count, facts["features"])
+    of_real = RealSide(moments([real])) if defined else None
+
+    def distances(kept: Int[np.ndarray, " kept"]) -> tuple[float, ...]:
+        shown = generated[kept]
+        discrepancy = polynomial_mmd(real, shown)
+        return (
+            (discrepancy, of_real.frechet_distance(moments([shown]))) if of_real else (discrepancy,)
+        )
+
+    intervals = jackknife_intervals(distances, len(generated)) if count >= _FEWEST else ()
+    found = dict(zip(("kid", "frechet_distance"), intervals, strict=False))
+    for number in ("frechet_distance", "kid"):
+        row |= _limits(number, found.get(number))
+    near = asdict(prdc(real, generated)) if count >= _FEWEST else dict.fromkeys(_NEIGHBOURS)
+    return row | near
 
 
-def _results(
-    context: Context, scores: Rows, distances: dict[str, float], trainability: Rows
-) -> dict[str, float]:
-    """The headline numbers as one flat mapping; of several synthetic arms real+hard's."""
-    by_name = {row["images"]: row for row in scores}
-    arms = {row["arm"]: [r for r in trainability if r["arm"] == row["arm"]] for row in trainability}
-    synthetic = sorted(set(arms) - {REAL}, key=lambda arm: (not arm.endswith("hard"), arm))
+def _limits(name: str, interval: Interval | None) -> dict[str, float | None]:
+    names = (name, f"{name}_low", f"{name}_high")
+    return dict(zip(names, astuple(interval), strict=True)) if interval else dict.fromkeys(names)
+
+
+def _results(context: Context, scores: Rows, fidelity: Rows) -> dict[str, Any]:
+    """The headline numbers as one flat mapping; scores are the independent scorer's, of the layouts."""
     detector = json.loads((context.inputs["detections"] / COCO_METRICS_NAME).read_text())
-    hard_share = context.manifest("attributes").summary["hard_share"]
     results = {
         "detector_map_real": detector["map"],
         "detector_map50_real": detector["map50"],
-        "hard_share_train": hard_share["train"],
+        "hard_share_train": context.manifest("attributes").summary["hard_share"]["train"],
     }
-    results |= {f"score_ap50_{name}": row["map50"] for name, row in by_name.items()}
-    results |= {f"recall_{name}": row["recall"] for name, row in by_name.items()}
-    if REAL in arms:
-        results["map_real"] = _mean_map(arms[REAL])
-    if synthetic:
-        results["map_real_plus_synthetic"] = _mean_map(arms[synthetic[0]])
-    return results | {f"frechet_{name}": value for name, value in distances.items()}
+    of_layouts = [row for row in scores if row["protocol"] == "layout"]
+    of_scorer = [row for row in of_layouts if row["scorer"] == SCORER]
+    for number, column in (("ap50", "map50"), ("ap75", "map75")):
+        results |= {f"score_{number}_{row['images']}": row[column] for row in of_scorer}
+    for row in of_layouts:
+        suffix = "" if row["scorer"] == SCORER else f"_by_{number_name(row['scorer'])}"
+        results[f"recall_{row['images']}{suffix}"] = row["recall"]
+    for number, column in (("frechet", "frechet_distance"), ("kid", "kid"), ("copies", "copies")):
+        results |= {f"{number}_{row['images']}": row[column] for row in fidelity}
+    return results

@@ -1,87 +1,319 @@
 """Kind `report`: one self-contained page about a run."""
 
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data.artifacts.options import Options
+from data.artifacts.manifest import Manifest
+from data.attributes.calibration import easiest_and_hardest, scored_things
+from data.attributes.matching import class_groups, match_best
 from data.attributes.options import ATTRIBUTES_NAME
 from data.coco.image_sets import SyntheticSet
-from data.layouts.gallery import contact_sheet, draw_layout, png_bytes
-from data.layouts.layout import POLICIES, AttributePolicy, evenly_spaced, read_layouts
+from data.layouts.gallery import SMALL, contact_sheet, crop, draw_boxes, draw_layout, page_picture
+from data.layouts.layout import (
+    POLICIES,
+    AttributePolicy,
+    Layout,
+    PerceptionAttribute,
+    evenly_spaced,
+    few_layouts,
+    read_layouts,
+)
+from data.layouts.protocols import Protocol
+from data.vocabulary.boxes import xywh_to_xyxy
 from data.vocabulary.images import read_square
-from data.vocabulary.tables import Dataset
+from data.vocabulary.tables import Dataset, box_array
+from models.metrics.coco_metrics import CocoTruth, read_truth
+from models.metrics.options import MeasureOptions, ReportOptions
 from models.training.metrics_file import METRICS_NAME, read_metrics
 from tasks.execution.context import StepContext, Summary
-from tasks.kinds.measure import FIDELITY_NAME, TRAINABILITY_NAME
-from tasks.pages.cards import markdown_picture, markdown_table, write_card
-from tasks.pages.report_page import loss_curves, write_report
+from tasks.kinds.compare import ARMS_NAME, CONTRASTS_NAME, TRAINABILITY_NAME
+from tasks.kinds.measure import COPIES_NAME, FIDELITY_NAME, SCORES_NAME
+from tasks.pages.cards import markdown_picture, write_card
+from tasks.pages.detections import DETECTIONS_NAME
+from tasks.pages.report_page import Gallery, Picture, Report, card_sections, write_report
 
-_GALLERY_COLUMNS = 10
-_THUMBNAIL = 64
+_LAYOUTS = 8
+"""Shown on the page, real and generated."""
 
-Context = StepContext[Options]
+_CARD_LAYOUTS, _CARD_SIDE = 6, 96
+"""On the card: layouts, and the side of an image in pixels."""
+
+_OBJECTS = 8
+"""Easiest, and as many hardest ones."""
+
+_MISSED, _COPIES = 4, 4
+"""Of each set."""
+
+_KEY_DIGITS = 8
+
+Rows = list[dict[str, Any]]
+Sets = Mapping[AttributePolicy, SyntheticSet]
+Context = StepContext[ReportOptions]
+
+Shown = dict[str, tuple[Path, Layout]]
+"""Images of a layout, the real one and those of the policies, and the boxes that were asked for in each."""
 
 
 def run(context: Context) -> Summary:
-    """Write `report.html`."""
-    measures = context.manifest("measures").summary
-    sections = {
-        f"Fidelity (Fréchet distance by {measures['extractor']}; detection score by the scorer)": (
-            pq.read_table(context.inputs["measures"] / FIDELITY_NAME).to_pylist()
-        ),
-        "Trainability (COCO metrics on real validation images)": (
-            pq.read_table(context.inputs["measures"] / TRAINABILITY_NAME).to_pylist()
-        ),
-    }
-    policies = [name for name in POLICIES if f"sets/{name}" in context.inputs]
-    gallery = _gallery(context, policies)
-    write_report(
-        context.out / "report.html",
-        results=measures["results"],
-        tables=sections | {"Steps": _step_rows(context)},
-        curves=loss_curves(read_metrics(context.inputs["generator"] / METRICS_NAME)),
-        gallery=png_bytes(gallery),
-        gallery_rows=["real", *policies],
-    )
-    write_card(
-        context.out,
-        "Evaluation",
-        *(f"## {title}\n\n{markdown_table(rows)}" for title, rows in sections.items()),
-        f"## {', '.join(['real', *policies])}",
-        markdown_picture(gallery, "the same layouts, real and generated"),
-    )
-    return {"results": measures["results"]}
-
-
-def _gallery(context: Context, policies: list[AttributePolicy]) -> np.ndarray:
-    """Rows real and one for each set; columns the same layouts, with boxes."""
+    """Write `report.html`, and a card that says the same in short."""
     dataset = Dataset(context.inputs["ingest"])
-    attributes = pq.read_table(context.inputs["attributes"] / ATTRIBUTES_NAME)
-    layouts = {item.image_id: item for item in read_layouts(dataset, attributes, "val")}
-    images = {
-        name: SyntheticSet(context.inputs[f"sets/{name}"]).first_images() for name in policies
-    }
-    common = [key for key in images[policies[0]] if all(key in item for item in images.values())]
-    chosen = [layouts[key] for key in evenly_spaced(common, _GALLERY_COLUMNS)]
-    rows = [(dict(dataset.image_paths("val")), chosen)]
-    rows += [(images[name], [item.with_policy(name) for item in chosen]) for name in policies]
-    return contact_sheet(
-        [
-            [draw_layout(read_square(paths[i.image_id], _THUMBNAIL), i) for i in items]
-            for paths, items in rows
-        ]
+    folders = context.many("sets")
+    sets = {name: SyntheticSet(folders[name]) for name in POLICIES if name in folders}
+    layouts = _layouts(context, dataset, sets)
+    report = _report(context, _galleries(context, dataset, sets, layouts))
+    write_report(context.out / "report.html", report)
+    write_card(context.out, "Evaluation", *card_sections(report), *_card_picture(layouts))
+    return {"results": report.results}
+
+
+def _report(context: Context, galleries: Sequence[Gallery]) -> Report:
+    measures, comparison = context.manifest("measures"), context.manifest("comparison")
+    return Report(
+        preset=context.options.preset,
+        changes=context.options.changes,
+        results={**measures.summary["results"], **comparison.summary["results"]},
+        answers=comparison.summary["answers"],
+        missing=comparison.summary["missing"],
+        warnings=_warnings(context),
+        arms=_rows(context, "comparison", ARMS_NAME),
+        detectors=_rows(context, "comparison", TRAINABILITY_NAME),
+        contrasts=_rows(context, "comparison", CONTRASTS_NAME),
+        fidelity=_rows(context, "measures", FIDELITY_NAME),
+        scores=_rows(context, "measures", SCORES_NAME),
+        galleries=galleries,
+        training=read_metrics(context.inputs["generator"] / METRICS_NAME),
+        data=_data_tables(context),
+        steps=_step_rows(context),
     )
 
 
-def _step_rows(context: Context) -> list[dict[str, Any]]:
+def _rows(context: Context, name: str, table: str) -> Rows:
+    return pq.read_table(context.inputs[name] / table).to_pylist()
+
+
+def _warnings(context: Context) -> list[str]:
+    """Whether the protocol leaves few of the validation layouts."""
+    drawn = [context.manifest(f"sets/{name}").summary["layouts"] for name in context.many("sets")]
+    num_images = len(Dataset(context.inputs["ingest"]).split_images("val"))
+    found = {few_layouts(item["images"], num_images) for item in drawn}
+    return [
+        f"Mind that {text}: what is said of generated images is about these alone. More are left by other "
+        "synthesize.min_things, max_things and min_area_fraction, or another val_protocol."
+        for text in found
+        if text
+    ]
+
+
+def _data_tables(context: Context) -> dict[str, Rows]:
+    """Counts of the data set, what was left out of it, and which layouts were drawn."""
+    summary = context.manifest("ingest").summary
+    counts = [{"split": name, **row} for name, row in summary["counts"].items()]
+    drawn = [context.manifest(f"sets/{name}").summary for name in context.many("sets")]
+    return {
+        "Data": _filled(counts),
+        "Left out of the data, or mended": _filled(summary["refused"]),
+        "Validation layouts left and left out": _filled([item["layouts"] for item in drawn[:1]]),
+    }
+
+
+def _filled(rows: Iterable[Mapping[str, Any]]) -> Rows:
+    """Rows with the same columns."""
+    kept = list(rows)
+    names = dict.fromkeys(name for row in kept for name in row)
+    return [{name: row.get(name) for name in names} for row in kept]
+
+
+def _step_rows(context: Context) -> Rows:
+    """Every step with its cost, what it was made from, and what it is to those made from it."""
+    steps = context.ancestors()
+    users = [step.inputs for step in steps]
+    users.append({name: context.manifest(name).reference for name in context.inputs})
     return [
         {
-            "kind": manifest.kind,
-            "key": manifest.key[:8],
-            "seconds": manifest.seconds,
-            "peak memory, GB": manifest.peak_memory_bytes / 1e9,
+            "step": f"{step.kind} {step.key[:_KEY_DIGITS]}",
+            "seconds": round(step.seconds, 1),
+            "peak memory, GB": round(step.peak_memory_bytes / 1e9, 2),
+            "device": step.environment.get("device"),
+            "serves as": ", ".join(_roles(step, users)),
+            "made from": ", ".join(
+                f"{name}: {reference.partition('/')[2][:_KEY_DIGITS]}"
+                for name, reference in step.inputs.items()
+            ),
         }
-        for manifest in context.ancestors()
+        for step in steps
     ]
+
+
+def _roles(step: Manifest, users: Iterable[Mapping[str, str]]) -> list[str]:
+    """The names by which a step's artifact is an input of others."""
+    return sorted(
+        {name for inputs in users for name, used in inputs.items() if used == step.reference}
+    )
+
+
+def _layouts(context: Context, dataset: Dataset, sets: Sets) -> list[Shown]:
+    """Layouts that all sets have, evenly spread, the real image first."""
+    if not sets:
+        return []
+    protocol = Protocol(**context.manifest(f"sets/{next(iter(sets))}").options["protocol"])
+    attributes = pq.read_table(context.inputs["attributes"] / ATTRIBUTES_NAME)
+    layouts = read_layouts(dataset, attributes, "val", protocol)
+    real = dict(dataset.image_paths("val"))
+    images = {name: item.first_images() for name, item in sets.items()}
+    common = [item for item in layouts if all(item.image_id in own for own in images.values())]
+    return [
+        {"real": (real[item.image_id], item)}
+        | {name: (own[item.image_id], item.with_policy(name)) for name, own in images.items()}
+        for item in evenly_spaced(common, _LAYOUTS)
+    ]
+
+
+def _galleries(
+    context: Context, dataset: Dataset, sets: Sets, layouts: Sequence[Shown]
+) -> list[Gallery]:
+    return [
+        Gallery(
+            "The same layouts, real and generated",
+            "With the boxes that were asked for: green easy, red hard; in real images as measured.",
+            [[Picture(_drawn(*item), name) for name, item in shown.items()] for shown in layouts],
+        ),
+        *_object_galleries(context, dataset),
+        _missed_gallery(context, dataset, sets),
+        _copy_gallery(context, dataset, sets),
+    ]
+
+
+def _drawn(path: Path, layout: Layout) -> np.ndarray:
+    image = page_picture(path)
+    return draw_layout(image, layout, scale=1, line=_line(image))
+
+
+def _line(image: np.ndarray) -> int:
+    return 1 if max(image.shape[:2]) <= SMALL else 2
+
+
+def _card_picture(layouts: Sequence[Shown]) -> Iterator[str]:
+    """Rows real and one for each set, columns the same layouts."""
+    if layouts:
+        chosen = evenly_spaced(layouts, _CARD_LAYOUTS)
+        pictures = [
+            [draw_layout(read_square(path, _CARD_SIDE), item, scale=1)
+             for path, item in (shown[name] for shown in chosen)]
+            for name in layouts[0]
+        ]  # fmt: skip
+        yield f"## The same layouts: {', '.join(layouts[0])} (green easy, red hard)"
+        yield markdown_picture(contact_sheet(pictures), "the same layouts, real and generated")
+
+
+def _object_galleries(context: Context, dataset: Dataset) -> Iterator[Gallery]:
+    """Crops of the easiest and of the hardest training objects."""
+    attributes = pq.read_table(context.inputs["attributes"] / ATTRIBUTES_NAME)
+    scored = scored_things(dataset, attributes, "train")
+    paths = dict(dataset.image_paths("train"))
+    for title, rows in zip(
+        ("Easiest", "Hardest"), easiest_and_hardest(scored, _OBJECTS), strict=True
+    ):
+        chosen = scored.take(pa.array(rows))
+        yield Gallery(
+            f"{title} real objects",
+            "Of the training images, by IoU × score of the detection that they were matched with.",
+            [
+                [Picture(crop(paths[row["image_id"]], box, SMALL), _ease(dataset, row))]
+                for row, box in zip(chosen.to_pylist(), box_array(chosen), strict=True)
+            ],
+        )
+
+
+def _ease(dataset: Dataset, row: Mapping[str, Any]) -> str:
+    name = dataset.things[row["category_id"]]
+    if row["matched_score"] is None:
+        return f"{name}: not found"
+    return f"{name}: IoU {row['best_iou']:.2f}, score {row['matched_score']:.2f}"
+
+
+def _missed_gallery(context: Context, dataset: Dataset, sets: Sets) -> Gallery:
+    """Generated objects that the independent scorer did not find, the largest ones."""
+    limits = MeasureOptions.model_validate(context.manifest("measures").options)
+    found = context.many("scores")
+    groups, counts = [], []
+    for name, item in sets.items():
+        if name in found:
+            truth = read_truth(item.instances)
+            missed = _missed(truth, pq.read_table(found[name] / DETECTIONS_NAME), limits)
+            counts.append(f"{name} {len(missed)} of {len(truth['annotations'])}")
+            shown = islice(_missed_pictures(dataset, item, truth, missed), _MISSED)
+            groups += [
+                [Picture(image, words if words.startswith(name) else f"{name}: {words}")]
+                for image, words in shown
+            ]
+    return Gallery(
+        "Failures: generated objects that the independent detector did not find",
+        f"No detection of their class has score {limits.recall_score_threshold:g} and IoU "
+        f"{limits.recall_iou_threshold:g} at least. Not found: {'; '.join(counts)}. "
+        "These are the largest of each set, one an image.",
+        groups,
+    )
+
+
+def _missed(truth: CocoTruth, found: pa.Table, limits: MeasureOptions) -> list[dict[str, Any]]:
+    """Annotations without a detection of their class at the limits."""
+    wanted = truth["annotations"]
+    kept = found.filter(pc.field("score") >= limits.recall_score_threshold)
+    boxes = xywh_to_xyxy(np.array([item["bbox"] for item in wanted], np.float64).reshape(-1, 4))
+    image_ids, category_ids = (
+        np.array([item[name] for item in wanted], np.int64) for name in ("image_id", "category_id")
+    )
+    groups, found_groups = class_groups(
+        image_ids, category_ids, kept["image_id"].to_numpy(), kept["category_id"].to_numpy()
+    )
+    best = match_best(boxes, groups, box_array(kept), found_groups).best_iou
+    return [wanted[row] for row in np.flatnonzero(best < limits.recall_iou_threshold)]
+
+
+def _missed_pictures(
+    dataset: Dataset, synthetic: SyntheticSet, truth: CocoTruth, missed: Sequence[dict[str, Any]]
+) -> Iterator[tuple[np.ndarray, str]]:
+    """One of each image with what was asked for, that of the largest missed object first."""
+    sizes = {item["id"]: (item["width"], item["height"]) for item in truth["images"]}
+    paths, seen = dict(synthetic.image_set.images), set()
+    for item in sorted(missed, key=lambda item: -item["area"]):
+        image_id, attribute = item["image_id"], item["attribute"]
+        if image_id not in seen:
+            seen.add(image_id)
+            image = page_picture(paths[image_id])
+            box = xywh_to_xyxy(np.array([item["bbox"]], np.float64)) / np.tile(sizes[image_id], 2)
+            colour = None if attribute is None else PerceptionAttribute(attribute)
+            words = " ".join(filter(None, (attribute, dataset.things[item["category_id"]])))
+            yield draw_boxes(image, box, [colour], 2), words
+
+
+def _copy_gallery(context: Context, dataset: Dataset, sets: Sets) -> Gallery:
+    """Generated images beside the training images nearest to them."""
+    real = dict(dataset.image_paths("train"))
+    groups = []
+    for name, item in sets.items():
+        generated = dict(item.image_set.images)
+        pairs = [row for row in _rows(context, "measures", COPIES_NAME) if row["images"] == name]
+        for row in sorted(pairs, key=lambda row: row["distance"])[:_COPIES]:
+            near = row["distance"] < row["limit"]
+            side = "below" if near else "above"
+            words = f"{name}: distance {row['distance']:.3g}, {side} the limit {row['limit']:.3g}"
+            groups.append(
+                [
+                    Picture(page_picture(generated[row["image_id"]]), words, marked=near),
+                    Picture(page_picture(real[row["real_image_id"]]), "nearest training image"),
+                ]
+            )
+    return Gallery(
+        "Likeliest copies of training images",
+        "Generated images and the training images nearest to them in the extractor's features. Marked "
+        "are those nearer than the limit, below which other real images hardly ever are.",
+        groups,
+    )

@@ -1,6 +1,6 @@
 """Kind `synthesize`: a synthetic COCO data set from the real layouts at a chosen difficulty."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from data.layouts.layout import (
     count_objects,
     dataset_selection,
     evenly_spaced,
+    few_layouts,
     image_seed,
     read_layouts,
 )
@@ -84,7 +85,7 @@ def run(context: Context) -> Summary:
         context.out,
         f"Synthetic data set: {options.split}, {options.policy}",
         markdown_table([counts]),
-        f"## Layouts\n\n{markdown_table([chosen])}",
+        f"## Layouts\n\n{_warning(dataset, options, chosen)}{markdown_table([chosen])}",
         markdown_picture(sheet, "generated images with the boxes asked for"),
     )
     return {
@@ -119,6 +120,12 @@ def _planned(context: Context, dataset: Dataset) -> list[SyntheticImage]:
         )
         for index, (layout, repeat) in enumerate(jobs)
     ]
+
+
+def _warning(dataset: Dataset, options: SyntheticSetOptions, chosen: Mapping[str, Any]) -> str:
+    """What the card says before the counts where few layouts are left."""
+    text = few_layouts(chosen["images"], len(dataset.split_images(options.split)))
+    return f"**Mind that {text}.**\n\n" if text else ""
 
 
 def _chosen_layouts(dataset: Dataset, options: SyntheticSetOptions) -> dict[str, Any]:

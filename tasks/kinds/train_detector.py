@@ -1,53 +1,127 @@
-"""Kind `train-detector`: a detector on the real training images, or most of them, and a synthetic set."""
+"""Kind `train-detector`: a detector on real images, or some of them, and on a synthetic set."""
 
-from data.attributes.folds import fold_image_ids, write_without
+from dataclasses import dataclass
+
+import pyarrow.compute as pc
+
+from data.attributes.folds import first_images, fold_image_ids, write_some
+from data.coco.export import export_objects
 from data.coco.image_sets import SyntheticSet
-from data.vocabulary.tables import Dataset
+from data.vocabulary.tables import Dataset, Split
 from models.detector.config_files import CocoFolder
 from models.detector.options import DetectorTraining
 from models.detector.training import train_detector
 from tasks.execution.context import StepContext, Summary
 from tasks.pages.cards import markdown_table, write_card
 
+Context = StepContext[DetectorTraining]
 
-def run(context: StepContext[DetectorTraining]) -> Summary:
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Images to train on.
+
+    Attributes:
+        what: for people.
+        folder: what MMDetection reads.
+        count: number of images.
+    """
+
+    what: str
+    folder: CocoFolder
+    count: int
+
+
+def run(context: Context) -> Summary:
     """Train a detector and export it; a killed training goes on from its newest checkpoint."""
     options = context.options
     dataset = Dataset(context.inputs["ingest"])
+    options.check(dataset)
+    real, parts = _parts(context, dataset)
+    iterations = _iterations(context, real)
 
     def on_step(step: int, losses: dict[str, float]) -> None:
-        context.progress(step, options.num_iterations, f"loss {losses.get('loss', 0):.3f}")
+        context.progress(step, iterations, f"loss {losses.get('loss', 0):.3f}")
 
-    train_sets = [_real(context, dataset)]
-    if "synthetic" in context.inputs:
-        synthetic = SyntheticSet(context.inputs["synthetic"])
-        train_sets.append(CocoFolder(synthetic.instances, synthetic.image_folder))
-    out = context.out / "detector"
-    train_detector(options, train_sets, dataset.things, context.work, out, on_step)
+    train_detector(
+        options.model_copy(update={"num_iterations": iterations, "num_epochs": 0}),
+        [part.folder for part in parts],
+        dataset.things,
+        context.work,
+        context.out / "detector",
+        on_step,
+    )
+    seen = {part.what: part.count for part in parts}
     facts = {
-        "iterations": options.num_iterations,
+        "trained on": ", ".join(f"{count} {what}" for what, count in seen.items()),
+        "iterations": iterations,
         "images each": options.batch_size,
+        "passes": iterations * options.batch_size / sum(seen.values()),
+        "augmentation": options.augmentation,
         "seed": options.seed,
-        "trained on": " + ".join(_described(context)),
     }
     write_card(context.out, f"Detector {options.config}", markdown_table([facts]))
-    return {}
+    return {"images": seen, "iterations": iterations, "passes": facts["passes"]}
 
 
-def _real(context: StepContext[DetectorTraining], dataset: Dataset) -> CocoFolder:
-    """The real training images and their accepted things, less those of the fold."""
-    fold, instances = context.options.fold, dataset.instances_file("train")
-    if fold is None:
-        return CocoFolder(instances, dataset.image_folder("train"))
-    rest = context.work / "instances.json"
-    write_without(instances, fold_image_ids(dataset, "train", fold.number, fold.of), rest)
-    return CocoFolder(rest, dataset.image_folder("train"))
+def _parts(context: Context, dataset: Dataset) -> tuple[int, list[_Part]]:
+    """How many real images there are without spare ones, and what is trained on."""
+    options = context.options
+    real, spare = _real_ids(options, dataset)
+    synthetic = SyntheticSet(context.inputs["synthetic"]) if "synthetic" in context.inputs else None
+    if options.images == "real+spare" and synthetic:
+        spare = _ids(dataset, "spare")
+        spare = first_images(spare, synthetic.provenance.num_rows)
+    parts = []
+    if options.images != "synthetic":
+        parts += [_real_part(context, dataset, "train", real)]
+        parts += [_real_part(context, dataset, "spare", spare)] if spare else []
+    if synthetic and options.images in {"real+synthetic", "synthetic"}:
+        policy = context.manifest("synthetic").options["policy"]
+        folder = CocoFolder(synthetic.instances, synthetic.image_folder)
+        parts.append(_Part(f"synthetic ({policy})", folder, synthetic.provenance.num_rows))
+    return len(real) + (len(spare) if options.real_multiple > 1 else 0), parts
 
 
-def _described(context: StepContext[DetectorTraining]) -> list[str]:
-    fold = context.options.fold
-    real = "real images" + (f" but fold {fold.number} of {fold.of}" if fold else "")
-    if "synthetic" not in context.inputs:
-        return [real]
-    policy = context.manifest("synthetic").options["policy"]
-    return [real, f"synthetic images, {policy}"]
+def _ids(dataset: Dataset, split: Split) -> list[int]:
+    return [row["image_id"] for row in dataset.split_images(split)]
+
+
+def _real_ids(options: DetectorTraining, dataset: Dataset) -> tuple[list[int], list[int]]:
+    """Training images less those of the fold, or the multiple of them, with spare ones above one."""
+    image_ids = _ids(dataset, "train")
+    wanted = round(options.real_multiple * len(image_ids))
+    spare = first_images(_ids(dataset, "spare"), max(wanted - len(image_ids), 0))
+    real = first_images(image_ids, wanted)
+    if options.fold:
+        left_out = fold_image_ids(dataset, "train", options.fold.number, options.fold.of)
+        real = sorted(set(real) - set(left_out))
+    return real, spare
+
+
+def _real_part(context: Context, dataset: Dataset, split: Split, image_ids: list[int]) -> _Part:
+    """Real images and their accepted things; with masks where they are to be pasted."""
+    instances = dataset.instances_file(split)
+    masks = context.options.augmentation == "copy-paste" and _has_masks(dataset, split)
+    if masks:
+        instances = context.work / f"objects_{split}.json"
+        export_objects(dataset.folder, split, instances)
+    if len(image_ids) < len(dataset.split_images(split)):
+        some = context.work / f"instances_{split}.json"
+        write_some(instances, image_ids, some)
+        instances = some
+    folder = CocoFolder(instances, dataset.image_folder(split), masks)
+    return _Part("real" if split == "train" else "spare real", folder, len(image_ids))
+
+
+def _has_masks(dataset: Dataset, split: Split) -> bool:
+    return pc.any(pc.is_valid(dataset.object_columns(split, ["mask"])["mask"])).as_py() or False
+
+
+def _iterations(context: Context, num_real: int) -> int:
+    """Those of the real images; with equal exposure longer by the synthetic images per real one."""
+    iterations = context.options.iterations(num_real)
+    if context.options.budget == "iterations":
+        return iterations
+    num_synthetic = SyntheticSet(context.inputs["synthetic"]).provenance.num_rows
+    return round(iterations * (1 + num_synthetic / num_real))

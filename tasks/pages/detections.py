@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from data.coco.image_sets import ImageSet
 from data.vocabulary.tables import Split, write_table
-from models.metrics.coco_metrics import coco_metrics
+from models.metrics.coco_metrics import coco_metrics, read_truth
 from tasks.pages.cards import markdown_table, write_card
 
 DETECTIONS_NAME = "detections.parquet"
@@ -40,8 +40,9 @@ def publish_detections(
     if split != "val":
         write_card(out, "Detections", facts, markdown_table(counts))
         return {}
-    metrics = coco_metrics(images.instances, table, images.image_ids).as_row()
-    (out / COCO_METRICS_NAME).write_text(json.dumps(metrics))
+    found_metrics = coco_metrics(read_truth(images.instances, images.image_ids), table)
+    metrics = found_metrics.as_row()
+    (out / COCO_METRICS_NAME).write_text(json.dumps({**metrics, "classes": found_metrics.classes}))
     write_card(
         out,
         "Detections",
@@ -49,5 +50,7 @@ def publish_detections(
         markdown_table(counts),
         "## COCO metrics of these images",
         markdown_table([metrics]),
+        "## AP by class",
+        markdown_table([{"class": k, "AP": v} for k, v in found_metrics.classes.items()]),
     )
     return {"metrics": metrics}

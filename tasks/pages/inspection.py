@@ -36,7 +36,7 @@ from data.layouts.layout import Layout, evenly_spaced, read_layouts
 from data.vocabulary.images import read_square
 from data.vocabulary.tables import ATTRIBUTES, Dataset, Split, note_places
 from tasks.pages.html import write_page
-from tasks.pages.report_page import figure_png
+from tasks.pages.plots import figure_png
 
 _NUM_IMAGES = 24
 _COLUMNS = 6

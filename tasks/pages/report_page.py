@@ -1,88 +1,304 @@
-"""The report: one self-contained HTML page."""
+"""The report of a run: one self-contained HTML page, and the same in short for a card."""
 
-import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.figure import Figure
 
-mpl.use("Agg")
-from matplotlib import pyplot as plt  # after the choice of backend
-
-from data.layouts.gallery import data_uri
+from data.layouts.gallery import SMALL, picture_uri
+from models.metrics.arms import MAP, REAL
+from models.training.metrics_file import Metrics
+from tasks.pages import report_tables as tables
+from tasks.pages.cards import markdown_table
 from tasks.pages.html import write_page
+from tasks.pages.plots import Estimate, interval_plot, loss_curves, recall_plot
+from tasks.pages.report_tables import Rows
 
-_BODY = """<table>{% for name, value in results.items() %}
-<tr><td>{{ name }}</td><td>{{ value | number }}</td></tr>{% endfor %}
-</table>
-{% for title, rows in tables.items() %}<h2>{{ title }}</h2>
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture in a gallery.
+
+    Attributes:
+        image: uint8 (height, width, 3).
+        caption: what stands under it.
+        marked: whether it is to catch the eye.
+    """
+
+    image: np.ndarray
+    caption: str
+    marked: bool = False
+
+    @property
+    def uri(self) -> str:
+        """Its content, for HTML."""
+        return picture_uri(self.image)
+
+    @property
+    def small(self) -> bool:
+        """Whether its pixels are meant to be seen."""
+        return max(self.image.shape[:2]) <= SMALL
+
+
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    """Pictures under a heading.
+
+    Attributes:
+        text: what is to be seen.
+        groups: pictures that stay side by side: four, two, or one.
+    """
+
+    title: str
+    text: str
+    groups: Sequence[Sequence[Picture]]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a report tells, plain rows of the tables that the steps wrote.
+
+    Attributes:
+        preset: its name.
+        changes: options that differ from the preset's.
+        results: the headline numbers.
+        answers: verdicts in words, that of the main contrast first.
+        missing: detectors (detector/arm/seed) that there is no result of.
+        warnings: what else limits the answer.
+        arms: rows of `arms.parquet`.
+        detectors: of `trainability.parquet`.
+        contrasts: of `contrasts.parquet`.
+        fidelity: of `fidelity.parquet`.
+        scores: of `scores.parquet`.
+        galleries: in order.
+        training: metrics of the generator's training.
+        data: tables about the data set, by title.
+        steps: a row a step.
+    """
+
+    preset: str
+    changes: Mapping[str, Any]
+    results: Mapping[str, Any]
+    answers: Sequence[str]
+    missing: Sequence[str]
+    warnings: Sequence[str]
+    arms: Rows
+    detectors: Rows
+    contrasts: Rows
+    fidelity: Rows
+    scores: Rows
+    galleries: Sequence[Gallery]
+    training: Sequence[Metrics]
+    data: Mapping[str, Rows]
+    steps: Rows
+
+
+_BODY = """
+{% for text in answers %}<p{% if loop.first %} class="first"{% endif %}>{{ text }}</p>
+{% else %}<p class="first">No question was asked of the arms, or none has a result.</p>
+{% endfor %}
+{% for text in worth %}<p>{{ text }}</p>
+{% endfor %}
+{% for place in missing %}<p class="missing"><strong>No result of {{ place }}:</strong>
+its training or its detections failed, and nothing here is about it.</p>
+{% endfor %}
+{% for text in warnings %}<p class="missing">{{ text }}</p>
+{% endfor %}
+
+<h2>Detectors trained on real and generated images</h2>
+{% for detector, plots in arm_plots.items() %}
+{% if loop.length > 1 %}<h3>Detector {{ detector }}</h3>{% endif %}
+<div class="plots">{% for title, png in plots.items() %}{{ plot(png, title) }}{% endfor %}</div>
+{% endfor %}
+<p class="note">COCO's numbers on real validation images. Points are means, lines their 95% intervals, grey
+dots single seeds. Intervals are Student's over the seeds; with one seed a gain has one over the validation
+images (bootstrap), and a mean has none. A gain is coloured where it tells after Holm's correction for all
+contrasts.</p>
+{{ table(arms) }}
+<p class="note">The arms of a detector have the same optimiser and schedule. Those called "equal exposure",
+and real-repeated, have more iterations, so that they see each real image as often as the arm real does; all
+others have as many iterations as real.</p>
+{% if sizes %}<h3>By size of objects</h3>
+{{ table(sizes) }}
+{% endif %}
+{% for title, rows in classes.items() %}<details><summary>By class: {{ title }}</summary>
+{{ table(rows) }}</details>
+{% endfor %}
+
+<h2>Fidelity</h2>
+<p>How far the generated images are from the real ones of the same layouts. The floor is what other real
+images score, as many of them: less cannot be asked for.</p>
+{% for text in undefined %}<p><strong>{{ text }}</strong></p>
+{% endfor %}
+{{ table(fidelity) }}
+
+<h2>Controllability</h2>
+{% for text in recall_sentences %}<p>{{ text }}</p>
+{% endfor %}
+{% if recalls %}
+<div class="plots">{{ plot(recalls, "recall of real and generated images by scorer") }}</div>
+{% endif %}
+{% for scorer, rows in scores.items() %}<h3>Scores by the {{ scorer }}</h3>
 {{ table(rows) }}
 {% endfor %}
-<h2>Gallery: the same layouts, {{ gallery_rows }} (green easy, red hard)</h2>
-<p class="gallery"><img src="{{ gallery }}" alt="rows: {{ gallery_rows }}"></p>
-<h2>Generator training</h2>
-<p><img src="{{ curves }}" alt="loss curves"></p>
+<p class="note">Real and generated images are held against the same boxes. Protocol layout: the boxes that
+were asked for, detections of any confidence. Protocol lama: all that is labelled in the real image, confident
+detections.</p>
+
+{% for gallery in galleries %}<h2>{{ gallery.title }}</h2>
+<p>{{ gallery.text }}</p>
+<div class="groups of-{{ gallery.groups[0] | length }}">
+{% for group in gallery.groups %}<div class="group">{% for picture in group %}
+<figure{% if picture.marked %} class="marked"{% endif %}>
+<img src="{{ picture.uri }}" alt="{{ picture.caption }}"{% if picture.small %} class="small"{% endif %}>
+<figcaption>{{ picture.caption }}</figcaption></figure>
+{% endfor %}</div>
+{% endfor %}</div>
+{% endfor %}
+
+{% if curves %}<h2>Training of the generator</h2>
+<div class="plots">{% for title, png in curves.items() %}{{ plot(png, title) }}{% endfor %}</div>
+{% endif %}
+
+<h2>What was run</h2>
+{% if changes %}<p>Preset {{ preset }}, with these options of its own:</p>
+{{ table(changes) }}
+{% else %}<p>Preset {{ preset }} as it is.</p>
+{% endif %}
+{% for title, rows in data.items() if rows %}<h3>{{ title }}</h3>
+{{ table(rows) }}
+{% endfor %}
+<details><summary>{{ steps | length }} steps, {{ minutes }} minutes of work</summary>
+{{ table(steps) }}</details>
+
+{% for title, rows in published.items() %}
+{% if loop.first %}<h2>Published numbers beside these</h2>
+<p>Rows marked as published are the paper's, not measured here. They compare with ours only where data,
+detector, schedule and number of images are the paper's.</p>
+{% endif %}
+<h3>{{ title }}</h3>
+{{ table(rows) }}
+{% endfor %}
+
+<h2>Tables to paste</h2>
+{% for title, text in pasted.items() %}
+<details><summary>{{ title }}, Markdown</summary><pre>{{ text }}</pre></details>
+{% endfor %}
+<details><summary>All numbers of <code>detdiffusion report --json</code></summary>
+{{ table(results) }}</details>
 """
 
-_CURVES = {
-    "loss_ldm": "denoising loss L_ldm",
-    "loss_perception": "perception loss L_p",
-    "mask_iou": "mask IoU of the perception head",
-}
 
-
-def write_report(
-    path: Path,
-    *,
-    results: Mapping[str, float],
-    tables: Mapping[str, Sequence[Mapping[str, Any]]],
-    curves: bytes,
-    gallery: bytes,
-    gallery_rows: Sequence[str],
-) -> None:
-    """Write the page.
-
-    Args:
-        results: headline numbers.
-        tables: title to rows of the same keys; none may be empty.
-        curves: PNG of the loss curves.
-        gallery: PNG of the contact sheet.
-        gallery_rows: what its rows show.
-    """
+def write_report(path: Path, report: Report) -> None:
+    """Write the page."""
+    shown = _tables(report)
+    recalls = tables.recalls(report.scores)
     write_page(
         path,
         "detdiffusion report",
         _BODY,
-        results=results,
-        tables=tables,
-        curves=data_uri(curves),
-        gallery=data_uri(gallery),
-        gallery_rows=", ".join(gallery_rows),
+        answers=[f"{text}." for text in report.answers],
+        worth=tables.worth_sentences(report.arms),
+        missing=report.missing,
+        warnings=report.warnings,
+        arm_plots=_arm_plots(report),
+        arms=shown["Arms"],
+        sizes=tables.size_table(report.contrasts),
+        classes=tables.class_tables(report.contrasts),
+        fidelity=shown["Fidelity"],
+        undefined=tables.undefined_distances(report.fidelity),
+        scores=tables.score_tables(report.scores),
+        recall_sentences=tables.recall_sentences(report.scores),
+        recalls=recall_plot(recalls) if recalls else None,
+        galleries=[gallery for gallery in report.galleries if gallery.groups],
+        curves=loss_curves(report.training),
+        preset=report.preset,
+        changes=[{"option": name, "value": str(v)} for name, v in report.changes.items()],
+        data=report.data,
+        steps=report.steps,
+        minutes=round(sum(row["seconds"] for row in report.steps) / 60, 1),
+        published=_published(report),
+        pasted={title: markdown_table(rows) for title, rows in shown.items()},
+        results=[
+            {"number": name, "value": tables.shown_number(value)}
+            for name, value in report.results.items()
+        ],
     )
 
 
-def loss_curves(metrics: Sequence[Mapping[str, float]]) -> bytes:
-    """Plot the training metrics over the steps, smoothed over a fiftieth of the run; PNG bytes."""
-    shown = {name: title for name, title in _CURVES.items() if name in metrics[-1]}
-    figure, axes = plt.subplots(1, len(shown), figsize=(4.2 * len(shown), 3), squeeze=False)
-    window = max(len(metrics) // 50, 1)
-    for axis, (name, title) in zip(axes[0], shown.items(), strict=True):
-        known = [(row["step"], row[name]) for row in metrics if name in row]
-        steps, values = np.array(known).T
-        smooth = np.convolve(values, np.ones(window) / window, mode="valid")
-        axis.plot(steps[window - 1 :], smooth)
-        axis.set(title=title, xlabel="step")
-        axis.grid(alpha=0.3)
-    return figure_png(figure)
+def card_sections(report: Report) -> list[str]:
+    """The same in short, as Markdown."""
+    shown = _tables(report)
+    first, *others = [f"{text}." for text in report.answers] or ["No question has a result."]
+    return [
+        f"**{first}**",
+        *others,
+        *tables.worth_sentences(report.arms),
+        *(
+            f"**No result of {place}: its training or its detections failed.**"
+            for place in report.missing
+        ),
+        *(f"**{text}**" for text in report.warnings),
+        f"## Arms\n\n{markdown_table(shown['Arms'])}",
+        f"## Fidelity\n\n{markdown_table(shown['Fidelity'])}",
+        *tables.undefined_distances(report.fidelity),
+        "## Controllability",
+        *tables.recall_sentences(report.scores),
+    ]
 
 
-def figure_png(figure: Figure) -> bytes:
-    """Close a figure and return it as PNG."""
-    figure.tight_layout()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    plt.close(figure)
-    return buffer.getvalue()
+def _tables(report: Report) -> dict[str, tables.Table]:
+    """Those that the page and the card have, and that people paste elsewhere."""
+    return {
+        "Arms": tables.arm_table(report.arms, report.detectors),
+        "Fidelity": tables.fidelity_table(report.fidelity),
+        "Detection scores": tables.score_table(report.scores),
+    }
+
+
+def _arm_plots(report: Report) -> dict[str, dict[str, bytes]]:
+    """By detector the arms' scores, and their gains over real where there are any."""
+    plots: dict[str, dict[str, bytes]] = {}
+    for detector, arms in tables.of_detectors(report.arms).items():
+        own = plots[detector] = {}
+        if scores := _scores(arms, report.detectors):
+            own["mAP by arm"] = interval_plot(scores, "mAP")
+        if gains := _gains(arms, report.detectors):
+            own["gain over real by arm"] = interval_plot(gains, "gain in mAP over real", gains=True)
+    return plots
+
+
+def _scores(arms: Rows, detectors: Rows) -> list[Estimate]:
+    return [
+        Estimate(row["arm"], found, list(tables.by_seed(detectors, row).values()))
+        for row in arms
+        if (found := tables.interval(row, MAP))
+    ]
+
+
+def _gains(arms: Rows, detectors: Rows) -> list[Estimate]:
+    real = next((tables.by_seed(detectors, row) for row in arms if row["arm"] == REAL), {})
+    scores = [tables.by_seed(detectors, row) for row in arms]
+    return [
+        Estimate(
+            row["arm"],
+            found,
+            [own[seed] - real[seed] for seed in sorted(own.keys() & real.keys())],
+            verdict=row["verdict"] or "cannot tell",
+        )
+        for row, own in zip(arms, scores, strict=True)
+        if (found := tables.interval(row, "gain"))
+    ]
+
+
+def _published(report: Report) -> dict[str, tables.Table]:
+    if not report.preset.startswith("coco"):
+        return {}
+    return {
+        "FID at 256 × 256 pixels": tables.published_fidelity(report.preset, report.fidelity),
+        "Detectors on COCO val2017, points": tables.published_trainability(
+            report.preset, report.arms
+        ),
+    }

@@ -45,22 +45,106 @@ def test_the_attribute_detector_and_the_arm_real_are_one_artifact():
         (
             {"retrain": {"seeds": [0, 1]}},
             {"retrain real seed 1", "validate real seed 1", "retrain real+hard seed 1",
-             "validate real+hard seed 1"},
+             "validate real+hard seed 1", "compare"},
         ),
         (
             {"retrain": {"arms": ["real", "real+hard", "real+easy"]}},
-            {"synthesize train easy", "retrain real+easy seed 0", "validate real+easy seed 0"},
+            {"synthesize train easy", "retrain real+easy seed 0", "validate real+easy seed 0",
+             "compare"},
         ),
         ({"extract_attributes": {"scoring": {"batch_size": 4}}}, None),
         ({"train_generator": {"probe": {"interval": 0}}}, None),
         ({"retrain": {"detector": {"num_workers": 3}}}, None),
         ({"synthesize": {"sampling": {"batch_size": 3}}}, None),
-        ({"evaluate": {"recall_score_threshold": 0.4}}, set()),
+        ({"evaluate": {"recall_score_threshold": 0.4}}, {"measure"}),
     ],
 )  # fmt: skip
 def test_a_change_makes_just_the_steps_anew_that_it_concerns(change, made):
     changed = new_steps(graph_of(), graph_of(change))
-    assert changed == (set() if made is None else made | {"measure", "report"})
+    assert changed == (set() if made is None else made | {"report"})
+
+
+EVERY_ARM = [
+    "real", "real-repeated", "real+copy-paste", "real+origin", "real+easy", "real+hard",
+    "synthetic-only", "more-real",
+]  # fmt: skip
+
+
+def test_every_arm_is_trained_alike_on_what_its_name_says():
+    given = {"arms": EVERY_ARM, "budgets": ["iterations", "exposure"], "ruler": [0.5, 2]}
+    graph = graph_of({"retrain": given, "ingest": {"scenes": {"num_spare": 48}}})
+
+    def trained(name):
+        step = graph.find(f"retrain {name} seed 0")
+        differing = {k: v for k, v in step.options.keyed().items() if v != real[k]}
+        policy = step.inputs["synthetic"].options.policy if "synthetic" in step.inputs else None
+        return differing, policy
+
+    real = graph.find("retrain real seed 0").options.keyed()
+    assert {
+        name: trained(name) for name in (*EVERY_ARM, "real+hard, equal exposure", "real x 2")
+    } == {
+        "real": ({}, None),
+        "real-repeated": ({"budget": "exposure"}, "hard"),
+        "real+copy-paste": ({"augmentation": "copy-paste"}, None),
+        "real+origin": ({"images": "real+synthetic"}, "origin"),
+        "real+easy": ({"images": "real+synthetic"}, "easy"),
+        "real+hard": ({"images": "real+synthetic"}, "hard"),
+        "synthetic-only": ({"images": "synthetic"}, "hard"),
+        "more-real": ({"images": "real+spare"}, "hard"),
+        "real+hard, equal exposure": ({"images": "real+synthetic", "budget": "exposure"}, "hard"),
+        "real x 2": ({"real_multiple": 2.0}, None),
+    }
+    compared = graph.find("compare")
+    assert compared.options.contrasts[:2] == (
+        ("real-repeated", "real"),
+        ("real+copy-paste", "real"),
+    )
+    assert ("real+easy, equal exposure", "real-repeated") in compared.options.contrasts
+    assert "found/main/real x 0.5/0" in compared.inputs
+
+
+def test_every_detector_is_compared_and_every_scorer_judges(results):
+    second = {
+        "num_epochs": 0,
+        "num_iterations": 5,
+        "config": "mmdet::yolox/yolox_tiny_8xb8-300e_coco.py",
+    }
+    given = dict.fromkeys(("real", "origin", "easy", "hard"), results["val"])
+    graph = graph_of({"retrain": {"others": {"second": second, "none": None}},
+                      "evaluate": {"scorers": {"theirs": given, "not": None}}})  # fmt: skip
+    assert "found/second/real+hard/0" in graph.find("compare").inputs
+    assert graph.find("retrain second real seed 0").options.num_iterations == 5
+    scores = {name for name in graph.find("measure").inputs if name.startswith("scores/")}
+    scorers = ("scorer", "detector", "theirs")
+    assert scores == {
+        f"scores/{s}/{i}" for s in scorers for i in ("real", "origin", "easy", "hard")
+    }
+    assert graph.find("score real by detector") is graph.find("detect val")
+    theirs = graph.find("score hard by theirs")
+    assert theirs.kind.name == "import-detections"
+    assert theirs.inputs["set"] is graph.find("synthesize val hard")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"contrasts": [["real+easy", "real"]]},
+            "contrasts name .'real.easy'.*there are real, real.hard",
+        ),
+        ({"ruler": [1.0]}, "1 is the arm real"),
+        ({"ruler": [-1.0]}, "multiples are above 0"),
+        (
+            {"detector": {"num_epochs": 3}},
+            "num_epochs is 3 and num_iterations 8: one of them must be 0",
+        ),
+        ({"detector": {"num_iterations": 0}}, "num_epochs is 0 and num_iterations 0"),
+    ],
+)
+def test_arms_that_cannot_be_compared_are_refused(change, message):
+    with pytest.raises(InvalidConfig, match=message):
+        build_run("smoke", {"retrain": change})
 
 
 def test_a_late_option_leaves_what_is_before_it():

@@ -2,7 +2,9 @@ import pytest
 
 from data.artifacts.digests import DigestMemory
 from data.errors import InvalidConfig
+from flows.presets import STUDIES
 from flows.studies import read_study, study_graph
+from tasks.pages.numbers import number_name
 
 STUDY = """
 preset = "smoke"
@@ -29,7 +31,7 @@ def file(tmp_path):
 
 
 def test_runs_share_what_is_the_same_in_them(file):
-    study = read_study(file)
+    study = read_study(str(file))
     assert study.name == "policies"
     assert all(config.train_scorer.num_iterations == 9 for config in study.runs.values())
     graph = study_graph(study, DigestMemory())
@@ -55,14 +57,47 @@ def test_runs_share_what_is_the_same_in_them(file):
         ("preset = ['smoke']\n[runs.a]", "name and preset must be texts"),
         ("[runs.a]\npreset = 'smoke'", "preset stands at the top"),
         ("[options]\npreset = 'smoke'\n[runs.a]", "preset stands at the top"),
+        ("seeds = ['0']\n[runs.a]", "seeds must be a list of whole numbers"),
+        ("[runs.'a/b']", "names of runs have no slash"),
+        (
+            "[runs.a]\n[[questions]]\nname='q'\ntext='t'\norder=['b: map', 'a: map']",
+            "the runs .'b'.",
+        ),
+        ("[runs.a]\n[[questions]]\nname='q'\ntext='t'\norder=['map', 'a: map']", "RUN: NUMBER"),
     ],
 )
 def test_a_file_that_is_no_study_is_one_clear_error(file, text, message):
     file.write_text(text)
     with pytest.raises(InvalidConfig, match=message):
-        read_study(file)
+        read_study(str(file))
 
 
 def test_a_study_that_is_not_there_is_named(tmp_path):
     with pytest.raises(InvalidConfig, match=r"nowhere\.toml"):
-        read_study(tmp_path / "nowhere.toml")
+        read_study(str(tmp_path / "nowhere.toml"))
+
+
+def test_seeds_make_each_run_once_more_and_questions_are_a_step_of_its_own(file):
+    asked = "\n[[questions]]\nname='q'\ntext='t'\norder=['hard: map_real', 'easy: map_real']\n"
+    file.write_text("seeds = [3, 4]\n" + STUDY + asked)
+    study = read_study(str(file))
+    assert list(study.runs)[:3] == ["easy/3", "easy/4", "hard/3"]
+    run = study.runs["hard/4"]
+    assert (run.train_generator.seed, run.retrain.seeds, run.train_detector.seed) == (4, (4,), 0)
+    graph = study_graph(study, DigestMemory())
+    conclusion = graph.find("conclude")
+    assert conclusion.inputs["reports/easy/3"] is graph.find("easy/3: report")
+    assert conclusion.options.questions[0].sides == (("hard", "map_real"), ("easy", "map_real"))
+    assert list(graph)[-1] is conclusion
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_studies_with_a_name_ask_for_numbers_that_their_runs_have(name):
+    study = read_study(name)
+    assert study.name == name
+    for question in study.questions:
+        for run, number in question.sides:
+            retrain = study.runs[f"{run}/0"].retrain
+            arms = {f"map_{number_name(arm)}{suffix}" for arm in retrain.trained_arms
+                    for suffix in ("", *(f"_{other}" for other in retrain.others))}  # fmt: skip
+            assert number in arms or number.startswith(("score_ap50_", "recall_"))

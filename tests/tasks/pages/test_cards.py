@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.layouts.gallery import contact_sheet, draw_layout
+from data.layouts.gallery import contact_sheet, draw_boxes, draw_layout, page_picture, picture_uri
+from data.layouts.layout import PerceptionAttribute
 from tasks.pages.cards import markdown_picture, markdown_table, write_card
 
 
@@ -47,3 +48,33 @@ def test_boxes_are_drawn_where_the_layout_has_them(layouts):
     picture = draw_layout(np.zeros((64, 64, 3), np.uint8), layout, scale=1)
     left, top, _, _ = layout.boxes[0].astype(int)
     assert picture[top, left].tolist() == [40, 200, 90]
+
+
+def test_boxes_have_the_colour_of_their_attribute_and_the_image_is_left_alone():
+    black = np.zeros((40, 80, 3), np.uint8)
+    boxes = np.array([[0.0, 0.0, 0.25, 0.5], [0.5, 0.5, 1.0, 1.0]])
+    drawn = draw_boxes(black, boxes, [PerceptionAttribute.HARD, None], line=2)
+    assert drawn[1, 10].tolist() == drawn[0, 10].tolist() == [235, 60, 60]
+    assert drawn[39, 79].tolist() == [70, 130, 235]
+    assert not black.any()
+    assert not drawn[5, 10].any()
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [
+        ((64, 48), (128, 96)), ((30, 20), (120, 80)), ((100, 50), (100, 50)),
+        ((640, 480), (256, 192)), ((9999, 1), (256, 1)),
+    ],
+)  # fmt: skip
+def test_pictures_keep_their_proportions_and_are_large_enough(tmp_path, size, shown):
+    Image.new("RGB", size, "red").save(tmp_path / "image.png")
+    assert page_picture(tmp_path / "image.png").shape == (*shown[::-1], 3)
+
+
+def test_small_pictures_are_embedded_without_loss():
+    noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    kind, text = picture_uri(noise).split(";base64,")
+    assert kind == "data:image/png"
+    assert (np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) == noise).all()
+    assert picture_uri(np.zeros((129, 10, 3), np.uint8)).startswith("data:image/jpeg;base64,")

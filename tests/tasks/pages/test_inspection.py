@@ -44,7 +44,7 @@ def test_a_coco_file_alone_is_enough_and_its_problems_are_listed(dataset, tmp_pa
     write_inspection(found, None, tmp_path / "page.html", "mine")
     page = (tmp_path / "page.html").read_text()
     assert re.search(r"<td>train</td><td>6</td>", page)
-    assert re.search(r"<td>[^<]*category[^<]*</td><td>1</td><td>train/", page)
+    assert re.search(r"<td[^>]*>[^<]*category[^<]*</td><td>1</td><td[^>]*>train/", page)
     assert "<td>val</td>" not in page
     assert "no attributes" in page
 

@@ -1,0 +1,234 @@
+"""Kind `compare`: what the arms' detectors score on real validation images, and what differences tell."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.artifacts.manifest import Manifest
+from data.vocabulary.tables import Dataset, write_table
+from models.metrics.arms import MAP, REAL, ArmResult, Bootstrap, Contrast, arm_worth, compare
+from models.metrics.coco_metrics import coco_results, read_truth
+from models.metrics.comparison import Interval, student_interval
+from models.metrics.image_bootstrap import (
+    MapDraws,
+    bootstrap_difference,
+    bootstrap_map,
+    match_detections,
+)
+from models.metrics.options import MAIN, ComparisonOptions
+from models.metrics.ruler import Worth
+from tasks.execution.context import StepContext, Summary
+from tasks.pages.cards import markdown_table, write_card
+from tasks.pages.detections import COCO_METRICS_NAME, DETECTIONS_NAME
+from tasks.pages.numbers import finite, format_interval, number_name
+
+TRAINABILITY_NAME, ARMS_NAME, CONTRASTS_NAME = (
+    "trainability.parquet",
+    "arms.parquet",
+    "contrasts.parquet",
+)
+"""Tables of single detectors, of arms over their seeds, and of differences."""
+
+CLASS_PREFIX = "class: "
+"""Before a class's name among the metrics."""
+
+Rows = list[dict[str, Any]]
+Context = StepContext[ComparisonOptions]
+
+
+def run(context: Context) -> Summary:
+    """Write the tables of detectors, arms and contrasts."""
+    results = _results(context)
+    detectors = list(dict.fromkeys(item.detector for item in results))
+    contrasts: list[Contrast] = []
+    arms: Rows = []
+    numbers: dict[str, Any] = {}
+    for detector in sorted(detectors, key=lambda name: name != MAIN):
+        own = [item for item in results if item.detector == detector]
+        found = compare(own, context.options.contrasts, _bootstrap(context))
+        contrasts += found
+        worths = {arm: arm_worth(own, arm) for arm in dict.fromkeys(r.arm for r in own)}
+        arms += [_arm_row(own, arm, found, value) for arm, value in worths.items()]
+        numbers |= _numbers(own, found, worths)
+    write_table(
+        pa.Table.from_pylist([_row(item) for item in results]), context.out / TRAINABILITY_NAME
+    )
+    write_table(pa.Table.from_pylist(arms), context.out / ARMS_NAME)
+    write_table(_contrast_table(contrasts), context.out / CONTRASTS_NAME)
+    answers = [answer(item) for item in contrasts if item.verdict]
+    write_card(
+        context.out,
+        "Comparison of arms",
+        *(f"{text}." for text in answers),
+        *(f"**No result of {place}: its training or its detections failed.**"
+          for place in context.options.missing),
+        markdown_table([_shown(row) for row in arms]),
+    )  # fmt: skip
+    return {"results": numbers, "answers": answers, "missing": list(context.options.missing)}
+
+
+def answer(contrast: Contrast) -> str:
+    """A contrast's verdict in words."""
+    gain = format_interval(contrast.gain, sign=True)
+    seeds = (
+        "1 seed, interval over images"
+        if len(contrast.seeds) == 1
+        else f"{len(contrast.seeds)} seeds"
+    )
+    detector = "" if contrast.detector == MAIN else f" with {contrast.detector}"
+    text = f"{contrast.of} against {contrast.versus}{detector}: {gain} mAP over {seeds}: "
+    if contrast.verdict != "cannot tell":
+        return f"{text}it {contrast.verdict}"
+    if contrast.seeds_needed is None:
+        return f"{text}cannot tell at this size; more seeds would tell"
+    return f"{text}cannot tell at this size; about {contrast.seeds_needed} seeds would tell"
+
+
+def _results(context: Context) -> list[ArmResult]:
+    """Every detector, by arm in order of names, then by seed."""
+    found = []
+    for place, folder in context.many("found").items():
+        detector, arm, seed = place.split("/")
+        trained = context.manifest(f"trained/{place}")
+        metrics = json.loads((folder / COCO_METRICS_NAME).read_text())
+        classes = metrics.pop("classes")
+        metrics |= {f"{CLASS_PREFIX}{name}": value for name, value in classes.items()}
+        found.append(_result(detector, arm, int(seed), trained, metrics))
+    return sorted(found, key=lambda item: (item.arm != REAL, item.arm, item.seed))
+
+
+def _result(
+    detector: str, arm: str, seed: int, trained: Manifest, metrics: Mapping[str, float | None]
+) -> ArmResult:
+    images = trained.summary["images"]
+    num_real = sum(count for what, count in images.items() if what.endswith("real"))
+    return ArmResult(
+        detector=detector,
+        arm=arm,
+        seed=seed,
+        num_real=num_real,
+        num_synthetic=sum(images.values()) - num_real,
+        iterations=trained.summary["iterations"],
+        passes=trained.summary["passes"],
+        augmented=trained.options["augmentation"] != "flip",
+        metrics=metrics,
+    )
+
+
+def _bootstrap(context: Context) -> Bootstrap:
+    """Difference of two detectors over draws of the validation images, made once for each."""
+    truth = cache(lambda: read_truth(Dataset(context.inputs["ingest"]).instances_file("val")))
+
+    @cache
+    def draws(place: str) -> MapDraws:
+        image_ids = [item["id"] for item in truth()["images"]]
+        found = pq.read_table(context.inputs[f"found/{place}"] / DETECTIONS_NAME)
+        return bootstrap_map(match_detections(truth(), coco_results(found, image_ids), image_ids))
+
+    def difference(of: ArmResult, versus: ArmResult) -> Interval:
+        places = (f"{item.detector}/{item.arm}/{item.seed}" for item in (of, versus))
+        return bootstrap_difference(*map(draws, places))
+
+    return difference
+
+
+def _row(item: ArmResult) -> dict[str, Any]:
+    row = asdict(item)
+    return {**row, **row.pop("metrics")}
+
+
+def _arm_row(
+    results: Sequence[ArmResult], arm: str, contrasts: Iterable[Contrast], value: Worth | None
+) -> dict[str, Any]:
+    """An arm's mean numbers, and its gain over real images."""
+    own = [item for item in results if item.arm == arm]
+    example, interval = own[0], student_interval([item.map for item in own])
+    names = [name for name in example.metrics if not name.startswith(CLASS_PREFIX)]
+    gain = next((c for c in contrasts if c.verdict and (c.of, c.versus) == (arm, REAL)), None)
+    return {
+        "detector": example.detector,
+        "arm": arm,
+        "seeds": len(own),
+        "real images": example.num_real,
+        "synthetic images": example.num_synthetic,
+        "iterations": example.iterations,
+        "passes": example.passes,
+        "map_low": interval.low,
+        "map_high": interval.high,
+        **{name: _mean(item.metrics[name] for item in own) for name in names},
+        "gain": gain.gain.value if gain else None,
+        "gain_low": gain.gain.low if gain else None,
+        "gain_high": gain.gain.high if gain else None,
+        "interval over": gain.over if gain else None,
+        "adjusted p": gain.adjusted_p if gain else None,
+        "verdict": gain.verdict if gain else None,
+        "worth": value.real_images.value if value else None,
+        "worth_low": value.real_images.low if value else None,
+        "worth_high": value.real_images.high if value else None,
+        "exchange rate": value.exchange_rate if value else None,
+        "worth in words": value.words if value else None,
+    }
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    """An arm's row as a card has room for it."""
+    gain = row["gain"] if row["gain"] is not None else math.nan
+    interval = Interval(row["map"], row["map_low"], row["map_high"])
+    shown = {name: row[name] for name in ("detector", "arm", "seeds", "real images", "synthetic images",
+                                          "iterations", "passes")}  # fmt: skip
+    return {
+        **shown,
+        "mAP": format_interval(interval),
+        "AP50": row["map50"],
+        "AP75": row["map75"],
+        "gain": "—" if row["gain"] is None
+        else format_interval(Interval(gain, row["gain_low"], row["gain_high"]), sign=True),
+        "verdict": row["verdict"],
+        "worth": row["worth in words"],
+    }  # fmt: skip
+
+
+def _contrast_table(contrasts: Sequence[Contrast]) -> pa.Table:
+    rows = []
+    for item in contrasts:
+        row = asdict(item)
+        gain = row.pop("gain")
+        rows.append({**row, "gain": gain["value"], "low": gain["low"], "high": gain["high"]})
+    return pa.Table.from_pylist(rows)
+
+
+def _numbers(
+    results: Sequence[ArmResult], contrasts: Iterable[Contrast], worths: Mapping[str, Worth | None]
+) -> dict[str, Any]:
+    """The headline numbers of one detector, flat; what is not finite as text."""
+    detector = results[0].detector
+    suffix = "" if detector == MAIN else f"_{number_name(detector)}"
+    numbers: dict[str, Any] = {f"num_seeds{suffix}": len({item.seed for item in results})}
+    for arm, value in worths.items():
+        name = f"{number_name(arm)}{suffix}"
+        numbers[f"map_{name}"] = _mean(item.map for item in results if item.arm == arm)
+        if value:
+            numbers[f"worth_{name}"] = value.real_images.value
+    mixed = [arm for arm in ("real+hard", "real+easy", "real+origin") if arm in worths]
+    if mixed:
+        numbers[f"map_real_plus_synthetic{suffix}"] = numbers[
+            f"map_{number_name(mixed[0])}{suffix}"
+        ]
+    for item in contrasts:
+        if item.metric == MAP and item.versus == REAL:
+            name = f"gain_{number_name(item.of)}{suffix}"
+            limits = {"": item.gain.value, "_low": item.gain.low, "_high": item.gain.high}
+            numbers |= {f"{name}{end}": limit for end, limit in limits.items()}
+    return {name: finite(value) for name, value in numbers.items()}

@@ -1,0 +1,184 @@
+"""The page of a study: what its runs say to its questions."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from models.metrics.comparison import Interval, Verdict, verdict
+from tasks.pages.cards import markdown_table
+from tasks.pages.html import write_page
+from tasks.pages.numbers import format_interval
+from tasks.pages.plots import Estimate, effect_panels
+from tasks.pages.report_tables import shown_number
+
+Runs = Mapping[str, Mapping[str, Any]]
+"""A run's name to its numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What the runs say to a question.
+
+    Attributes:
+        claim: that was asked about.
+        order: "RUN: NUMBER", the one that is to be highest first.
+        seeds: names of the runs' seeds; one without name where there are none.
+        values: each side's number by seed, sides in order.
+        differences: the least difference between neighbours of each seed.
+        effect: their mean with its interval; None where it was not measured.
+        verdict: in words.
+        seeds_needed: with which the effect would tell, if it is what it seems; None where that is not known.
+    """
+
+    claim: str
+    order: Sequence[str]
+    seeds: Sequence[str]
+    values: Sequence[Sequence[float]]
+    differences: Sequence[float]
+    effect: Interval | None
+    verdict: str
+    seeds_needed: int | None
+
+    @property
+    def mark(self) -> Literal["helps", "costs", "unknown"]:
+        """How the verdict is coloured."""
+        shown = self._shown
+        return "unknown" if shown == "cannot tell" else shown
+
+    @property
+    def _shown(self) -> Verdict:
+        return verdict(self.effect) if self.effect else "cannot tell"
+
+    @property
+    def unit(self) -> str:
+        """The number that differs, or those that do."""
+        names = dict.fromkeys(side.partition(":")[2].strip() for side in self.order)
+        return (" − " if len(names) == 2 else ", ").join(names)
+
+    @property
+    def effect_in_words(self) -> str:
+        """The effect with its interval."""
+        if self.effect is None:
+            return "—"
+        single = "" if math.isfinite(self.effect.high) else " (one seed: no interval)"
+        return format_interval(self.effect, sign=True) + single
+
+    @property
+    def would_tell(self) -> str:
+        """How many seeds would tell."""
+        if self.mark != "unknown":
+            return f"It tells with {len(self.seeds)} seeds."
+        if self.effect is None:
+            return "No run has all of its numbers."
+        if self.seeds_needed is None:
+            return "How many seeds would tell is not known."
+        return f"About {self.seeds_needed} seeds would tell, if the effect is what it seems."
+
+    @property
+    def by_seed(self) -> list[dict[str, Any]]:
+        """The sides' numbers and the least difference, a row a seed."""
+        sides = dict(zip(self.order, self.values, strict=True)) if self.values else {}
+        return [
+            {
+                "seed": seed or "—",
+                **{name: f"{values[index]:#.4g}" for name, values in sides.items()},
+                "least difference": f"{self.differences[index]:+#.3g}",
+            }
+            for index, seed in enumerate(self.seeds)
+        ]
+
+    def estimate(self) -> Estimate | None:
+        """The effect as a plot has it; None where it was not measured or has no end."""
+        if self.effect is None or not math.isfinite(self.effect.value):
+            return None
+        unit = f"least difference in {self.unit}"
+        return Estimate(self.claim, self.effect, self.differences, unit, self._shown)
+
+
+_BODY = """
+{% if findings %}
+<ol>{% for item in findings %}
+<li>{{ item.claim }}: <span class="{{ item.mark }}">{{ item.verdict }}</span></li>{% endfor %}</ol>
+{% if effects %}<h2>Effects</h2>
+<div class="plots">{{ plot(effects, "effects with their intervals") }}</div>
+<p class="note">For each question the least difference between neighbours in the order that is claimed: right
+of zero it holds. Points are means over the seeds, lines their 95% intervals (Student), grey dots single
+seeds. Each panel has its own unit.</p>
+{% endif %}
+{% for item in findings %}<h2>{{ item.claim }}</h2>
+<p><span class="{{ item.mark }}">{{ item.verdict | capitalize }}</span>.
+{% if item.effect %}
+Least difference {{ item.effect_in_words }} in {{ item.unit }}.
+{% endif %}
+{{ item.would_tell }}</p>
+<p class="note">Claimed order, the highest first: {{ " > ".join(item.order) }}</p>
+{% if item.by_seed %}{{ table(item.by_seed) }}{% endif %}
+{% endfor %}
+
+<h2>All runs</h2>
+<details><summary>{{ num_runs }} runs, {{ runs | length }} numbers</summary>
+{{ table(runs) }}</details>
+{% else %}
+<p>This study asks no question: here are its runs.</p>
+{{ table(runs) }}
+{% endif %}
+<details><summary>The runs' reports</summary>
+{{ table(reports) }}</details>
+
+<h2>Tables to paste</h2>
+{% for title, text in pasted.items() %}
+<details><summary>{{ title }}, Markdown</summary><pre>{{ text }}</pre></details>
+{% endfor %}
+"""
+
+
+def write_study_page(
+    path: Path, findings: Sequence[Finding], runs: Runs, reports: Mapping[str, str]
+) -> None:
+    """Write the page.
+
+    Args:
+        findings: may be none.
+        runs: what they measured.
+        reports: run's name to `kind/key` of its report.
+    """
+    estimates = [found for item in findings if (found := item.estimate())]
+    numbers = _number_table(runs)
+    answers = {"Answers": markdown_table(answer_table(findings))} if findings else {}
+    write_page(
+        path,
+        "detdiffusion study",
+        _BODY,
+        findings=findings,
+        effects=effect_panels(estimates) if estimates else None,
+        runs=numbers,
+        num_runs=len(runs),
+        reports=[{"run": run, "report": reference} for run, reference in reports.items()],
+        pasted=answers | {"Runs": markdown_table(numbers)},
+    )
+
+
+def answer_table(findings: Sequence[Finding]) -> list[dict[str, Any]]:
+    """The answers, a row a question."""
+    return [
+        {
+            "claim": item.claim,
+            "verdict": item.verdict,
+            "effect": item.effect_in_words,
+            "in": item.unit,
+            "by seed": ", ".join(f"{value:+#.3g}" for value in item.differences) or "—",
+            "seeds that would tell": item.seeds_needed,
+        }
+        for item in findings
+    ]
+
+
+def _number_table(runs: Runs) -> list[dict[str, Any]]:
+    """A row a number and a column a run: there are more numbers than runs."""
+    names = dict.fromkeys(name for numbers in runs.values() for name in numbers)
+    return [
+        {"number": name, **{run: shown_number(own.get(name)) for run, own in runs.items()}}
+        for name in names
+    ]

@@ -1,0 +1,89 @@
+"""Rows of a run's tables, made by the code of the steps that write them."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from models.metrics.arms import ArmResult, arm_worth, compare
+from models.metrics.comparison import Interval
+
+
+def arm_results(arm, scores, detector, classes):
+    real = {"real x 0.25": 150, "real x 0.5": 300}.get(arm, 600)
+    synthetic = 512 if arm.startswith("real+") and arm != "real+copy-paste" else 0
+    return [
+        ArmResult(
+            detector=detector, arm=arm, seed=seed, num_real=real, num_synthetic=synthetic, iterations=1500,
+            passes=20.0, augmented=arm == "real+copy-paste",
+            metrics={
+                "map": score, "map50": score + 0.2, "map75": score - 0.1, "map_small": score - 0.2,
+                "map_medium": score + 0.1, "map_large": None, "mar100": score + 0.05,
+                **{f"class: {name}": score for name in classes},
+            },
+        )
+        for seed, score in enumerate(scores)
+    ]  # fmt: skip
+
+
+def comparison(scores, detector="main", classes=("cube",)):
+    """What `compare` writes of arms, each with its scores by seed; all are held against `real`."""
+    from tasks.kinds.compare import _arm_row, _contrast_table, _row, answer
+
+    results = [
+        item for arm, own in scores.items() for item in arm_results(arm, own, detector, classes)
+    ]
+    asked = [(arm, "real") for arm in scores if arm.startswith("real+")]
+
+    def bootstrap(of, versus):
+        return Interval(of.map - versus.map, of.map - versus.map - 0.03, of.map - versus.map + 0.03)
+
+    found = compare(results, asked, bootstrap)
+    return SimpleNamespace(
+        arms=[_arm_row(results, arm, found, arm_worth(results, arm)) for arm in scores],
+        detectors=[_row(item) for item in results],
+        contrasts=_contrast_table(found).to_pylist() if found else [],
+        answers=[answer(item) for item in found if item.verdict],
+    )
+
+
+def fidelity(num_images=40, num_features=8, extractor="InceptionV3"):
+    """What `measure` writes of random features: floor, then origin, easy and hard."""
+    from tasks.kinds.measure import _fidelity_row, _floor_row
+
+    rng = np.random.default_rng(0)
+    facts = {
+        "extractor": extractor,
+        "features": num_features,
+        "resolution": 64,
+        "resize": "bicubic",
+    }
+    real, others = (
+        rng.normal(size=(count, num_features)) for count in (num_images, 3 * num_images)
+    )
+    generated = {name: rng.normal(0.5, 1, real.shape) for name in ("origin", "easy", "hard")}
+    rows = [
+        _fidelity_row(name, real, features, facts) | {"copies": 0.025}
+        for name, features in generated.items()
+    ]
+    return [_floor_row(real, others, facts), *rows]
+
+
+def scores(scorer, recalls):
+    """What `measure` writes of a scorer, from its recalls by images."""
+    return [
+        {
+            "scorer": scorer, "gave the attributes": scorer == "detector", "protocol": protocol,
+            "images": images, "num_images": 224, "num_objects": 900, "recall": recall, "map": recall - 0.3,
+            "map50": recall - 0.05, "map75": recall - 0.35, "map_small": None, "map_medium": None,
+            "map_large": None, "mar100": None,
+        }
+        for protocol in ("layout", "lama")
+        for images, recall in recalls.items()
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def rows():
+    """Makes rows of the tables."""
+    return SimpleNamespace(comparison=comparison, fidelity=fidelity, scores=scores)

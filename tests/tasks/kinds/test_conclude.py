@@ -1,0 +1,106 @@
+"""The answers of a study, and its page, from the reports of its runs."""
+
+import pyarrow.parquet as pq
+import pytest
+
+from data.artifacts.manifest import Manifest
+from models.metrics.options import ConclusionOptions, Question
+from tasks.execution.context import StepContext
+from tasks.kinds.conclude import answer, run
+
+
+def question(*order, name="claim_1", text="Hard images <help> detectors"):
+    return Question(name=name, text=text, order=order)
+
+
+def runs(**numbers):
+    """Runs `a/0`, `b/0`, … with one number `map` by seed."""
+    return {
+        f"{run}/{seed}": {"map": value}
+        for run, values in numbers.items()
+        for seed, value in enumerate(values)
+        if value is not None
+    }
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "verdict"),
+    [
+        ((0.50, 0.52, 0.51), (0.40, 0.41, 0.41), "holds"),
+        ((0.40, 0.41, 0.41), (0.50, 0.52, 0.51), "the opposite holds"),
+        ((0.50, 0.52, 0.51), (0.49, 0.55, 0.50), "cannot tell at this size"),
+        ((0.50,), (0.10,), "cannot tell at this size"),
+    ],
+)
+def test_every_verdict_has_its_cause(a, b, verdict):
+    found = answer(question("a: map", "b: map"), runs(a=a, b=b))
+    assert found.verdict == verdict
+    assert found.effect.value == pytest.approx(sum(a) / len(a) - sum(b) / len(b))
+
+
+def test_an_order_of_three_is_as_good_as_its_least_step():
+    numbers = {
+        f"a/{seed}": {"easy": 0.9, "origin": 0.8 + seed / 100, "hard": 0.5} for seed in range(3)
+    }
+    found = answer(question("a: easy", "a: origin", "a: hard"), numbers)
+    assert found.per_seed == pytest.approx([0.10, 0.09, 0.08])
+
+
+def test_a_seed_without_a_number_is_left_out_and_a_number_that_is_nowhere_is_said():
+    found = answer(question("a: map", "b: map"), runs(a=(0.5, 0.5), b=(0.4, None)))
+    assert found.seeds == ("0",)
+    missing = answer(question("a: map", "b: kid"), runs(a=(0.5,), b=(0.4,)))
+    assert (missing.verdict, missing.effect, missing.per_seed) == ("not measured", None, [])
+
+
+def conclusion(folder, numbers, *questions):
+    """Run the step; returns its summary, page and card."""
+    folders = {}
+    for name, results in numbers.items():
+        folders[f"reports/{name}"] = folder / name.replace("/", "-")
+        folders[f"reports/{name}"].mkdir(parents=True)
+        manifest = Manifest(
+            kind="report", key=f"key-of-{name}", versions={}, options={}, foreign={}, inputs={}, files={},
+            summary={"results": results}, environment={}, seconds=1, peak_memory_bytes=1, created_at="",
+        )  # fmt: skip
+        (folders[f"reports/{name}"] / "manifest.json").write_text(manifest.model_dump_json())
+    (folder / "out").mkdir()
+    summary = run(
+        StepContext(
+            ConclusionOptions(questions=questions), folders, folder / "out", folder, "key", folder, 1,
+            lambda *report: None,
+        )
+    )  # fmt: skip
+    page, card = ((folder / "out" / name).read_text() for name in ("study.html", "card.md"))
+    return summary, page, card
+
+
+def test_the_step_writes_answers_page_and_card(tmp_path):
+    numbers = runs(a=(0.50, 0.52, 0.51), b=(0.40, 0.41, 0.41))
+    numbers["a/1"]["only_here"] = "inf"
+    asked = (
+        question("a: map", "b: map"),
+        question("a: map", "b: kid", name="claim_2", text="No number"),
+    )
+    summary, page, card = conclusion(tmp_path, numbers, *asked)
+    assert summary["results"]["claim_1_verdict"] == "holds"
+    assert summary["results"]["claim_2"] is None
+    table = pq.read_table(tmp_path / "out" / "answers.parquet").to_pylist()
+    assert [row["verdict"] for row in table] == ["holds", "not measured"]
+    assert "Hard images &lt;help&gt; detectors" in page
+    assert (
+        '<span class="helps">Holds</span>.\nLeast difference +0.103 (+0.089 to +0.118) in map.'
+        in page
+    )  # a line's end is a space
+    assert "<td>only_here</td><td>—</td><td>∞</td>" in page  # a number that others lack is shown
+    assert "report/key-of-a/0" in page
+    assert "| No number | not measured | — | map, kid | — | — |" in card
+
+
+def test_a_study_without_a_question_shows_its_runs(tmp_path):
+    summary, page, _ = conclusion(tmp_path, {"a": {"map": 0.5}, "b": {"map": 0.4}})
+    assert summary == {"results": {}}
+    assert "asks no question" in page
+    assert "<td>map</td><td>0.5</td><td>0.4</td>" in page
+    assert "data:image" not in page
+    assert not (tmp_path / "out" / "answers.parquet").exists()

@@ -1,0 +1,112 @@
+"""What detectors are trained on and how long; the trainings themselves run in tests/flows."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from data.coco.files import read_coco
+from data.errors import InvalidConfig
+from data.ingest.ingestion import ingest
+from data.ingest.options import IngestConfig, ScenesConfig
+from data.vocabulary.tables import Dataset
+from models.detector.options import DetectorTraining
+from tasks.kinds.train_detector import _iterations, _parts
+
+NUM_SYNTHETIC = 6
+
+
+@pytest.fixture(scope="module")
+def with_spare(tmp_path_factory):
+    out = tmp_path_factory.mktemp("with_spare") / "ingest"
+    scenes = ScenesConfig(num_train=12, num_val=4, num_spare=8)
+    ingest(IngestConfig(scenes=scenes), out)
+    return Dataset(out)
+
+
+@pytest.fixture
+def context(with_spare, tmp_path):
+    """A step's context with a synthetic set of six images."""
+    import pyarrow as pa
+
+    from data.coco.image_sets import SyntheticSet
+    from data.vocabulary.tables import write_table
+
+    synthetic = SyntheticSet(tmp_path / "set")
+    synthetic.folder.mkdir()
+    write_table(pa.table({"image_id": list(range(NUM_SYNTHETIC))}), synthetic.provenance_file)
+
+    def make(**options):
+        length = {"num_epochs": 0, "num_iterations": 90, **options}
+        return SimpleNamespace(
+            options=DetectorTraining.model_validate(length),
+            inputs={"ingest": with_spare.folder, "synthetic": synthetic.folder},
+            work=tmp_path,
+            manifest=lambda name: SimpleNamespace(options={"policy": "hard"}),
+        )
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("options", "images", "iterations"),
+    [
+        ({}, {"real": 12}, 90),
+        ({"real_multiple": 0.5}, {"real": 6}, 90),
+        ({"real_multiple": 1.5}, {"real": 12, "spare real": 6}, 90),
+        ({"images": "real+synthetic"}, {"real": 12, "synthetic (hard)": 6}, 90),
+        (
+            {"images": "real+synthetic", "budget": "exposure"},
+            {"real": 12, "synthetic (hard)": 6},
+            135,
+        ),
+        ({"budget": "exposure"}, {"real": 12}, 135),
+        ({"images": "synthetic"}, {"synthetic (hard)": 6}, 90),
+        ({"images": "real+spare"}, {"real": 12, "spare real": 6}, 90),
+        ({"fold": {"number": 0, "of": 3}}, {"real": 8}, 90),
+        ({"num_epochs": 3, "num_iterations": 0, "batch_size": 5}, {"real": 12}, 8),
+        (
+            {"num_epochs": 3, "num_iterations": 0, "batch_size": 5, "real_multiple": 0.5},
+            {"real": 6},
+            4,
+        ),
+        ({"num_epochs": 0.1, "num_iterations": 0, "batch_size": 5}, {"real": 12}, 1),
+    ],
+)
+def test_an_arm_has_its_images_and_its_length(context, with_spare, options, images, iterations):
+    given = context(**options)
+    real, parts = _parts(given, with_spare)
+    assert {part.what: part.count for part in parts} == images
+    assert _iterations(given, real) == iterations
+    for part in parts:
+        if not part.what.startswith("synthetic"):
+            assert len(read_coco(part.folder.annotations).images) == part.count
+
+
+def test_few_real_images_are_among_more(context, with_spare):
+    def trained_on(multiple):
+        _, parts = _parts(context(real_multiple=multiple), with_spare)
+        return {
+            (p.what, item.file_name)
+            for p in parts
+            for item in read_coco(p.folder.annotations).images
+        }
+
+    assert trained_on(0.25) < trained_on(0.5) < trained_on(1.0) < trained_on(1.25) < trained_on(1.5)
+
+
+def test_pasted_objects_come_with_their_masks(context, with_spare):
+    _, parts = _parts(context(augmentation="copy-paste", real_multiple=0.5), with_spare)
+    assert parts[0].folder.has_masks
+    assert '"counts"' in parts[0].folder.annotations.read_text()
+    _, plain = _parts(context(), with_spare)
+    assert not plain[0].folder.has_masks
+
+
+def test_more_images_than_there_are_are_refused(with_spare, dataset):
+    with pytest.raises(InvalidConfig, match="are 24, and there are 20 with the spare ones"):
+        DetectorTraining(real_multiple=2).check(with_spare)
+    with pytest.raises(
+        InvalidConfig, match=r"more-real needs spare real images: give ingest\.spare"
+    ):
+        DetectorTraining(images="real+spare").check(dataset)
+    DetectorTraining(real_multiple=0.5).check(dataset)

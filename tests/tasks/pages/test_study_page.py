@@ -1,0 +1,97 @@
+"""A study's page: verdicts in words and colours, effects, and the runs' numbers."""
+
+import math
+import re
+
+import pytest
+
+from models.metrics.comparison import Interval
+from tasks.pages.study_page import Finding, answer_table, write_study_page
+
+
+def finding(effect, verdict, differences=(0.1, 0.12, 0.11), **more):
+    given = {
+        "claim": "Hard <images> help",
+        "order": ("a: map_real_hard", "a: map_real"),
+        "seeds": ("0", "1", "2")[: len(differences)],
+        "values": ((0.6,) * len(differences), (0.5,) * len(differences)),
+        "seeds_needed": None,
+    }
+    return Finding(effect=effect, verdict=verdict, differences=differences, **(given | more))
+
+
+HOLDS = finding(Interval(0.11, 0.08514, 0.13484), "holds", seeds_needed=2)
+OPPOSITE = finding(Interval(-0.2, -0.3, -0.1), "the opposite holds")
+UNCLEAR = finding(Interval(0.1, -0.1, 0.3), "cannot tell at this size", seeds_needed=17)
+ONE_SEED = finding(
+    Interval(0.1, -math.inf, math.inf), "cannot tell at this size", differences=(0.1,)
+)
+MISSING = finding(None, "not measured", differences=(), seeds=(), values=())
+
+RUNS = {"a/0": {"map_real": 0.5, "kid": None}, "a/1": {"map_real": 0.51234, "worth": "-inf"}}
+REPORTS = {"a/0": "report/0123", "a/1": "report/4567"}
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Writes a study's page and returns it."""
+
+    def write(*findings):
+        write_study_page(tmp_path / "study.html", findings, RUNS, REPORTS)
+        return (tmp_path / "study.html").read_text()
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("item", "mark", "words"),
+    [
+        (HOLDS, "helps", "+0.110 (+0.085 to +0.135) in map_real_hard − map_real.\nIt tells with 3"),
+        (OPPOSITE, "costs", "Least difference -0.20 (-0.30 to -0.10)"),
+        (UNCLEAR, "unknown", "About 17 seeds would tell"),
+        (ONE_SEED, "unknown", "Least difference +0.1 (one seed: no interval)"),
+        (MISSING, "unknown", "No run has all of its numbers."),
+    ],
+)  # fmt: skip
+def test_a_verdict_is_told_in_words_and_colour(written, item, mark, words):
+    page = written(item)
+    assert f'<span class="{mark}">{item.verdict}</span>' in page
+    assert words in page
+    assert "Hard &lt;images&gt; help" in page
+    assert "a: map_real_hard &gt; a: map_real" in page
+    assert ("data:image/png" in page) == (item is not MISSING)
+
+
+def test_every_seed_has_its_numbers(written):
+    page = written(HOLDS)
+    assert page.count("<td>0.6000</td><td>0.5000</td><td>+0.1") == 3
+    assert re.search(r"<tr><td>1</td><td>0.6000</td><td>0.5000</td><td>\+0.120</td></tr>", page)
+
+
+def test_all_numbers_of_all_runs_are_there_what_is_missing_as_a_dash(written):
+    page = written(HOLDS)
+    for row in (
+        "map_real</td><td>0.5</td><td>0.5123",
+        "kid</td><td>—</td><td>—",
+        "worth</td><td>—</td><td>-∞",
+    ):
+        assert f"<tr><td>{row}</td></tr>" in page
+    assert "<details><summary>2 runs, 3 numbers</summary>" in page
+    assert "| map_real | 0.5 | 0.5123 |" in page
+    assert "report/4567" in page
+    assert not re.search(r"""(src|href)=["']?(?!["']?data:image/)|https?://""", page)
+
+
+def test_without_a_question_the_runs_are_the_page(written):
+    page = written()
+    assert "asks no question" in page
+    assert "<h2>Effects</h2>" not in page
+    assert page.index("<td>map_real</td>") < page.index("<details>")
+    assert "Answers, Markdown" not in page
+
+
+def test_answers_as_a_table():
+    row = answer_table([UNCLEAR])[0]
+    assert row["effect"] == "+0.10 (-0.10 to +0.30)"
+    assert row["by seed"] == "+0.100, +0.120, +0.110"
+    assert row["seeds that would tell"] == 17
