@@ -94,8 +94,8 @@ _FAST_SAMPLING = {
 
 _DEMO: dict[str, Any] = {
     "ingest": {"scenes": {"num_train": 3500, "num_val": 500, "size": 64}},
-    "train_detector": {**_RTMDET_NARROW, "num_epochs": 0, "num_iterations": 500},
-    "train_scorer": {**_YOLOX_NARROW, "num_epochs": 0, "num_iterations": 500},
+    "train_detector": {**_RTMDET_NARROW, "num_epochs": 0, "num_iterations": 1200},
+    "train_scorer": {**_YOLOX_NARROW, "num_epochs": 0, "num_iterations": 1200},
     "extract_attributes": {},
     "train_generator": {
         "base_model": {
@@ -123,7 +123,7 @@ _DEMO: dict[str, Any] = {
         "num_val_layouts": 224,
         "images_per_val_layout": 1,
     },
-    "retrain": {"detector": {**_RTMDET_NARROW, "num_epochs": 0, "num_iterations": 500}},
+    "retrain": {"detector": {**_RTMDET_NARROW, "num_epochs": 0, "num_iterations": 1200}},
     "evaluate": {"features": "random"},
 }
 

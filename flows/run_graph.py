@@ -412,5 +412,6 @@ def _report(config: RunConfig) -> Node:
     sets = {f"sets/{policy}": _set_name("val", policy) for policy in POLICIES}
     inputs = {"ingest": _INGEST, "attributes": _ATTRIBUTES, "generator": _GENERATOR}
     inputs |= {"measures": "measure", "comparison": "compare", **sets}
+    inputs |= {f"scores/{policy}": f"score {policy} by {SCORER}" for policy in POLICIES}
     options = ReportOptions(preset=config.preset, changes=changes_to_preset(config))
     return Node(REPORT, "evaluate", "report", options, inputs)

@@ -116,6 +116,7 @@ KINDS: dict[str, Kind] = {
                 "measures": "one",
                 "comparison": "one",
                 "sets": "many",
+                "scores": "many",
             },
             {"step": 2},
             preload=False,

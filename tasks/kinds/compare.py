@@ -28,6 +28,7 @@ from tasks.execution.context import StepContext, Summary
 from tasks.pages.cards import markdown_table, write_card
 from tasks.pages.detections import COCO_METRICS_NAME, DETECTIONS_NAME
 from tasks.pages.numbers import finite, format_interval, number_name
+from tasks.pages.report_tables import CLASS_PREFIX
 
 TRAINABILITY_NAME, ARMS_NAME, CONTRASTS_NAME = (
     "trainability.parquet",
@@ -35,9 +36,6 @@ TRAINABILITY_NAME, ARMS_NAME, CONTRASTS_NAME = (
     "contrasts.parquet",
 )
 """Tables of single detectors, of arms over their seeds, and of differences."""
-
-CLASS_PREFIX = "class: "
-"""Before a class's name among the metrics."""
 
 Rows = list[dict[str, Any]]
 Context = StepContext[ComparisonOptions]

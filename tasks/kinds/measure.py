@@ -33,12 +33,13 @@ from tasks.execution.context import StepContext, Summary
 from tasks.pages.cards import markdown_table, write_card
 from tasks.pages.detections import COCO_METRICS_NAME, DETECTIONS_NAME
 from tasks.pages.numbers import number_name
+from tasks.pages.report_tables import FLOOR
 
 FIDELITY_NAME, SCORES_NAME, COPIES_NAME = "fidelity.parquet", "scores.parquet", "copies.parquet"
 """Tables of distances, of detection scores, and of the generated images nearest to a training image."""
 
-REAL, FLOOR = "real", "floor"
-"""Names of the real images of the layouts, and of other real images beside them."""
+REAL = "real"
+"""Name of the real images of the layouts."""
 
 _COPIES_SHOWN = 8
 """Pairs of a set."""

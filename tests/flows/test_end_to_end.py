@@ -102,7 +102,7 @@ def test_a_cold_run_makes_every_artifact_and_the_report(root, graph, cold, manif
     assert results["detector_map_real"] == results["map_real"]
     assert results["peak_memory_gb"] < 6
     page = (root / manifest.reference / "report.html").read_text()
-    assert page.count("data:image/png") == 2
+    assert page.count("data:image") > 4
 
 
 def test_no_work_or_second_cache_is_left(root, graph, manifest):

@@ -88,13 +88,11 @@ def test_the_step_writes_answers_page_and_card(tmp_path):
     table = pq.read_table(tmp_path / "out" / "answers.parquet").to_pylist()
     assert [row["verdict"] for row in table] == ["holds", "not measured"]
     assert "Hard images &lt;help&gt; detectors" in page
-    assert (
-        '<span class="helps">Holds</span>.\nLeast difference +0.103 (+0.089 to +0.118) in map.'
-        in page
-    )  # a line's end is a space
+    effect = '<span class="helps">Holds</span>.\nLeast difference +0.103 (+0.089 to +0.118) in map.'
+    assert effect in page
     assert "<td>only_here</td><td>—</td><td>∞</td>" in page  # a number that others lack is shown
     assert "report/key-of-a/0" in page
-    assert "| No number | not measured | — | map, kid | — | — |" in card
+    assert "| No number | not measured | — | map − kid | — | — |" in card
 
 
 def test_a_study_without_a_question_shows_its_runs(tmp_path):

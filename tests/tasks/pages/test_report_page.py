@@ -8,7 +8,6 @@ from html import escape
 import numpy as np
 import pytest
 
-from tasks.kinds import compare, measure
 from tasks.pages import report_tables as tables
 from tasks.pages.report_page import Gallery, Picture, Report, card_sections, write_report
 
@@ -243,8 +242,3 @@ def test_worth_is_a_result_where_it_is_infinite():
     assert tables._worth(arm) == "-∞ (-∞ to +1,234)"
     assert tables._worth(arm | {"worth": math.nan}) is None
     assert tables._worth(dict.fromkeys(arm)) is None
-
-
-def test_names_agree_with_those_of_the_steps():
-    assert tables.CLASS_PREFIX == compare.CLASS_PREFIX
-    assert tables.FLOOR == measure.FLOOR
