@@ -84,8 +84,10 @@ def answer(contrast: Contrast) -> str:
     text = f"{contrast.of} against {contrast.versus}{detector}: {gain} mAP over {seeds}: "
     if contrast.verdict != "cannot tell":
         return f"{text}it {contrast.verdict}"
+    if len(contrast.seeds) == 1:
+        return f"{text}cannot tell at this size; one seed does not say how many would"
     if contrast.seeds_needed is None:
-        return f"{text}cannot tell at this size; more seeds would tell"
+        return f"{text}cannot tell at this size, nor with a thousand seeds"
     return f"{text}cannot tell at this size; about {contrast.seeds_needed} seeds would tell"
 
 

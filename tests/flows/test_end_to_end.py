@@ -95,11 +95,15 @@ def test_a_cold_run_makes_every_artifact_and_the_report(root, graph, cold, manif
     expected = {
         "detector_map50_real", "score_ap50_real", "score_ap50_origin", "score_ap50_easy",
         "score_ap50_hard", "recall_easy", "recall_origin", "recall_hard", "map_real",
-        "map_real_plus_synthetic", "frechet_origin", "frechet_floor", "seconds_total",
-        "peak_memory_gb",
+        "map_real_plus_synthetic", "frechet_origin", "frechet_floor", "kid_origin", "seconds_total",
+        "seconds_wall", "peak_memory_gb", "score_ap75_real", "score_ap75_hard", "map_real_hard",
+        "gain_real_hard", "gain_real_hard_low", "gain_real_hard_high", "num_seeds",
+        "recall_hard_by_detector",
     }  # fmt: skip
     assert expected <= results.keys()
     assert results["detector_map_real"] == results["map_real"]
+    assert results["frechet_origin"] is None  # fewer images than features
+    assert 0 < results["seconds_wall"] < results["seconds_total"]
     assert results["peak_memory_gb"] < 6
     page = (root / manifest.reference / "report.html").read_text()
     assert page.count("data:image") > 4
@@ -164,7 +168,7 @@ def test_one_more_seed_trains_and_measures_what_is_new(graph, manifest):
     config = build_run("smoke", {"retrain": {"arms": ["real"], "seeds": [0, 1]}})
     state = state_of("end_to_end", config)
     assert made(task_runs(state, len(graph) - 1)) == {
-        "retrain real seed 1", "validate real seed 1", "measure", "report",
+        "retrain real seed 1", "validate real seed 1", "compare", "report",
     }  # fmt: skip
 
 
@@ -174,12 +178,20 @@ def test_two_studies_that_share_a_generator_train_it_once(root, graph, manifest)
     smoke = build_run("smoke", {})
     strict = build_run("smoke", {"evaluate": {"recall_score_threshold": 0.5}})
     first = state_of("study", StudyConfig(name="first", runs={"a": smoke, "b": strict}))
-    runs = task_runs(first, len(graph) + 2)
-    assert len(runs) == len(graph) + 2
+    runs = task_runs(first, len(graph) + 3)
+    assert len(runs) == len(graph) + 3
     assert runs["a: train generator"] == "Cached"
-    assert made(runs) == {"b: measure", "b: report"}
-    second = state_of("study", StudyConfig(name="second", runs={"c": strict}))
-    assert set(task_runs(second, len(graph)).values()) == {"Cached"}
+    assert made(runs) == {"b: measure", "b: report", "conclude"}
+    question = {
+        "name": "q",
+        "text": "stricter finds less",
+        "order": ["a: recall_real", "c: recall_real"],
+    }
+    config = {"name": "second", "runs": {"a": smoke, "c": strict}, "questions": [question]}
+    second = state_of("study", StudyConfig.model_validate(config))
+    assert made(task_runs(second, len(graph) + 3)) == {"conclude"}
+    assert second.result().summary["results"]["q"] >= 0
+    assert "stricter finds less" in (root / second.result().reference / "study.html").read_text()
     assert next(read_records(root)).what == "study"
 
 
@@ -250,11 +262,32 @@ def test_a_failed_step_leaves_those_alone_that_do_not_need_it(manifest):
     state = state_of("end_to_end", build_run("smoke", change))
     assert state.is_failed()
     assert "NoSuchNet" in state.message
-    states = task_runs(state, 22)
+    states = task_runs(state, 26)
     failed = {name for name, state in states.items() if state == "Failed"}
     assert failed == {"retrain real seed 0", "retrain real+origin seed 0"}
     assert made(states) == {"synthesize train origin"}
     assert "report" not in states
+
+
+def test_a_training_that_died_is_a_hole_in_the_report(root, manifest):
+    from flows.presets import PRESETS, merge
+    from flows.results import newest_reports
+
+    broken = merge(
+        PRESETS["smoke"]["retrain"]["detector"], {"overrides": {"model.backbone.type": "NoSuchNet"}}
+    )
+    state = state_of("end_to_end", build_run("smoke", {"retrain": {"others": {"broken": broken}}}))
+    assert state.is_failed()
+    store = ArtifactStore(root)
+    record, reports = newest_reports(store)
+    page = (root / reports["report"].reference / "report.html").read_text()
+    missing = ["broken/real/0", "broken/real+hard/0"]
+    assert all(f"No result of {place}" in page for place in missing)
+    results = reports["report"].summary["results"]
+    assert "map_real" in results
+    assert not [name for name in results if "broken" in name]
+    compared = next(step for step in record.steps if step.kind == "compare")
+    assert store.read("compare", compared.key).summary["missing"] == missing
 
 
 def test_a_stage_finds_the_images_of_a_data_set_that_was_moved(root, tmp_path, graph, manifest):
