@@ -57,7 +57,8 @@ def real_alone(config: RunConfig, detector: str, factor: int) -> RunConfig:
     retrain = config.retrain.model_copy(
         update={"detector": longer, "others": {}, "arms": ("real",), "ruler": (), "contrasts": ()}
     )
-    return config.model_copy(update={"retrain": retrain})
+    synthesize = config.synthesize.model_copy(update={"attribute_overrides": None})
+    return config.model_copy(update={"retrain": retrain, "synthesize": synthesize})
 
 
 def length_option(config: RunConfig, detector: str, factor: int) -> str:
@@ -65,7 +66,7 @@ def length_option(config: RunConfig, detector: str, factor: int) -> str:
     given = config.retrain.detectors[detector]
     name = "num_iterations" if given.num_iterations else "num_epochs"
     where = "detector" if detector == MAIN else f"others.{detector}"
-    return f"retrain.{where}.{name}={getattr(given, name) * factor:g}"
+    return f"retrain.{where}.{name}={getattr(given, name) * factor}"
 
 
 def validated(store: ArtifactStore, graph: Graph, seeds: Sequence[int]) -> list[Manifest]:

@@ -1,5 +1,7 @@
 """Options of a run by stage, and how a run is put together from a preset and overrides."""
 
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -28,7 +30,9 @@ from models.detector.options import (
     ScoringConfig,
 )
 from models.generator.options import GeneratorConfig, SamplingConfig
-from models.metrics.options import MAIN, MeasureOptions
+from models.metrics.options import DETECTOR, MAIN, SCORER
+
+_NAME = re.compile("[a-z0-9]+(_[a-z0-9]+)*")
 
 Arm = Literal[
     "real",
@@ -148,18 +152,25 @@ class RetrainConfig(_Section):
     @field_validator("ruler")
     @classmethod
     def _multiples(cls, values: tuple[float, ...]) -> tuple[float, ...]:
-        if any(value <= 0 or value == 1 for value in values):
-            raise ValueError("multiples are above 0, and 1 is the arm real")
+        if not all(0 < value < math.inf and value != 1 for value in values):
+            raise ValueError("multiples are finite and above 0, and 1 is the arm real")
         return values
+
+    @field_validator("others")
+    @classmethod
+    def _names(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return _named(values, MAIN)
 
     @model_validator(mode="after")
     def _contrasts_are_of_arms(self) -> Self:
-        unknown = {name for pair in self.contrasts for name in pair} - set(self.trained_arms)
+        known = [*self.trained_arms, *map(ruler_arm, self.ruler)]
+        unknown = {name for pair in self.contrasts for name in pair} - set(known)
         if unknown:
             raise ValueError(
-                f"contrasts name {sorted(unknown)}: with these options there are "
-                f"{', '.join(self.trained_arms)}"
+                f"contrasts name {sorted(unknown)}: with these options there are {', '.join(known)}"
             )
+        if len({*self.contrasts}) < len(self.contrasts) or any(a == b for a, b in self.contrasts):
+            raise ValueError("each contrast may stand once, and is of two arms")
         return self
 
     @property
@@ -199,6 +210,21 @@ class RetrainConfig(_Section):
         return tuple(pairs)
 
 
+def ruler_arm(multiple: float) -> str:
+    """Name of the detectors trained on a multiple of the training images."""
+    return f"real x {multiple:g}"
+
+
+def _named(values: dict[str, Any], *reserved: str) -> dict[str, Any]:
+    """Refuse names that would not be told apart in tables, keys and numbers."""
+    for name in values:
+        if name in reserved or not _NAME.fullmatch(name):
+            raise ValueError(
+                f"{name!r} cannot be a name: use small letters, digits and single _, and not {reserved}"
+            )
+    return values
+
+
 def policy_of(arm: Arm) -> AttributePolicy | None:
     """The policy of an arm `real+POLICY`."""
     policy = arm.removeprefix("real+")
@@ -220,8 +246,11 @@ GivenScorer = Path | CheckpointConfig | DarknetConfig | ScorerResults
 """A judge of generated images that is the user's."""
 
 
-class EvaluationConfig(MeasureOptions):
-    """How generated images and retrained detectors are measured."""
+class EvaluationConfig(_Section):
+    """How generated images are measured."""
+
+    recall_iou_threshold: float = Field(0.5, gt=0, lt=1)
+    recall_score_threshold: float = Field(0.3, ge=0, lt=1)
 
     features: Literal["inception", "random"] = Field(
         "inception",
@@ -237,6 +266,11 @@ class EvaluationConfig(MeasureOptions):
         "MMDetection config with a checkpoint, Darknet's cfg and weights, or COCO results; null: not this.",
     )
     batch_size: int = Field(32, ge=1, description="Images that a detector looks at at once.")
+
+    @field_validator("scorers")
+    @classmethod
+    def _names(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return _named(values, SCORER, DETECTOR)
 
 
 class RunConfig(BaseModel):

@@ -18,6 +18,7 @@ from flows.run_config import (
     ScorerResults,
     changes_to_preset,
     policy_of,
+    ruler_arm,
 )
 from models.detector.options import (
     Budget,
@@ -302,7 +303,7 @@ def _arms(config: RunConfig) -> Iterator[_Arm]:
                 yield _Arm(name, detector, seed, options, policy)
             for multiple in retrain.ruler:
                 options = {"real_multiple": multiple}
-                yield _Arm(f"real x {multiple:g}", detector, seed, options)
+                yield _Arm(ruler_arm(multiple), detector, seed, options)
 
 
 def _arm_options(
@@ -357,7 +358,8 @@ def _fidelity_nodes(config: RunConfig, detector: str | None) -> Iterator[Node]:
     }
     inputs |= {f"features/{images}": f"features {images}" for images in ("train", *shown)}
     given = config.evaluate.model_dump(include=set(MeasureOptions.model_fields))
-    yield Node("measure", "evaluate", "measure", MeasureOptions(**given), inputs)
+    options = MeasureOptions.model_validate(given | {"protocol": config.synthesize.protocol("val")})
+    yield Node("measure", "evaluate", "measure", options, inputs)
 
 
 def _scorers(config: RunConfig, detector: str | None) -> dict[str, str | GivenScorer]:
@@ -372,7 +374,7 @@ def _scoring_nodes(
     """What a scorer finds in the real images and in each set."""
     if not isinstance(source, str | ScorerResults):
         folder = DetectorFolder(folder=source) if isinstance(source, Path) else source
-        options, source = DetectorSource(source=folder), f"import {name}"
+        options, source = DetectorSource(source=folder, all_classes=True), f"import {name}"
         yield Node(source, "evaluate", "import-detector", options, {"ingest": _INGEST})
     of_images = {"real": None} | {str(policy): name for policy, name in sets.items()}
     for images, synthetic in of_images.items():
@@ -388,14 +390,13 @@ def _scoring_nodes(
 
 
 def _features(config: RunConfig, name: str, inputs: Mapping[str, str], split: Split) -> Node:
-    """Features of a set, or of the images of a split whose layouts the set's protocol chooses."""
+    """Features of a set, or of the images of a split."""
     given = config.evaluate
     options = FeatureOptions(
         extractor=given.features,
         inception_weights=given.inception_weights if given.features == "inception" else None,
         resolution=config.train_generator.resolution,
         split=split,
-        protocol=config.synthesize.protocol("val"),
     )
     return Node(name, "evaluate", "image-features", options, inputs)
 

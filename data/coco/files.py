@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
-import numpy as np
 
 from data.errors import InvalidDataset
-from data.vocabulary.boxes import xywh_to_xyxy
 
 Id = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Side = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
@@ -106,18 +104,3 @@ def write_coco(
         "categories": [{"id": key, "name": name} for key, name in categories.items()],
     }
     path.write_text(json.dumps(document))
-
-
-def boxes_by_image(file: CocoFile) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """Boxes (xyxy, pixels) and category ids of every image's annotations that are not crowds."""
-    rows: dict[int, list[CocoAnnotation]] = {image.id: [] for image in file.images}
-    for item in file.annotations:
-        if not item.iscrowd:
-            rows[item.image_id].append(item)
-    return {
-        image_id: (
-            xywh_to_xyxy(np.array([item.bbox for item in items]).reshape(-1, 4)),
-            np.array([item.category_id for item in items], dtype=np.int64),
-        )
-        for image_id, items in rows.items()
-    }

@@ -37,7 +37,7 @@ def ingest(
     """Read a data set and write its tables to `out`; where it is refused, nothing is written.
 
     Writes `images.parquet`, `objects.parquet`, `categories.parquet`, `refused.parquet`
-    and `instances_{train,val}.json`; for Scenes the data set itself under `scenes/`.
+    and `instances_{split}.json`; for Scenes the data set itself under `scenes/`.
 
     Args:
         on_progress: told of the images.

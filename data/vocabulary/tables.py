@@ -36,7 +36,7 @@ IMAGES = pa.schema(
 )
 OBJECTS = pa.schema(
     [
-        _field("split", pa.string(), "train or val"),
+        _field("split", pa.string(), "train, val or spare"),
         _field("object_id", pa.int64(), "COCO annotation id, unique within its split and kind"),
         _field("image_id", pa.int64(), "COCO image id"),
         _field("category_id", pa.int64(), "COCO category id"),
@@ -69,7 +69,7 @@ REFUSED = pa.schema(
 )
 DETECTIONS = pa.schema(
     [
-        _field("split", pa.string(), "train or val"),
+        _field("split", pa.string(), "train, val or spare"),
         _field("image_id", pa.int64(), "COCO image id"),
         _field("category_id", pa.int64(), "predicted COCO category id; -1: not of the data set"),
         _field("score", pa.float32(), "confidence in [0, 1]"),
@@ -82,7 +82,7 @@ DETECTIONS = pa.schema(
 )
 ATTRIBUTES = pa.schema(
     [
-        _field("split", pa.string(), "train or val"),
+        _field("split", pa.string(), "train, val or spare"),
         _field("object_id", pa.int64(), "COCO annotation id, unique within its split and kind"),
         _field("image_id", pa.int64(), "COCO image id"),
         _field("category_id", pa.int64(), "COCO category id"),

@@ -60,6 +60,29 @@ def require_common_class(
         )
 
 
+def require_all_classes(
+    detector: str, categories: Sequence[tuple[int, str]], things: Mapping[int, str]
+) -> None:
+    """Refuse a judge that does not know all that a data set has: what it cannot find would count as missing.
+
+    Args:
+        detector: how the message calls it.
+        categories: category id and name of each of its classes.
+        things: category id to name of the data set.
+
+    Raises:
+        InvalidModel: a thing is none of its classes.
+    """
+    known = {category_id for category_id, _ in categories}
+    missing = [name for category_id, name in things.items() if category_id not in known]
+    if missing:
+        raise InvalidModel(
+            f"detector {detector} cannot judge: it does not know {_listed(missing)} of the data set, but "
+            f"{_listed([name for _, name in categories])}. If it calls them differently, say with the "
+            "option class_names which is which"
+        )
+
+
 def _require_known(whose: str, given: Collection[str], known: Sequence[str]) -> None:
     for name in given:
         if name not in known:

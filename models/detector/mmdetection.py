@@ -5,7 +5,6 @@ from models.detector.mmcv_ops import install_mmcv_ops
 install_mmcv_ops()
 
 from mmdet.registry import DATA_SAMPLERS, DATASETS, MODELS, TRANSFORMS  # noqa: E402  # needs the operators above
-from mmdet.structures import DetDataSample  # noqa: E402  # likewise
 from mmdet.utils import register_all_modules  # noqa: E402  # likewise
 
 __all__ = [
@@ -13,6 +12,5 @@ __all__ = [
     "DATA_SAMPLERS",
     "MODELS",
     "TRANSFORMS",
-    "DetDataSample",
     "register_all_modules",
 ]

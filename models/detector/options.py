@@ -15,7 +15,7 @@ from data.vocabulary.tables import Dataset, Split
 from models.detector.config_sources import config_files, dotted, named_weights, weights_in
 
 CODE_VERSION = 3
-"""Of training, inference and features; bumped by hand when what they make changes."""
+"""Of training and inference; bumped by hand when what they make changes."""
 
 DETECTOR_FILES = ("config.py", "detector.json", "model.safetensors")
 """What a trained detector's folder holds."""
@@ -280,6 +280,9 @@ class DetectorSource(Options):
     """Where a detector of the user's comes from."""
 
     source: CheckpointConfig | DarknetConfig | DetectorFolder
+    all_classes: Annotated[bool, AddedLater] = Field(
+        False, description="Refuse one that does not know all things of the data set."
+    )
 
     def foreign(self, digests: DigestMemory) -> dict[str, str]:
         """Those of the source."""
@@ -308,7 +311,7 @@ class DetectionsFile(Options):
             InvalidDataset: there is no such file.
         """
         if not self.path.is_file():
-            raise InvalidDataset(f"scoring.results.{self.split} {self.path}: no such file")
+            raise InvalidDataset(f"detections {self.path}: no such file")
         return {"path": digests.file(self.path)}
 
 

@@ -16,6 +16,9 @@ from models.metrics.comparison import (
 )
 from models.metrics.ruler import Worth, worth
 
+LEVEL = 0.95
+"""Of confidence."""
+
 REAL = "real"
 """The arm that others are compared with."""
 
@@ -37,7 +40,7 @@ class ArmResult:
         num_synthetic: synthetic ones.
         iterations: optimiser steps.
         passes: how often it saw each of its images.
-        augmented: whether it saw more than flips of them.
+        augmentation: what else it saw of them, as its options name it.
         metrics: COCO's numbers by name, those of classes too; None where there is no such object.
     """
 
@@ -48,7 +51,7 @@ class ArmResult:
     num_synthetic: int
     iterations: int
     passes: float
-    augmented: bool
+    augmentation: str
     metrics: Mapping[str, float | None]
 
     @property
@@ -58,8 +61,8 @@ class ArmResult:
         return math.nan if value is None else value
 
 
-Bootstrap = Callable[[ArmResult, ArmResult], Interval]
-"""Difference of two detectors' mAP with an interval over the images."""
+Bootstrap = Callable[[ArmResult, ArmResult], tuple[Interval, float]]
+"""Difference of two detectors' mAP with an interval over the images, and its p value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ class Contrast:
         versus_mean: mean of the second.
         gain: first less second, paired by seed.
         over: what the interval is over: seeds, or with one seed the images, or nothing.
-        p_value: of the paired t test; NaN with one seed.
+        p_value: of the paired t test, or of the bootstrap; NaN where the interval is over nothing.
         adjusted_p: after Holm's correction for all contrasts of the detector; None where none was made.
         verdict: None for numbers that no question was asked about.
         seeds_needed: with which the gain would tell, if it is what it seems; None where that is not known.
@@ -104,6 +107,8 @@ def compare(
 ) -> list[Contrast]:
     """Answer what was asked of the arms of one detector, in mAP; and the other numbers beside it.
 
+    Every arm's gain over `real` is among them, with a verdict where it was asked for.
+
     Questions whose arms have no seed in common are left out.
 
     Args:
@@ -113,9 +118,15 @@ def compare(
     """
     asked = [found for pair in contrasts if (found := _contrast(results, pair, MAP, bootstrap))]
     adjusted = holm([item.p_value for item in asked])
-    answers = [_judged(item, p, results) for item, p in zip(asked, adjusted, strict=True)]
+    level = 1 - (1 - LEVEL) / max(
+        len(asked), 1
+    )  # what Holm's correction asks of the first at worst
+    answers = [_judged(item, p, results, level) for item, p in zip(asked, adjusted, strict=True)]
     others = {name: None for item in results for name in item.metrics if name != MAP}
-    beside = [_contrast(results, pair, name) for pair in contrasts for name in others]
+    arms = dict.fromkeys(item.arm for item in results if item.arm != REAL)
+    unasked = [(arm, REAL) for arm in arms if (arm, REAL) not in contrasts]
+    beside = [_contrast(results, pair, MAP, bootstrap) for pair in unasked]
+    beside += [_contrast(results, pair, name) for pair in contrasts for name in others]
     return answers + [item for item in beside if item]
 
 
@@ -134,10 +145,10 @@ def _contrast(
     if not known:
         return None
     seeds, first, second = zip(*known, strict=True)
-    gain = paired_interval(first, second)
+    gain, p_value = paired_interval(first, second), paired_p_value(first, second)
     over: Over = "seeds" if len(seeds) > 1 else "images" if bootstrap else "nothing"
-    if len(seeds) == 1:
-        gain = bootstrap(of[seeds[0]], versus[seeds[0]]) if bootstrap else gain
+    if len(seeds) == 1 and bootstrap:
+        gain, p_value = bootstrap(of[seeds[0]], versus[seeds[0]])
     return Contrast(
         detector=results[0].detector,
         of=pair[0],
@@ -148,18 +159,20 @@ def _contrast(
         versus_mean=sum(second) / len(second),
         gain=gain,
         over=over,
-        p_value=paired_p_value(first, second),
+        p_value=p_value,
     )
 
 
-def _judged(contrast: Contrast, adjusted_p: float, results: Sequence[ArmResult]) -> Contrast:
+def _judged(
+    contrast: Contrast, adjusted_p: float, results: Sequence[ArmResult], level: float
+) -> Contrast:
     of, versus = (by_seed(results, arm) for arm in (contrast.of, contrast.versus))
     differences = [of[seed].map - versus[seed].map for seed in contrast.seeds]
     return replace(
         contrast,
         adjusted_p=adjusted_p,
         verdict=verdict(contrast.gain, adjusted_p),
-        seeds_needed=seeds_needed(differences),
+        seeds_needed=seeds_needed(differences, level),
     )
 
 
@@ -172,13 +185,15 @@ def arm_worth(results: Sequence[ArmResult], arm: str) -> Worth | None:
     Returns:
         None where the ruler has less than two sizes, or a seed is missing somewhere.
     """
-    found, iterations = by_seed(results, arm), {r.iterations for r in results if r.arm == REAL}
+    found = by_seed(results, arm)
+    like = {(r.num_synthetic, r.augmentation, r.iterations) for r in results if r.arm == REAL}
     ruler: dict[int, dict[int, float]] = {}
     for item in results:
-        if not item.num_synthetic and not item.augmented and item.iterations in iterations:
+        if (item.num_synthetic, item.augmentation, item.iterations) in like:
             ruler.setdefault(item.num_real, {})[item.seed] = item.map
     seeds = sorted(found)
-    if len(ruler) < 2 or not found or any(scores.keys() < set(seeds) for scores in ruler.values()):
+    complete = all(scores.keys() >= found.keys() for scores in ruler.values())
+    if len(ruler) < 2 or not found or not complete:
         return None
     example = found[seeds[0]]
     return worth(

@@ -1,8 +1,8 @@
 """Detection scores of generated images ("YOLO Score"), and of the real ones of the same layouts.
 
 Real and generated images are held against the same boxes, under two protocols (docs/method.md): `layout`,
-what was asked of the generator, with detections of any confidence; and `lama`, all that is labelled in the
-real image, with confident detections alone.
+what was asked of the generator, with all detections; and `lama`, all that is labelled in the real image, with
+confident detections alone.
 """
 
 from collections import defaultdict

@@ -129,51 +129,6 @@ def frechet_distance(real: Moments, generated: Moments) -> float:
     return RealSide(real).frechet_distance(generated)
 
 
-@dataclass(frozen=True, slots=True)
-class Kid:
-    """Kernel distance over random subsets.
-
-    Attributes:
-        value: mean of the subsets' values; may be slightly negative where nothing tells the sets apart.
-        standard_deviation: of the subsets' values; 0 where all images were compared at once.
-    """
-
-    value: float
-    standard_deviation: float
-
-
-def kid(
-    real: Features,
-    generated: OtherFeatures,
-    *,
-    subset_size: int = 1000,
-    num_subsets: int = 100,
-    seed: int = 0,
-) -> Kid:
-    """Kernel distance of Bińkowski et al. (2018), section 4: `polynomial_mmd` over random subsets.
-
-    Sets that are no larger than a subset are compared whole, once.
-
-    Args:
-        subset_size: images drawn of either set; at most the smaller set's.
-
-    Raises:
-        ValueError: a set has fewer than two images.
-    """
-    if max(len(real), len(generated)) <= subset_size:
-        return Kid(polynomial_mmd(real, generated), 0.0)
-    rng = np.random.default_rng(seed)
-    size = min(subset_size, len(real), len(generated))
-    values = [
-        polynomial_mmd(
-            real[rng.choice(len(real), size, replace=False)],
-            generated[rng.choice(len(generated), size, replace=False)],
-        )
-        for _ in range(num_subsets)
-    ]
-    return Kid(float(np.mean(values)), float(np.std(values)))
-
-
 def polynomial_mmd(real: Features, generated: OtherFeatures) -> float:
     """Squared maximum mean discrepancy, unbiased, under the kernel (x·y/d + 1)³.
 
@@ -328,28 +283,9 @@ def _blocks(num_rows: int, num_columns: int) -> Iterator[slice]:
         yield slice(start, min(start + step, num_rows))
 
 
-def jackknife_interval(
-    statistic: Callable[[Int[np.ndarray, " kept"]], float],
-    count: int,
-    *,
-    num_groups: int = 20,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """Interval of one number; see `jackknife_intervals`.
-
-    >>> values = np.array([1.0, 2.0, 3.0, 6.0])
-    >>> jackknife_interval(lambda kept: values[kept].mean(), 4).value
-    3.0
-    """
-    return jackknife_intervals(
-        lambda kept: (statistic(kept),), count, num_groups=num_groups, seed=seed, level=level
-    )[0]
-
-
 def jackknife_intervals(
     statistic: Callable[[Int[np.ndarray, " kept"]], Sequence[float]],
-    count: int,
+    clusters: Int[np.ndarray, " images"],
     *,
     num_groups: int = 20,
     seed: int = 0,
@@ -357,24 +293,31 @@ def jackknife_intervals(
 ) -> tuple[Interval, ...]:
     """Intervals of numbers of a set of images, by the jackknife that leaves out a group at a time.
 
-    Shao and Wu (1989): the variance is (g-1)/g Σ(θᵢ - θ̄)² over g groups drawn at random. It suits
+    Shao and Wu (1989): the variance is (g-1)/g Σ(θᵢ - θ̄)² over g groups drawn at random, images of one
+    cluster, such as those of one layout, together. It suits
     numbers that are not smooth too, such as those of nearest neighbours, where leaving out single
     images fails. Student's t with g-1 degrees of freedom makes the interval of it. The set is taken for
     a random sample; what the statistic compares it to is taken as it is.
 
     Args:
         statistic: the numbers of the images at these places, in ascending order.
-        count: number of images.
-        num_groups: g; at most the number of images.
+        clusters: of each image.
+        num_groups: g; at most the number of clusters.
 
     Raises:
-        ValueError: there are fewer than two images.
+        ValueError: there are fewer than two clusters.
+
+    >>> values = np.array([1.0, 2.0, 3.0, 6.0])
+    >>> jackknife_intervals(lambda kept: [values[kept].mean()], np.arange(4))[0].value
+    3.0
     """
-    if count < 2:
-        raise ValueError(f"a jackknife needs at least two images, here are {count}")
-    everything = np.arange(count)
-    order = np.random.default_rng(seed).permutation(count)
-    groups = np.array_split(order, min(num_groups, count))
+    names, of_image = np.unique(clusters, return_inverse=True)
+    if len(names) < 2:
+        raise ValueError(f"a jackknife needs at least two images, here are {len(names)}")
+    everything = np.arange(len(clusters))
+    order = np.random.default_rng(seed).permutation(len(names))
+    parts = np.array_split(order, min(num_groups, len(names)))
+    groups = [np.flatnonzero(np.isin(of_image, part)) for part in parts]
     replicates = np.array([statistic(np.setdiff1d(everything, group)) for group in groups])
     shrinkage = (len(groups) - 1) / len(groups)
     errors = np.sqrt(shrinkage * ((replicates - replicates.mean(axis=0)) ** 2).sum(axis=0))

@@ -10,9 +10,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
-from torch_fidelity.feature_extractor_inceptionv3 import (  # type: ignore[import-untyped]
-    FeatureExtractorInceptionV3,
-)
+from torchmetrics.image.fid import NoTrainInceptionV3
 
 from data.errors import InvalidModel
 from data.progress import Progress, silent
@@ -58,7 +56,7 @@ class InceptionFeatures:
         try:
             if weights:
                 torch.load(weights, map_location="cpu", weights_only=True)  # before it is trusted
-            network = FeatureExtractorInceptionV3(
+            network = NoTrainInceptionV3(
                 "inception-v3-compat", ["2048"], str(weights) if weights else None
             )
         except (OSError, RuntimeError, TypeError, EOFError, pickle.UnpicklingError) as error:
@@ -72,8 +70,7 @@ class InceptionFeatures:
         self, images: UInt8[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch 2048"]:
         """Map RGB images, which the network resizes to 299 × 299, to features."""
-        (features,) = self._network(images)
-        return features
+        return self._network(images)
 
 
 class RandomFeatures:

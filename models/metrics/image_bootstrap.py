@@ -134,6 +134,20 @@ def bootstrap_difference(of: MapDraws, versus: MapDraws) -> Interval:
     return percentile_interval(of.value - versus.value, of.draws - versus.draws)
 
 
+def difference_p_value(of: MapDraws, versus: MapDraws) -> float:
+    """Two-sided p value of a difference of mAP: twice the share of draws on the other side of zero.
+
+    Of n draws none below 2 / (n + 1) (Davison and Hinkley, 1997, chapter 4).
+
+    Raises:
+        ValueError: the two were not matched with the same boxes, or there is none.
+    """
+    _check_same_boxes(of.matched, versus.matched)
+    differences = of.draws - versus.draws
+    beyond = min(np.count_nonzero(differences <= 0), np.count_nonzero(differences >= 0))
+    return min(2 * (beyond + 1) / (len(differences) + 1), 1.0)
+
+
 def _draw(num_images: int, rng: np.random.Generator) -> Float[np.ndarray, " images"]:
     """How often each image is drawn when as many are drawn as there are."""
     drawn = rng.integers(num_images, size=num_images)

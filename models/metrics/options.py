@@ -24,9 +24,6 @@ class FeatureOptions(Options):
     )
     resolution: int = Field(ge=1, description="Images are squashed to this square, pixels.")
     split: Split = "val"
-    protocol: Protocol = Field(
-        EVERYTHING, description="Of a split those images whose layouts it chooses."
-    )
 
     def foreign(self, digests: DigestMemory) -> dict[str, str]:
         """Digest of the weights.
@@ -48,7 +45,11 @@ class FeatureOptions(Options):
 
 
 class MeasureOptions(Options):
-    """When an object counts as found."""
+    """When an object counts as found, and which training images stand for other real ones."""
+
+    protocol: Protocol = Field(
+        EVERYTHING, description="Of the validation layouts; the floor's real images obey it too."
+    )
 
     recall_iou_threshold: float = Field(0.5, gt=0, lt=1)
     recall_score_threshold: float = Field(0.3, ge=0, lt=1)
@@ -118,3 +119,10 @@ class ConclusionOptions(Options):
     """What a study asks."""
 
     questions: tuple[Question, ...] = ()
+
+    @field_validator("questions")
+    @classmethod
+    def _distinct(cls, values: tuple[Question, ...]) -> tuple[Question, ...]:
+        if len({item.name for item in values}) < len(values):
+            raise ValueError("each question has a name of its own")
+        return values

@@ -20,6 +20,7 @@ from models.metrics.image_bootstrap import (
     MapDraws,
     bootstrap_difference,
     bootstrap_map,
+    difference_p_value,
     match_detections,
 )
 from models.metrics.options import MAIN, ComparisonOptions
@@ -48,9 +49,10 @@ def run(context: Context) -> Summary:
     contrasts: list[Contrast] = []
     arms: Rows = []
     numbers: dict[str, Any] = {}
+    bootstrap = _bootstrap(context)
     for detector in sorted(detectors, key=lambda name: name != MAIN):
         own = [item for item in results if item.detector == detector]
-        found = compare(own, context.options.contrasts, _bootstrap(context))
+        found = compare(own, context.options.contrasts, bootstrap)
         contrasts += found
         worths = {arm: arm_worth(own, arm) for arm in dict.fromkeys(r.arm for r in own)}
         arms += [_arm_row(own, arm, found, value) for arm, value in worths.items()]
@@ -69,7 +71,10 @@ def run(context: Context) -> Summary:
           for place in context.options.missing),
         markdown_table([_shown(row) for row in arms]),
     )  # fmt: skip
-    return {"results": numbers, "answers": answers, "missing": list(context.options.missing)}
+    missing = list(context.options.missing)
+    if missing:
+        numbers["num_missing"] = len(missing)
+    return {"results": numbers, "answers": answers, "missing": missing}
 
 
 def answer(contrast: Contrast) -> str:
@@ -117,7 +122,7 @@ def _result(
         num_synthetic=sum(images.values()) - num_real,
         iterations=trained.summary["iterations"],
         passes=trained.summary["passes"],
-        augmented=trained.options["augmentation"] != "flip",
+        augmentation=trained.options["augmentation"],
         metrics=metrics,
     )
 
@@ -132,9 +137,9 @@ def _bootstrap(context: Context) -> Bootstrap:
         found = pq.read_table(context.inputs[f"found/{place}"] / DETECTIONS_NAME)
         return bootstrap_map(match_detections(truth(), coco_results(found, image_ids), image_ids))
 
-    def difference(of: ArmResult, versus: ArmResult) -> Interval:
-        places = (f"{item.detector}/{item.arm}/{item.seed}" for item in (of, versus))
-        return bootstrap_difference(*map(draws, places))
+    def difference(of: ArmResult, versus: ArmResult) -> tuple[Interval, float]:
+        pair = [draws(f"{item.detector}/{item.arm}/{item.seed}") for item in (of, versus)]
+        return bootstrap_difference(*pair), difference_p_value(*pair)
 
     return difference
 
@@ -151,7 +156,8 @@ def _arm_row(
     own = [item for item in results if item.arm == arm]
     example, interval = own[0], student_interval([item.map for item in own])
     names = [name for name in example.metrics if not name.startswith(CLASS_PREFIX)]
-    gain = next((c for c in contrasts if c.verdict and (c.of, c.versus) == (arm, REAL)), None)
+    asked = (MAP, arm, REAL)
+    gain = next((c for c in contrasts if (c.metric, c.of, c.versus) == asked), None)
     return {
         "detector": example.detector,
         "arm": arm,
@@ -212,23 +218,27 @@ def _contrast_table(contrasts: Sequence[Contrast]) -> pa.Table:
 def _numbers(
     results: Sequence[ArmResult], contrasts: Iterable[Contrast], worths: Mapping[str, Worth | None]
 ) -> dict[str, Any]:
-    """The headline numbers of one detector, flat; what is not finite as text."""
+    """The headline numbers of one detector, flat, in front of them its name if it is not the main one.
+
+    Seeds of an arm are named where it lacks some that others have; what is not finite is text.
+    """
     detector = results[0].detector
-    suffix = "" if detector == MAIN else f"_{number_name(detector)}"
-    numbers: dict[str, Any] = {f"num_seeds{suffix}": len({item.seed for item in results})}
+    prefix = "" if detector == MAIN else f"{number_name(detector)}_"
+    num_seeds = len({item.seed for item in results})
+    numbers: dict[str, Any] = {"num_seeds": num_seeds}
     for arm, value in worths.items():
-        name = f"{number_name(arm)}{suffix}"
-        numbers[f"map_{name}"] = _mean(item.map for item in results if item.arm == arm)
-        if value:
-            numbers[f"worth_{name}"] = value.real_images.value
-    mixed = [arm for arm in ("real+hard", "real+easy", "real+origin") if arm in worths]
+        name, own = number_name(arm), [item for item in results if item.arm == arm]
+        numbers[f"map_{name}"] = _mean(item.map for item in own)
+        numbers[f"worth_{name}"] = value.real_images.value if value else None
+        if len(own) < num_seeds:
+            numbers[f"num_seeds_{name}"] = len(own)
+    mixed = [arm for policy in ("hard", "easy", "origin") for arm in worths
+             if arm.partition(",")[0] == f"real+{policy}"]  # fmt: skip
     if mixed:
-        numbers[f"map_real_plus_synthetic{suffix}"] = numbers[
-            f"map_{number_name(mixed[0])}{suffix}"
-        ]
+        numbers["map_real_plus_synthetic"] = numbers[f"map_{number_name(mixed[0])}"]
     for item in contrasts:
         if item.metric == MAP and item.versus == REAL:
-            name = f"gain_{number_name(item.of)}{suffix}"
+            name = f"gain_{number_name(item.of)}"
             limits = {"": item.gain.value, "_low": item.gain.low, "_high": item.gain.high}
             numbers |= {f"{name}{end}": limit for end, limit in limits.items()}
-    return {name: finite(value) for name, value in numbers.items()}
+    return {f"{prefix}{name}": finite(value) for name, value in numbers.items()}

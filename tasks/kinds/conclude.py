@@ -1,75 +1,58 @@
 """Kind `conclude`: what the runs of a study answer to its questions."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
 
 from data.vocabulary.tables import write_table
-from models.metrics.comparison import Interval, Verdict, seeds_needed, student_interval, verdict
+from models.metrics.comparison import Interval, seeds_needed, student_interval
 from models.metrics.options import ConclusionOptions, Question
 from tasks.execution.context import StepContext, Summary
 from tasks.pages.cards import markdown_table, write_card
 from tasks.pages.numbers import finite
-from tasks.pages.study_page import Finding, answer_table, write_study_page
+from tasks.pages.study_page import (
+    CANNOT_TELL,
+    HOLDS,
+    HOLDS_NOT,
+    NOT_MEASURED,
+    OPPOSITE,
+    Finding,
+    answer_table,
+    write_study_page,
+)
 
 ANSWERS_NAME = "answers.parquet"
 
-_IN_WORDS: dict[Verdict, str] = {
-    "helps": "holds",
-    "costs": "the opposite holds",
-    "cannot tell": "cannot tell at this size",
-}
-
 Context = StepContext[ConclusionOptions]
 Numbers = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What the runs say to a question.
-
-    Attributes:
-        seeds: of the runs, as far as they have all numbers; one without name where the study has no seeds.
-        values: each side's number by seed, sides in the question's order.
-        effect: least difference between neighbours, with Student's interval over the seeds; None where a
-            number is in no run.
-        verdict: in words.
-        seeds_needed: with which the effect would tell, if it is what it seems.
-    """
-
-    question: Question
-    seeds: tuple[str, ...]
-    values: tuple[tuple[float, ...], ...]
-    effect: Interval | None
-    verdict: str
-    seeds_needed: int | None
-
-    @property
-    def per_seed(self) -> list[float]:
-        """The least difference between neighbours of each seed."""
-        return _least_steps(self.values)
 
 
 def run(context: Context) -> Summary:
     """Write the table of answers and the study's page."""
     manifests = {name: context.manifest(f"reports/{name}") for name in context.many("reports")}
     runs = {name: manifest.summary["results"] for name, manifest in manifests.items()}
-    answers = [answer(question, runs) for question in context.options.questions]
-    rows = [_row(item) for item in answers]
-    if rows:
+    questions = context.options.questions
+    findings = [answer(question, runs) for question in questions]
+    if findings:
+        rows = [_row(*pair) for pair in zip(questions, findings, strict=True)]
         write_table(pa.Table.from_pylist(rows), context.out / ANSWERS_NAME)
-    findings = [_finding(item) for item in answers]
     references = {name: manifest.reference for name, manifest in manifests.items()}
     write_study_page(context.out / "study.html", findings, runs, references)
     write_card(context.out, "Study", markdown_table(answer_table(findings)))
-    return {"results": _numbers(answers)}
+    numbers: dict[str, Any] = {}
+    for question, finding in zip(questions, findings, strict=True):
+        numbers |= _numbers(question.name, finding)
+    return {"results": numbers}
 
 
-def answer(question: Question, runs: Mapping[str, Numbers]) -> Answer:
-    """Answer a question from the numbers of runs `NAME` or `NAME/SEED`."""
+def answer(question: Question, runs: Mapping[str, Numbers]) -> Finding:
+    """Answer a question from the numbers of runs `NAME` or `NAME/SEED`.
+
+    Each step from one side to the next has an interval of its own: the least of several noisy steps, seed
+    by seed, would be below zero where all are equal.
+    """
     seeds, columns = [], []
     for seed in dict.fromkeys(name.partition("/")[2] for name in runs):
         numbers = [
@@ -80,25 +63,38 @@ def answer(question: Question, runs: Mapping[str, Numbers]) -> Answer:
             seeds.append(seed)
             columns.append(known)
     if not columns:
-        return Answer(question, (), (), None, "not measured", None)
+        return Finding(question.text, question.order, (), (), (), None, NOT_MEASURED, None)
     values = tuple(zip(*columns, strict=True))
-    steps = _least_steps(values)
-    effect = student_interval(steps)
-    words = _IN_WORDS[verdict(effect)]
-    return Answer(question, tuple(seeds), values, effect, words, seeds_needed(steps))
+    steps = [[a - b for a, b in zip(*pair, strict=True)] for pair in pairwise(values)]
+    intervals = [student_interval(step) for step in steps]
+    least = min(range(len(steps)), key=lambda index: intervals[index].value)
+    return Finding(
+        claim=question.text,
+        order=question.order,
+        seeds=tuple(seeds),
+        values=values,
+        differences=steps[least],
+        effect=intervals[least],
+        verdict=_verdict(intervals),
+        seeds_needed=seeds_needed(steps[least]),
+    )
 
 
-def _least_steps(values: tuple[tuple[float, ...], ...]) -> list[float]:
-    """By seed the least difference between neighbouring sides."""
-    return [min(a - b for a, b in pairwise(column)) for column in zip(*values, strict=True)]
+def _verdict(steps: Sequence[Interval]) -> str:
+    """An order holds where every step is above zero, and does not where one is below."""
+    if all(step.low > 0 for step in steps):
+        return HOLDS
+    if all(step.high < 0 for step in steps):
+        return OPPOSITE
+    return HOLDS_NOT if any(step.high < 0 for step in steps) else CANNOT_TELL
 
 
-def _row(item: Answer) -> dict[str, Any]:
+def _row(question: Question, item: Finding) -> dict[str, Any]:
     effect = item.effect
     return {
-        "name": item.question.name,
-        "claim": item.question.text,
-        "order": list(item.question.order),
+        "name": question.name,
+        "claim": item.claim,
+        "order": list(item.order),
         "seeds": list(item.seeds),
         "values": [list(side) for side in item.values],
         "effect": effect.value if effect else None,
@@ -109,27 +105,12 @@ def _row(item: Answer) -> dict[str, Any]:
     }
 
 
-def _finding(item: Answer) -> Finding:
-    """An answer as the page has it."""
-    return Finding(
-        claim=item.question.text,
-        order=item.question.order,
-        seeds=item.seeds,
-        values=item.values,
-        differences=item.per_seed,
-        effect=item.effect,
-        verdict=item.verdict,
-        seeds_needed=item.seeds_needed,
-    )
-
-
-def _numbers(answers: list[Answer]) -> dict[str, Any]:
-    numbers: dict[str, Any] = {}
-    for item in answers:
-        name, effect = item.question.name, item.effect
-        numbers[name] = effect.value if effect else None
-        numbers[f"{name}_low"] = finite(effect.low) if effect else None
-        numbers[f"{name}_high"] = finite(effect.high) if effect else None
-        numbers[f"{name}_verdict"] = item.verdict
-        numbers[f"{name}_num_seeds"] = len(item.seeds)
-    return numbers
+def _numbers(name: str, item: Finding) -> dict[str, Any]:
+    effect = item.effect
+    return {
+        name: finite(effect.value) if effect else None,
+        f"{name}_low": finite(effect.low) if effect else None,
+        f"{name}_high": finite(effect.high) if effect else None,
+        f"{name}_verdict": item.verdict,
+        f"{name}_num_seeds": len(item.seeds),
+    }

@@ -4,7 +4,6 @@ import numpy as np
 import pyarrow as pa
 
 from data.coco.image_sets import ImageSet, SyntheticSet, real_images
-from data.layouts.layout import dataset_selection
 from data.vocabulary.tables import Dataset, write_table
 from models.metrics.features import (
     RESIZE,
@@ -41,12 +40,10 @@ def run(context: Context) -> Summary:
 
 
 def _images(context: Context) -> ImageSet:
-    """Those of a synthetic set, or those of a split that the protocol chooses."""
+    """Those of a synthetic set, or all of a split."""
     if "set" in context.inputs:
         return SyntheticSet(context.inputs["set"]).image_set
-    dataset, options = Dataset(context.inputs["ingest"]), context.options
-    chosen = dataset_selection(dataset, options.split, options.protocol).image_ids
-    return real_images(dataset, options.split, chosen.tolist())
+    return real_images(Dataset(context.inputs["ingest"]), context.options.split)
 
 
 def _extractor(options: FeatureOptions) -> Extractor:

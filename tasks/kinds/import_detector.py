@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from data.vocabulary.tables import Dataset
-from models.detector.classes import UNKNOWN_CLASS, require_common_class
+from models.detector.classes import UNKNOWN_CLASS, require_all_classes, require_common_class
 from models.detector.darknet import DarknetDetector
 from models.detector.detector import Detector
 from models.detector.loading import load_detector
@@ -17,6 +17,8 @@ def run(context: StepContext[DetectorSource]) -> Summary:
     source, things = context.options.source, Dataset(context.inputs["ingest"]).things
     detector, title = _load(source, things)
     require_common_class(title, detector.categories, things)
+    if context.options.all_classes:
+        require_all_classes(title, detector.categories, things)
     detector.save(context.out / "detector")
     rows = [
         {"class": name, "of the data set": key != UNKNOWN_CLASS}

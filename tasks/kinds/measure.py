@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, astuple
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,11 +13,17 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
 from data.coco.image_sets import SyntheticSet
-from data.layouts.layout import POLICIES
+from data.layouts.layout import POLICIES, dataset_selection
 from data.vocabulary.tables import Dataset, write_table
+from models.metrics.arms import REAL
 from models.metrics.coco_metrics import CocoTruth, detection_recall, truth_boxes
 from models.metrics.comparison import Interval, student_interval
-from models.metrics.detection_scores import ScoreProtocolName, detection_score, scored_images
+from models.metrics.detection_scores import (
+    SCORE_THRESHOLDS,
+    ScoreProtocolName,
+    detection_score,
+    scored_images,
+)
 from models.metrics.distances import (
     RealSide,
     copy_threshold,
@@ -38,19 +44,16 @@ from tasks.pages.report_tables import FLOOR
 FIDELITY_NAME, SCORES_NAME, COPIES_NAME = "fidelity.parquet", "scores.parquet", "copies.parquet"
 """Tables of distances, of detection scores, and of the generated images nearest to a training image."""
 
-REAL = "real"
-"""Name of the real images of the layouts."""
-
 _COPIES_SHOWN = 8
 """Pairs of a set."""
 
 _MOST_DRAWS = 5
 """Of other real images."""
 
-_FEWEST = 6
-"""Images that distances need: an image and five neighbours."""
+_FEWEST = 8
+"""Images that distances need: an image and five neighbours where some are left out."""
 
-_NEIGHBOURS = ("precision", "recall", "density", "coverage")
+_NUMBERS = ("frechet_distance", "kid", "precision", "recall", "density", "coverage")
 
 Rows = list[dict[str, Any]]
 Features = tuple[Int[np.ndarray, " images"], Float[np.ndarray, "images features"]]
@@ -106,6 +109,7 @@ def _score_row(
         "images": name,
         "num_images": len(boxes),
         "num_objects": sum(len(item) for item, _ in boxes.values()),
+        "score_threshold": SCORE_THRESHOLDS[protocol],
         "recall": detection_recall(
             boxes,
             found,
@@ -121,17 +125,21 @@ def _fidelity_rows(context: Context, sets: Mapping[str, SyntheticSet]) -> tuple[
     found = {name: _features(folder) for name, folder in context.many("features").items()}
     sources = sorted({key for item in sets.values() for key in item.source_image_ids})
     image_ids, features = found[REAL]
-    real = features[np.isin(image_ids, sources)]
+    side = _Real(features[np.isin(image_ids, sources)], _facts(context))
     known_ids, known = found["train"]
-    limit = copy_threshold(known, real)
-    facts = context.manifest(f"features/{REAL}").summary
-    rows = [_floor_row(real, known, facts)]
+    limit = copy_threshold(known, side.features)
+    chosen = dataset_selection(
+        Dataset(context.inputs["ingest"]), "train", context.options.protocol
+    ).image_ids
+    count = max(len(found[name][1]) for name in sets)
+    rows = side.floor_rows(known[np.isin(known_ids, chosen)], count)
     copies: Rows = []
-    for name in sets:
+    for name, item in sets.items():
         ids, generated = found[name]
+        layouts = np.array(item.source_image_ids)
         nearest, distance = nearest_real(known, generated)
         share = float((distance < limit).mean())
-        rows.append(_fidelity_row(name, real, generated, facts) | {"copies": share})
+        rows.append(side.row(name, generated, layouts) | {"copies": share})
         copies += [
             {
                 "images": name,
@@ -145,6 +153,22 @@ def _fidelity_rows(context: Context, sets: Mapping[str, SyntheticSet]) -> tuple[
     return rows, copies
 
 
+def _facts(context: Context) -> dict[str, Any]:
+    """What distances depend on beside the images."""
+    facts = context.manifest(f"features/{REAL}").summary
+    paths = Dataset(context.inputs["ingest"]).image_paths("val")
+    codecs = sorted({path.suffix.lstrip(".").lower() for _, path in paths})
+    side = facts["resolution"]
+    return {
+        "extractor": facts["extractor"],
+        "num_features": facts["features"],
+        "resolution": side,
+        "resize": facts["resize"],
+        "codec": f"real {', '.join(codecs)}; generated png",
+        "way": f"generated at {side} px, bicubic to the real image's size and back",
+    }
+
+
 def _features(folder: Path) -> Features:
     """Image ids, and features."""
     table = pq.read_table(folder / FEATURES_NAME).combine_chunks()
@@ -152,53 +176,73 @@ def _features(folder: Path) -> Features:
     return table["image_id"].to_numpy(), flat.reshape(table.num_rows, -1)
 
 
-def _floor_row(real: np.ndarray, others: np.ndarray, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Other real images for generated ones: as many, in several disjoint draws."""
-    count = min(len(real), len(others))
-    order = np.random.default_rng(0).permutation(len(others))
-    num_draws = min(len(others) // count, _MOST_DRAWS)
-    draws = [_fidelity_row(FLOOR, real, others[order[i::num_draws][:count]], facts)
-             for i in range(num_draws)]  # fmt: skip
-    row: dict[str, Any] = dict(draws[0])
-    for name in ("frechet_distance", "kid"):
-        if num_draws > 1 and row[name] is not None:
-            row |= _limits(name, student_interval([draw[name] for draw in draws]))
-    for name in _NEIGHBOURS:
-        if row[name] is not None:
-            row[name] = float(np.mean([draw[name] for draw in draws]))
-    return row | {"copies": None}
+class _Real:
+    """The real images that others are held against.
 
+    Args:
+        features: of theirs.
+        facts: for every row.
+    """
 
-def _fidelity_row(
-    name: str, real: np.ndarray, generated: np.ndarray, facts: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Distances of one set to the real images, with what they depend on."""
-    row: dict[str, Any] = {
-        "images": name,
-        "extractor": facts["extractor"],
-        "num_images": len(generated),
-        "num_real": len(real),
-        "num_features": facts["features"],
-        "resolution": facts["resolution"],
-        "resize": facts["resize"],
-    }
-    count = min(len(real), len(generated))
-    defined = frechet_defined(count, facts["features"])
-    of_real = RealSide(moments([real])) if defined else None
-
-    def distances(kept: Int[np.ndarray, " kept"]) -> tuple[float, ...]:
-        shown = generated[kept]
-        discrepancy = polynomial_mmd(real, shown)
-        return (
-            (discrepancy, of_real.frechet_distance(moments([shown]))) if of_real else (discrepancy,)
+    def __init__(self, features: np.ndarray, facts: Mapping[str, Any]):
+        self.features = features
+        self._facts = facts
+        self._moments = (
+            RealSide(moments([features]))
+            if frechet_defined(len(features), features.shape[1])
+            else None
         )
 
-    intervals = jackknife_intervals(distances, len(generated)) if count >= _FEWEST else ()
-    found = dict(zip(("kid", "frechet_distance"), intervals, strict=False))
-    for number in ("frechet_distance", "kid"):
-        row |= _limits(number, found.get(number))
-    near = asdict(prdc(real, generated)) if count >= _FEWEST else dict.fromkeys(_NEIGHBOURS)
-    return row | near
+    def floor_rows(self, others: np.ndarray, count: int) -> Rows:
+        """Other real images for generated ones: as many, in several disjoint draws; or no row."""
+        count = min(count, len(others))
+        if not count:
+            return []
+        order = np.random.default_rng(0).permutation(len(others))
+        num_draws = min(len(others) // count, _MOST_DRAWS)
+        draws = [
+            self.row(FLOOR, others[order[i * count : (i + 1) * count]]) for i in range(num_draws)
+        ]
+        row: dict[str, Any] = {**draws[0], "draws": num_draws, "copies": None}
+        for name in _NUMBERS:
+            if num_draws > 1 and row[name] is not None:
+                row |= _limits(name, student_interval([draw[name] for draw in draws]))
+        return [row]
+
+    def row(
+        self, name: str, generated: np.ndarray, layouts: np.ndarray | None = None
+    ) -> dict[str, Any]:
+        """Distances of one set, with intervals by the jackknife.
+
+        Args:
+            layouts: of each image; those of one layout are left out together.
+        """
+        count = min(len(self.features), len(generated))
+        defined = self._moments and frechet_defined(len(generated), generated.shape[1])
+        measured = _NUMBERS if defined else _NUMBERS[1:]
+
+        def distances(kept: Int[np.ndarray, " kept"]) -> tuple[float, ...]:
+            shown = generated[kept]
+            near = astuple(prdc(self.features, shown))
+            numbers = (polynomial_mmd(self.features, shown), *near)
+            if self._moments and defined:
+                return (self._moments.frechet_distance(moments([shown])), *numbers)
+            return numbers
+
+        clusters = np.arange(len(generated)) if layouts is None else layouts
+        enough = count >= _FEWEST and len(np.unique(clusters)) > 1
+        found = jackknife_intervals(distances, clusters) if enough else ()
+        intervals = dict(zip(measured, found, strict=False))
+        row = {
+            "images": name,
+            "num_images": len(generated),
+            "num_real": len(self.features),
+            "draws": 1,
+            **self._facts,
+        }
+        for number in _NUMBERS:
+            row |= _limits(number, intervals.get(number))
+        return row
 
 
 def _limits(name: str, interval: Interval | None) -> dict[str, float | None]:

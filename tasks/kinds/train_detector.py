@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass
 
-import pyarrow.compute as pc
-
 from data.attributes.folds import first_images, fold_image_ids, write_some
 from data.coco.export import export_objects
 from data.coco.image_sets import SyntheticSet
+from data.errors import InvalidConfig
 from data.vocabulary.tables import Dataset, Split
 from models.detector.config_files import CocoFolder
 from models.detector.options import DetectorTraining
@@ -37,8 +36,8 @@ def run(context: Context) -> Summary:
     options = context.options
     dataset = Dataset(context.inputs["ingest"])
     options.check(dataset)
-    real, parts = _parts(context, dataset)
-    iterations = _iterations(context, real)
+    parts = _parts(context, dataset)
+    iterations = _iterations(context, dataset)
 
     def on_step(step: int, losses: dict[str, float]) -> None:
         context.progress(step, iterations, f"loss {losses.get('loss', 0):.3f}")
@@ -64,14 +63,23 @@ def run(context: Context) -> Summary:
     return {"images": seen, "iterations": iterations, "passes": facts["passes"]}
 
 
-def _parts(context: Context, dataset: Dataset) -> tuple[int, list[_Part]]:
-    """How many real images there are without spare ones, and what is trained on."""
+def _parts(context: Context, dataset: Dataset) -> list[_Part]:
+    """What is trained on.
+
+    Raises:
+        InvalidConfig: there are fewer spare real images than the synthetic set has.
+    """
     options = context.options
     real, spare = _real_ids(options, dataset)
     synthetic = SyntheticSet(context.inputs["synthetic"]) if "synthetic" in context.inputs else None
     if options.images == "real+spare" and synthetic:
-        spare = _ids(dataset, "spare")
-        spare = first_images(spare, synthetic.provenance.num_rows)
+        spare, wanted = _ids(dataset, "spare"), synthetic.provenance.num_rows
+        if len(spare) < wanted:
+            raise InvalidConfig(
+                f"the arm more-real needs as many spare images as the synthetic set has, {wanted}: "
+                f"ingest.spare has {len(spare)}"
+            )
+        spare = first_images(spare, wanted)
     parts = []
     if options.images != "synthetic":
         parts += [_real_part(context, dataset, "train", real)]
@@ -80,7 +88,7 @@ def _parts(context: Context, dataset: Dataset) -> tuple[int, list[_Part]]:
         policy = context.manifest("synthetic").options["policy"]
         folder = CocoFolder(synthetic.instances, synthetic.image_folder)
         parts.append(_Part(f"synthetic ({policy})", folder, synthetic.provenance.num_rows))
-    return len(real) + (len(spare) if options.real_multiple > 1 else 0), parts
+    return parts
 
 
 def _ids(dataset: Dataset, split: Split) -> list[int]:
@@ -115,13 +123,18 @@ def _real_part(context: Context, dataset: Dataset, split: Split, image_ids: list
 
 
 def _has_masks(dataset: Dataset, split: Split) -> bool:
-    return pc.any(pc.is_valid(dataset.object_columns(split, ["mask"])["mask"])).as_py() or False
+    """Whether every thing of a split has one."""
+    objects = dataset.object_columns(split, ["mask", "is_thing"])
+    return not objects.filter(objects["is_thing"])["mask"].null_count
 
 
-def _iterations(context: Context, num_real: int) -> int:
-    """Those of the real images; with equal exposure longer by the synthetic images per real one."""
-    iterations = context.options.iterations(num_real)
-    if context.options.budget == "iterations":
+def _iterations(context: Context, dataset: Dataset) -> int:
+    """The same for any part of the training images; with equal exposure more, by those of the set."""
+    options, num_real = context.options, len(_ids(dataset, "train"))
+    if options.fold:
+        num_real -= len(fold_image_ids(dataset, "train", options.fold.number, options.fold.of))
+    iterations = options.iterations(num_real)
+    if options.budget == "iterations":
         return iterations
     num_synthetic = SyntheticSet(context.inputs["synthetic"]).provenance.num_rows
     return round(iterations * (1 + num_synthetic / num_real))

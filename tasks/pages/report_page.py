@@ -114,12 +114,13 @@ its training or its detections failed, and nothing here is about it.</p>
 {% endfor %}
 <p class="note">COCO's numbers on real validation images. Points are means, lines their 95% intervals, grey
 dots single seeds. Intervals are Student's over the seeds; with one seed a gain has one over the validation
-images (bootstrap), and a mean has none. A gain is coloured where it tells after Holm's correction for all
-contrasts.</p>
+images (bootstrap), and a mean has none. All are of one generator and one synthetic set; a study with seeds
+varies these too. A gain is coloured where it tells after Holm's correction for all contrasts of a
+detector.</p>
 {{ table(arms) }}
-<p class="note">The arms of a detector have the same optimiser and schedule. Those called "equal exposure",
-and real-repeated, have more iterations, so that they see each real image as often as the arm real does; all
-others have as many iterations as real.</p>
+<p class="note">The arms of a detector have the same optimiser and schedule. Those called "equal exposure"
+have more iterations, so that they see each real image as often as the arm real does; real-repeated has as
+many as they. All others have as many iterations as real.</p>
 {% if sizes %}<h3>By size of objects</h3>
 {{ table(sizes) }}
 {% endif %}
@@ -144,8 +145,8 @@ images score, as many of them: less cannot be asked for.</p>
 {{ table(rows) }}
 {% endfor %}
 <p class="note">Real and generated images are held against the same boxes. Protocol layout: the boxes that
-were asked for, detections of any confidence. Protocol lama: all that is labelled in the real image, confident
-detections.</p>
+were asked for, and all detections. Protocol lama: all that is labelled in the real image, and confident
+detections. Detectors drop the weakest themselves.</p>
 
 {% for gallery in galleries %}<h2>{{ gallery.title }}</h2>
 <p>{{ gallery.text }}</p>

@@ -181,16 +181,15 @@ def distance_name(row: Row) -> str:
 
 def fidelity_table(rows: Rows) -> Table:
     """Distances to the real images of the layouts; the last columns are what they depend on."""
-    known = {"images", "extractor", "num_images", "num_real", "copies", *_DISTANCES}
-    known |= {
-        f"{name}{end}" for name in ("frechet_distance", "kid") for end in ("", "_low", "_high")
-    }
+    known = {"images", "extractor", "num_images", "num_real", "copies"}
+    numbers = ("frechet_distance", "kid", *_DISTANCES)
+    known |= {f"{name}{end}" for name in numbers for end in ("", "_low", "_high")}
     return [
         {
             "images": "real (floor)" if row["images"] == FLOOR else row["images"],
             distance_name(row): interval(row, "frechet_distance") or "undefined",
             "KID": interval(row, "kid"),
-            **{name: _share(row[name]) for name in _DISTANCES},
+            **{name: interval(row, name) for name in _DISTANCES},
             "likely copies": None if row["copies"] is None else f"{row['copies']:.1%}",
             "number": row["num_images"],
             "real ones": row["num_real"],
@@ -245,6 +244,7 @@ def _score_row(row: Row) -> dict[str, Any]:
         "AP75": _share(row["map75"]),
         "number": row["num_images"],
         "objects": row["num_objects"],
+        "scores from": row["score_threshold"],
     }
 
 

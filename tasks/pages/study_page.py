@@ -6,12 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from models.metrics.comparison import Interval, Verdict, verdict
+from models.metrics.comparison import Interval, Verdict
 from tasks.pages.cards import markdown_table
 from tasks.pages.html import write_page
 from tasks.pages.numbers import format_interval
 from tasks.pages.plots import Estimate, effect_panels
 from tasks.pages.report_tables import shown_number
+
+HOLDS, OPPOSITE, HOLDS_NOT = "holds", "the opposite holds", "does not hold"
+CANNOT_TELL, NOT_MEASURED = "cannot tell at this size", "not measured"
+"""Verdicts."""
+
+_MARKS: dict[str, Literal["helps", "costs"]] = {
+    HOLDS: "helps",
+    OPPOSITE: "costs",
+    HOLDS_NOT: "costs",
+}
 
 Runs = Mapping[str, Mapping[str, Any]]
 """A run's name to its numbers."""
@@ -26,9 +36,9 @@ class Finding:
         order: "RUN: NUMBER", the one that is to be highest first.
         seeds: names of the runs' seeds; one without name where there are none.
         values: each side's number by seed, sides in order.
-        differences: the least difference between neighbours of each seed.
+        differences: of each seed between the neighbours that differ least on average.
         effect: their mean with its interval; None where it was not measured.
-        verdict: in words.
+        verdict: one of the five above.
         seeds_needed: with which the effect would tell, if it is what it seems; None where that is not known.
     """
 
@@ -44,12 +54,7 @@ class Finding:
     @property
     def mark(self) -> Literal["helps", "costs", "unknown"]:
         """How the verdict is coloured."""
-        shown = self._shown
-        return "unknown" if shown == "cannot tell" else shown
-
-    @property
-    def _shown(self) -> Verdict:
-        return verdict(self.effect) if self.effect else "cannot tell"
+        return _MARKS.get(self.verdict, "unknown")
 
     @property
     def unit(self) -> str:
@@ -94,7 +99,8 @@ class Finding:
         if self.effect is None or not math.isfinite(self.effect.value):
             return None
         unit = f"least difference in {self.unit}"
-        return Estimate(self.claim, self.effect, self.differences, unit, self._shown)
+        told: Verdict = "cannot tell" if self.mark == "unknown" else self.mark
+        return Estimate(self.claim, self.effect, self.differences, unit, told)
 
 
 _BODY = """
@@ -103,8 +109,8 @@ _BODY = """
 <li>{{ item.claim }}: <span class="{{ item.mark }}">{{ item.verdict }}</span></li>{% endfor %}</ol>
 {% if effects %}<h2>Effects</h2>
 <div class="plots">{{ plot(effects, "effects with their intervals") }}</div>
-<p class="note">For each question the least difference between neighbours in the order that is claimed: right
-of zero it holds. Points are means over the seeds, lines their 95% intervals (Student), grey dots single
+<p class="note">For each question the difference of those neighbours in the claimed order that differ least:
+right of zero it holds. Points are means over the seeds, lines their 95% intervals (Student), grey dots single
 seeds. Each panel has its own unit.</p>
 {% endif %}
 {% for item in findings %}<h2>{{ item.claim }}</h2>

@@ -23,4 +23,4 @@ def test_one_detector_is_trained_so_many_times_as_long_on_real_images():
     assert (longer.detector.num_iterations, longer.arms, longer.seeds) == (32, ("real",), (0, 1))
     assert real_alone(config, "second", 2).retrain.detector.num_epochs == 6
     assert length_option(config, "main", 4) == "retrain.detector.num_iterations=32"
-    assert length_option(config, "second", 2) == "retrain.others.second.num_epochs=6"
+    assert length_option(config, "second", 2) == "retrain.others.second.num_epochs=6.0"

@@ -15,7 +15,7 @@ def arm_results(arm, scores, detector, classes):
     return [
         ArmResult(
             detector=detector, arm=arm, seed=seed, num_real=real, num_synthetic=synthetic, iterations=1500,
-            passes=20.0, augmented=arm == "real+copy-paste",
+            passes=20.0, augmentation="copy-paste" if arm == "real+copy-paste" else "flip",
             metrics={
                 "map": score, "map50": score + 0.2, "map75": score - 0.1, "map_small": score - 0.2,
                 "map_medium": score + 0.1, "map_large": None, "mar100": score + 0.05,
@@ -36,7 +36,8 @@ def comparison(scores, detector="main", classes=("cube",)):
     asked = [(arm, "real") for arm in scores if arm.startswith("real+")]
 
     def bootstrap(of, versus):
-        return Interval(of.map - versus.map, of.map - versus.map - 0.03, of.map - versus.map + 0.03)
+        gain = of.map - versus.map
+        return Interval(gain, gain - 0.03, gain + 0.03), 0.01
 
     found = compare(results, asked, bootstrap)
     return SimpleNamespace(
@@ -49,12 +50,12 @@ def comparison(scores, detector="main", classes=("cube",)):
 
 def fidelity(num_images=40, num_features=8, extractor="InceptionV3"):
     """What `measure` writes of random features: floor, then origin, easy and hard."""
-    from tasks.kinds.measure import _fidelity_row, _floor_row
+    from tasks.kinds.measure import _Real
 
     rng = np.random.default_rng(0)
     facts = {
         "extractor": extractor,
-        "features": num_features,
+        "num_features": num_features,
         "resolution": 64,
         "resize": "bicubic",
     }
@@ -62,11 +63,9 @@ def fidelity(num_images=40, num_features=8, extractor="InceptionV3"):
         rng.normal(size=(count, num_features)) for count in (num_images, 3 * num_images)
     )
     generated = {name: rng.normal(0.5, 1, real.shape) for name in ("origin", "easy", "hard")}
-    rows = [
-        _fidelity_row(name, real, features, facts) | {"copies": 0.025}
-        for name, features in generated.items()
-    ]
-    return [_floor_row(real, others, facts), *rows]
+    side = _Real(real, facts)
+    rows = [side.row(name, features) | {"copies": 0.025} for name, features in generated.items()]
+    return [*side.floor_rows(others, num_images), *rows]
 
 
 def scores(scorer, recalls):
@@ -74,7 +73,8 @@ def scores(scorer, recalls):
     return [
         {
             "scorer": scorer, "gave the attributes": scorer == "detector", "protocol": protocol,
-            "images": images, "num_images": 224, "num_objects": 900, "recall": recall, "map": recall - 0.3,
+            "images": images, "num_images": 224, "num_objects": 900,
+            "score_threshold": 0.001, "recall": recall, "map": recall - 0.3,
             "map50": recall - 0.05, "map75": recall - 0.35, "map_small": None, "map_medium": None,
             "map_large": None, "mar100": None,
         }

@@ -3,7 +3,7 @@
 import pytest
 
 from data.errors import InvalidConfig, InvalidModel
-from models.detector.classes import categories_by_name, require_common_class
+from models.detector.classes import categories_by_name, require_all_classes, require_common_class
 
 THINGS = {3: "cat", 9: "dog"}
 
@@ -32,3 +32,11 @@ def test_a_detector_without_a_class_of_the_data_set_is_refused():
     require_common_class("mine", categories_by_name([*names, "dog"], THINGS), THINGS)
     with pytest.raises(InvalidModel, match=r"mine knows 'class 0', .*80 in all.*'cat', 'dog'"):
         require_common_class("mine", categories_by_name(names, THINGS), THINGS)
+
+
+def test_a_judge_knows_all_things():
+    require_all_classes("theirs", [(1, "cat"), (2, "dog"), (-1, "cow")], {1: "cat", 2: "dog"})
+    with pytest.raises(
+        InvalidModel, match=r"theirs cannot judge: it does not know 'dog'.*but 'cat'.*class_names"
+    ):
+        require_all_classes("theirs", [(1, "cat")], {1: "cat", 2: "dog"})

@@ -151,7 +151,7 @@ def test_weights_that_a_variable_of_a_config_names_are_found(tmp_path):
         (
             DetectionsFile(path="no.json", split="val"),
             InvalidDataset,
-            "scoring.results.val no.json",
+            "detections no.json",
         ),
     ],
 )

@@ -8,7 +8,6 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from data.coco.files import boxes_by_image, read_coco
 from data.vocabulary.boxes import xyxy_to_xywh
 from data.vocabulary.tables import BOX_COLUMNS, DETECTIONS, box_array
 from models.metrics.coco_metrics import (
@@ -16,6 +15,7 @@ from models.metrics.coco_metrics import (
     coco_statistics,
     detection_recall,
     read_truth,
+    truth_boxes,
 )
 
 
@@ -98,7 +98,7 @@ def test_no_detections_score_zero(dataset):
 
 def perfect(dataset, **changes):
     rows = []
-    truth = boxes_by_image(read_coco(dataset.instances_file("val")))
+    truth = truth_boxes(read_truth(dataset.instances_file("val")))
     for image_id, (boxes, labels) in truth.items():
         for box, label in zip(boxes, labels, strict=True):
             row = {
@@ -117,6 +117,6 @@ def perfect(dataset, **changes):
     [({}, 1.0), ({"score": 0.3}, 1.0), ({"score": 0.29}, 0.0), ({"category_id": 99}, 0.0)],
 )
 def test_recall_counts_objects_found_with_class_score_and_place(dataset, changes, expected):
-    truth = boxes_by_image(read_coco(dataset.instances_file("val")))
+    truth = truth_boxes(read_truth(dataset.instances_file("val")))
     found = perfect(dataset, **changes)
     assert detection_recall(truth, found, score_threshold=float(np.float32(0.3))) == expected

@@ -10,25 +10,26 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 from scipy.stats import ortho_group
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-from torch_fidelity.metric_kid import kernel_mmd, kid_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from models.metrics import distances
 from models.metrics.comparison import student_interval
 from models.metrics.distances import (
-    Kid,
     Prdc,
     RealSide,
     copy_threshold,
     frechet_distance,
-    jackknife_interval,
     jackknife_intervals,
-    kid,
     moments,
     nearest_real,
     polynomial_mmd,
     prdc,
 )
+
+
+def jackknife_interval(statistic, count, **more):
+    return jackknife_intervals(lambda kept: (statistic(kept),), np.arange(count), **more)[0]
 
 
 def normal(count, num_features, seed=0, scale=1.0, shift=0.0):
@@ -137,20 +138,7 @@ def test_the_real_side_is_factored_once(monkeypatch):
     assert len(calls) == 1 + 2
 
 
-def test_kid_is_torch_fidelitys_over_the_same_subsets(blocks):
-    real, generated = normal(60, 5), normal(50, 5, seed=1, scale=1.2)
-    found = kid(real, generated, subset_size=20, num_subsets=7, seed=3)
-    rng = np.random.default_rng(3)
-    values = [
-        kernel_mmd(*(item[rng.choice(len(item), 20, replace=False)] for item in (real, generated)))
-        for _ in range(7)
-    ]
-    assert found.value == pytest.approx(np.mean(values), rel=1e-4)
-    assert found.standard_deviation == pytest.approx(np.std(values), rel=1e-4)
-    assert kid(real, generated, subset_size=20, num_subsets=7, seed=4) != found
-
-
-def test_sets_no_larger_than_a_subset_are_compared_whole(blocks):
+def test_the_kernel_distance_is_torch_fidelitys_kid_of_one_subset_of_all(blocks):
     real, generated = normal(40, 5), normal(40, 5, seed=1, scale=1.2)
     theirs = kid_features_to_metric(
         *(torch.from_numpy(item).double() for item in (real, generated)),
@@ -158,16 +146,8 @@ def test_sets_no_larger_than_a_subset_are_compared_whole(blocks):
         kid_subset_size=40,
         verbose=False,
     )
-    found = kid(real, generated, subset_size=40)
-    assert found == Kid(polynomial_mmd(real, generated), 0)
-    assert found.value == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-9)
-
-
-def test_a_subset_is_no_larger_than_the_smaller_set():
-    real, generated = normal(60, 5), normal(9, 5, seed=1)
-    assert kid(real, generated, num_subsets=4, subset_size=50) == kid(
-        real, generated, num_subsets=4, subset_size=9
-    )
+    found = polynomial_mmd(real, generated)
+    assert found == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-9)
 
 
 def test_the_kernel_distance_of_unequal_sets_is_the_sum_over_pairs(blocks):
@@ -282,10 +262,27 @@ def test_the_jackknife_leaves_out_every_image_once():
     assert jackknife_interval(lambda kept: float(len(kept)), 3).value == 3
 
 
+def test_images_of_one_cluster_are_left_out_together():
+    clusters, seen = np.repeat([7, 3, 5, 9], 3), []
+    jackknife_intervals(lambda kept: seen.append(kept) or [0.0], clusters, num_groups=20)
+    left_out = [set(range(12)) - set(kept.tolist()) for kept in seen[:-1]]
+    assert sorted(map(sorted, left_out)) == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
+    values = np.random.default_rng(0).normal(size=200)
+    repeated, names = np.repeat(values, 5), np.repeat(np.arange(200), 5)
+    single, apart, together = (
+        jackknife_intervals(lambda kept, v=v: [v[kept].mean()], c)[0]
+        for v, c in ((values, np.arange(200)), (repeated, np.arange(1000)), (repeated, names))
+    )
+    assert together.high - together.low == pytest.approx(single.high - single.low, rel=0.3)
+    assert apart.high - apart.low < 0.7 * (single.high - single.low)
+
+
 def test_several_numbers_have_each_its_interval():
     values = np.random.default_rng(0).normal(size=60)
     statistics = (np.mean, np.var)
-    together = jackknife_intervals(lambda kept: [f(values[kept]) for f in statistics], 60)
+    together = jackknife_intervals(
+        lambda kept: [f(values[kept]) for f in statistics], np.arange(60)
+    )
     for found, f in zip(together, statistics, strict=True):
         alone = jackknife_interval(lambda kept, f=f: f(values[kept]), 60)
         assert astuple(found) == pytest.approx(astuple(alone))

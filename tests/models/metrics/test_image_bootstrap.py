@@ -15,6 +15,7 @@ from models.metrics.comparison import Interval
 from models.metrics.image_bootstrap import (
     bootstrap_difference,
     bootstrap_map,
+    difference_p_value,
     match_detections,
     weighted_map,
 )
@@ -227,6 +228,13 @@ def test_interval_of_a_share_is_binomial():
     assert interval.value == pytest.approx(closed_form(found))
     error = found.std() / math.sqrt(len(found)) * 100 / 101
     assert interval.high - interval.low == pytest.approx(2 * 1.96 * error, rel=0.12)
+
+
+def test_the_p_value_of_a_difference_agrees_with_its_interval():
+    less, more, same = (bootstrap_map(share_found(n > TENS), 400) for n in (3, 6, 3))
+    assert difference_p_value(more, less) == pytest.approx(2 / 401)
+    assert difference_p_value(less, more) == pytest.approx(2 / 401)
+    assert difference_p_value(less, same) == 1
 
 
 def test_the_same_images_are_drawn_for_both():

@@ -1,5 +1,6 @@
 """The answers of a study, and its page, from the reports of its runs."""
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -38,19 +39,44 @@ def test_every_verdict_has_its_cause(a, b, verdict):
     assert found.effect.value == pytest.approx(sum(a) / len(a) - sum(b) / len(b))
 
 
-def test_an_order_of_three_is_as_good_as_its_least_step():
+def order_of_three(columns):
     numbers = {
-        f"a/{seed}": {"easy": 0.9, "origin": 0.8 + seed / 100, "hard": 0.5} for seed in range(3)
+        f"a/{seed}": dict(zip(("easy", "origin", "hard"), column, strict=True))
+        for seed, column in enumerate(columns)
     }
-    found = answer(question("a: easy", "a: origin", "a: hard"), numbers)
-    assert found.per_seed == pytest.approx([0.10, 0.09, 0.08])
+    return answer(question("a: easy", "a: origin", "a: hard"), numbers)
+
+
+@pytest.mark.parametrize(
+    ("columns", "verdict"),
+    [
+        ([(0.9, 0.8, 0.7), (0.91, 0.8, 0.69), (0.9, 0.81, 0.7)], "holds"),
+        ([(0.7, 0.8, 0.9), (0.69, 0.8, 0.91), (0.7, 0.81, 0.9)], "the opposite holds"),
+        ([(0.9, 0.8, 0.9), (0.91, 0.8, 0.89), (0.9, 0.81, 0.9)], "does not hold"),
+        ([(0.9, 0.8, 0.7), (0.8, 0.9, 0.7)], "cannot tell at this size"),
+    ],
+)
+def test_an_order_holds_where_each_step_does(columns, verdict):
+    assert order_of_three(columns).verdict == verdict
+
+
+def test_the_effect_of_an_order_is_the_step_that_is_least_on_average():
+    found = order_of_three([(0.9, 0.8, 0.75), (0.9, 0.88, 0.7)])
+    assert found.differences == pytest.approx([0.1, 0.02])
+    assert found.effect.value == pytest.approx(0.06)
+
+
+def test_equal_sides_are_rarely_told_apart():
+    rng = np.random.default_rng(0)
+    verdicts = [order_of_three(rng.normal(0.5, 0.01, (3, 3))).verdict for _ in range(300)]
+    assert np.mean([verdict != "cannot tell at this size" for verdict in verdicts]) < 0.08
 
 
 def test_a_seed_without_a_number_is_left_out_and_a_number_that_is_nowhere_is_said():
     found = answer(question("a: map", "b: map"), runs(a=(0.5, 0.5), b=(0.4, None)))
     assert found.seeds == ("0",)
     missing = answer(question("a: map", "b: kid"), runs(a=(0.5,), b=(0.4,)))
-    assert (missing.verdict, missing.effect, missing.per_seed) == ("not measured", None, [])
+    assert (missing.verdict, missing.effect, missing.differences) == ("not measured", None, ())
 
 
 def conclusion(folder, numbers, *questions):

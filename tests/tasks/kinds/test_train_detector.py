@@ -23,6 +23,13 @@ def with_spare(tmp_path_factory):
     return Dataset(out)
 
 
+@pytest.fixture(scope="module")
+def dataset_with_few_spare(tmp_path_factory):
+    out = tmp_path_factory.mktemp("few_spare") / "ingest"
+    ingest(IngestConfig(scenes=ScenesConfig(num_train=4, num_val=4, num_spare=2)), out)
+    return Dataset(out)
+
+
 @pytest.fixture
 def context(with_spare, tmp_path):
     """A step's context with a synthetic set of six images."""
@@ -67,24 +74,29 @@ def context(with_spare, tmp_path):
         (
             {"num_epochs": 3, "num_iterations": 0, "batch_size": 5, "real_multiple": 0.5},
             {"real": 6},
-            4,
+            8,
         ),
         ({"num_epochs": 0.1, "num_iterations": 0, "batch_size": 5}, {"real": 12}, 1),
     ],
 )
 def test_an_arm_has_its_images_and_its_length(context, with_spare, options, images, iterations):
     given = context(**options)
-    real, parts = _parts(given, with_spare)
+    parts = _parts(given, with_spare)
     assert {part.what: part.count for part in parts} == images
-    assert _iterations(given, real) == iterations
+    assert _iterations(given, with_spare) == iterations
     for part in parts:
         if not part.what.startswith("synthetic"):
             assert len(read_coco(part.folder.annotations).images) == part.count
 
 
+def test_fewer_spare_images_than_synthetic_ones_are_refused(context, dataset_with_few_spare):
+    with pytest.raises(InvalidConfig, match=r"the synthetic set has, 6: ingest\.spare has 2"):
+        _parts(context(images="real+spare"), dataset_with_few_spare)
+
+
 def test_few_real_images_are_among_more(context, with_spare):
     def trained_on(multiple):
-        _, parts = _parts(context(real_multiple=multiple), with_spare)
+        parts = _parts(context(real_multiple=multiple), with_spare)
         return {
             (p.what, item.file_name)
             for p in parts
@@ -95,10 +107,10 @@ def test_few_real_images_are_among_more(context, with_spare):
 
 
 def test_pasted_objects_come_with_their_masks(context, with_spare):
-    _, parts = _parts(context(augmentation="copy-paste", real_multiple=0.5), with_spare)
+    parts = _parts(context(augmentation="copy-paste", real_multiple=0.5), with_spare)
     assert parts[0].folder.has_masks
     assert '"counts"' in parts[0].folder.annotations.read_text()
-    _, plain = _parts(context(), with_spare)
+    plain = _parts(context(), with_spare)
     assert not plain[0].folder.has_masks
 
 
