@@ -75,9 +75,9 @@ def paired_p_value(of: Sequence[float], versus: Sequence[float]) -> float:
         return math.nan
     rounding = _ROUNDING * max(np.abs(of).max(), np.abs(versus).max())
     mean = abs(float(differences.mean()))
-    if np.ptp(differences) <= rounding:
-        return 1.0 if mean <= rounding else 0.0
     error = float(differences.std(ddof=1)) / math.sqrt(num_pairs)
+    if np.ptp(differences) <= rounding or error == 0:  # squares of the least numbers are zero
+        return 1.0 if mean <= rounding else 0.0
     return float(2 * stats.t.sf(mean / error, num_pairs - 1))
 
 

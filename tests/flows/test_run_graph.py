@@ -134,7 +134,7 @@ def test_every_detector_is_compared_and_every_scorer_judges(results):
             "contrasts name .'real.easy'.*there are real, real.hard",
         ),
         ({"ruler": [1.0]}, "1 is the arm real"),
-        ({"ruler": [-1.0]}, "multiples are above 0"),
+        ({"ruler": [-1.0]}, "multiples are finite and above 0"),
         (
             {"detector": {"num_epochs": 3}},
             "num_epochs is 3 and num_iterations 8: one of them must be 0",
@@ -232,7 +232,7 @@ def test_a_data_set_is_the_same_whatever_the_preset_says_of_scenes(tmp_path):
         ({"extract_attributes": {"scoring": {"detector": "nowhere"}}}, InvalidModel, "nowhere"),
         (
             {"extract_attributes": {"scoring": {"results": {"train": "no.json", "val": "no.json"}}}},
-            InvalidDataset, "results.train no.json",
+            InvalidDataset, "detections no.json",
         ),
         (
             {"evaluate": {"features": "inception", "inception_weights": "no.pth"}},

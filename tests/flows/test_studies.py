@@ -2,6 +2,7 @@ import pytest
 
 from data.artifacts.digests import DigestMemory
 from data.errors import InvalidConfig
+from data.layouts.layout import POLICIES
 from flows.presets import STUDIES
 from flows.studies import read_study, study_graph
 from tasks.pages.numbers import number_name
@@ -98,6 +99,8 @@ def test_studies_with_a_name_ask_for_numbers_that_their_runs_have(name):
     for question in study.questions:
         for run, number in question.sides:
             retrain = study.runs[f"{run}/0"].retrain
-            arms = {f"map_{number_name(arm)}{suffix}" for arm in retrain.trained_arms
-                    for suffix in ("", *(f"_{other}" for other in retrain.others))}  # fmt: skip
-            assert number in arms or number.startswith(("score_ap50_", "recall_"))
+            prefixes = ("", *(f"{other}_" for other in retrain.others))
+            numbers = {f"{prefix}map_{number_name(arm)}" for arm in retrain.trained_arms
+                       for prefix in prefixes}  # fmt: skip
+            numbers |= {f"{what}_{policy}" for what in ("score_ap50", "recall") for policy in POLICIES}
+            assert number in numbers

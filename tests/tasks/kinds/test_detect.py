@@ -13,6 +13,7 @@ import torch
 from data.coco.files import read_coco
 from data.errors import InvalidModel
 from flows.presets import PRESETS, merge
+from data.vocabulary.tables import Dataset
 from models.detector.options import (
     CheckpointConfig,
     DarknetConfig,
@@ -117,7 +118,9 @@ def test_a_killed_scoring_goes_on_after_its_last_shard(context, dataset, trained
 def test_validation_images_have_metrics_and_weak_detections_can_be_left_out(context, trained):
     step = context("val", DetectionOptions(), {"detector": trained})
     table, summary = detections(step)
-    assert summary["metrics"] == json.loads((step.out / "metrics.json").read_text())
+    written = json.loads((step.out / "metrics.json").read_text())
+    assert set(written.pop("classes")) == set(Dataset(step.inputs["ingest"]).things.values())
+    assert summary["metrics"] == written
     assert summary["metrics"].keys() >= {"map", "map50", "map75"}
     limit = float(pc.quantile(table["score"], 0.5)[0].as_py())
     strong = context("strong", DetectionOptions(score_threshold=limit), {"detector": trained})
@@ -136,7 +139,7 @@ def test_no_image_is_scored_by_a_detector_that_saw_it(context, dataset, trained)
         training = DetectorTraining.model_validate({**TINY, "fold": fold})
         step = context(f"fold {number}", training)
         run(step)
-        seen = {image.id for image in read_coco(step.work / "instances.json").images}
+        seen = {image.id for image in read_coco(step.work / "instances_train.json").images}
         options = DetectionOptions(split="train", fold=fold)
         table, _ = detections(context(f"scored {number}", options, {"detector": step.out}))
         found = set(table["image_id"].to_pylist())
