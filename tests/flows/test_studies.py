@@ -102,5 +102,7 @@ def test_studies_with_a_name_ask_for_numbers_that_their_runs_have(name):
             prefixes = ("", *(f"{other}_" for other in retrain.others))
             numbers = {f"{prefix}map_{number_name(arm)}" for arm in retrain.trained_arms
                        for prefix in prefixes}  # fmt: skip
-            numbers |= {f"{what}_{policy}" for what in ("score_ap50", "recall") for policy in POLICIES}
+            numbers |= {
+                f"{what}_{policy}" for what in ("score_ap50", "recall") for policy in POLICIES
+            }
             assert number in numbers

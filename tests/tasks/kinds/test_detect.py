@@ -12,8 +12,8 @@ import torch
 
 from data.coco.files import read_coco
 from data.errors import InvalidModel
-from flows.presets import PRESETS, merge
 from data.vocabulary.tables import Dataset
+from flows.presets import PRESETS, merge
 from models.detector.options import (
     CheckpointConfig,
     DarknetConfig,
