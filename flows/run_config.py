@@ -22,6 +22,7 @@ from data.layouts.layout import POLICIES, AttributePolicy
 from data.layouts.protocols import PROTOCOLS, Protocol, ProtocolName
 from data.vocabulary.tables import Split
 from flows.presets import PRESETS, PresetName, merge
+from models.detector.config_sources import dotted
 from models.detector.options import (
     Budget,
     CheckpointConfig,
@@ -303,18 +304,10 @@ class RunConfig(BaseModel):
 def changes_to_preset(config: RunConfig) -> dict[str, Any]:
     """The options in which a run differs from its preset, by dotted name."""
     given, preset = (
-        _flat(item.model_dump(mode="json"))
+        dotted(item.model_dump(mode="json"))
         for item in (config, RunConfig.model_validate({"preset": config.preset}))
     )
     return {name: value for name, value in given.items() if preset.get(name, ...) != value}
-
-
-def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in options.items():
-        inner = isinstance(value, Mapping) and value
-        flat |= _flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
-    return flat
 
 
 def build_run(preset: str, overrides: Mapping[str, Any]) -> RunConfig:
