@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from faster_coco_eval import COCO, COCOeval_faster
-from jaxtyping import Float64
+from jaxtyping import Bool, Float, Float64, Int
 
 from data.attributes.matching import class_groups, match_best
 from data.vocabulary.boxes import xywh_to_xyxy, xyxy_to_xywh
@@ -112,17 +112,41 @@ def detection_recall(
         truth: image id to boxes (num_boxes, 4), xyxy, and their category ids.
         detections: table with the columns of `data.vocabulary.tables.DETECTIONS`, all of one split.
     """
-    kept = detections.filter(pc.field("score") >= score_threshold)
     counts = [len(boxes) for boxes, _ in truth.values()]
-    groups, found_groups = class_groups(
+    found = boxes_found(
+        np.concatenate([boxes for boxes, _ in truth.values()]),
         np.repeat(list(truth), counts),
         np.concatenate([labels for _, labels in truth.values()]),
-        kept["image_id"].to_numpy(),
-        kept["category_id"].to_numpy(),
+        detections,
+        score_threshold=score_threshold,
+        iou_threshold=iou_threshold,
     )
-    boxes = np.concatenate([boxes for boxes, _ in truth.values()])
+    return float(found.mean())
+
+
+def boxes_found(
+    boxes: Float[np.ndarray, "num_boxes 4"],
+    image_ids: Int[np.ndarray, " num_boxes"],
+    category_ids: Int[np.ndarray, " num_boxes"],
+    detections: pa.Table,
+    *,
+    score_threshold: float,
+    iou_threshold: float,
+) -> Bool[np.ndarray, " num_boxes"]:
+    """Which boxes have a detection of their class, score and IoU at the limits.
+
+    Args:
+        boxes: xyxy.
+        image_ids: of each box.
+        category_ids: likewise.
+        detections: as of `detection_recall`.
+    """
+    kept = detections.filter(pc.field("score") >= score_threshold)
+    groups, found_groups = class_groups(
+        image_ids, category_ids, kept["image_id"].to_numpy(), kept["category_id"].to_numpy()
+    )
     matches = match_best(boxes, groups, box_array(kept), found_groups)
-    return float((matches.best_iou >= iou_threshold).mean())
+    return matches.best_iou >= iou_threshold
 
 
 def coco_metrics(truth: CocoTruth, detections: pa.Table) -> CocoMetrics:

@@ -294,10 +294,10 @@ def jackknife_intervals(
     """Intervals of numbers of a set of images, by the jackknife that leaves out a group at a time.
 
     Shao and Wu (1989): the variance is (g-1)/g Σ(θᵢ - θ̄)² over g groups drawn at random, images of one
-    cluster, such as those of one layout, together. It suits
-    numbers that are not smooth too, such as those of nearest neighbours, where leaving out single
-    images fails. Student's t with g-1 degrees of freedom makes the interval of it. The set is taken for
-    a random sample; what the statistic compares it to is taken as it is.
+    cluster, such as those of one layout, together. It suits numbers that are not smooth too, such as those
+    of nearest neighbours, where leaving out single images fails. Student's t with g-1 degrees of freedom
+    makes the interval of it. The set is taken for a random sample; what the statistic compares it to is
+    taken as it is.
 
     Args:
         statistic: the numbers of the images at these places, in ascending order.

@@ -39,7 +39,7 @@ from tasks.execution.context import StepContext, Summary
 from tasks.pages.cards import markdown_table, write_card
 from tasks.pages.detections import COCO_METRICS_NAME, DETECTIONS_NAME
 from tasks.pages.numbers import number_name
-from tasks.pages.report_tables import FLOOR
+from tasks.pages.report_tables import DISTANCES, FLOOR
 
 FIDELITY_NAME, SCORES_NAME, COPIES_NAME = "fidelity.parquet", "scores.parquet", "copies.parquet"
 """Tables of distances, of detection scores, and of the generated images nearest to a training image."""
@@ -52,8 +52,6 @@ _MOST_DRAWS = 5
 
 _FEWEST = 8
 """Images that distances need: an image and five neighbours where some are left out."""
-
-_NUMBERS = ("frechet_distance", "kid", "precision", "recall", "density", "coverage")
 
 Rows = list[dict[str, Any]]
 Features = tuple[Int[np.ndarray, " images"], Float[np.ndarray, "images features"]]
@@ -204,7 +202,7 @@ class _Real:
             self.row(FLOOR, others[order[i * count : (i + 1) * count]]) for i in range(num_draws)
         ]
         row: dict[str, Any] = {**draws[0], "draws": num_draws, "copies": None}
-        for name in _NUMBERS:
+        for name in DISTANCES:
             if num_draws > 1 and row[name] is not None:
                 row |= _limits(name, student_interval([draw[name] for draw in draws]))
         return [row]
@@ -219,7 +217,7 @@ class _Real:
         """
         count = min(len(self.features), len(generated))
         defined = self._moments and frechet_defined(len(generated), generated.shape[1])
-        measured = _NUMBERS if defined else _NUMBERS[1:]
+        measured = DISTANCES if defined else DISTANCES[1:]
 
         def distances(kept: Int[np.ndarray, " kept"]) -> tuple[float, ...]:
             shown = generated[kept]
@@ -240,7 +238,7 @@ class _Real:
             "draws": 1,
             **self._facts,
         }
-        for number in _NUMBERS:
+        for number in DISTANCES:
             row |= _limits(number, intervals.get(number))
         return row
 

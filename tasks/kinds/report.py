@@ -7,12 +7,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data.artifacts.manifest import Manifest
 from data.attributes.calibration import easiest_and_hardest, scored_things
-from data.attributes.matching import class_groups, match_best
 from data.attributes.options import ATTRIBUTES_NAME
 from data.coco.image_sets import SyntheticSet
 from data.layouts.gallery import SMALL, contact_sheet, crop, draw_boxes, draw_layout, page_picture
@@ -29,7 +27,7 @@ from data.layouts.protocols import Protocol
 from data.vocabulary.boxes import xywh_to_xyxy
 from data.vocabulary.images import read_square
 from data.vocabulary.tables import Dataset, box_array
-from models.metrics.coco_metrics import CocoTruth, read_truth
+from models.metrics.coco_metrics import CocoTruth, boxes_found, read_truth
 from models.metrics.options import MeasureOptions, ReportOptions
 from models.training.metrics_file import METRICS_NAME, read_metrics
 from tasks.execution.context import StepContext, Summary
@@ -265,16 +263,19 @@ def _missed_gallery(context: Context, dataset: Dataset, sets: Sets) -> Gallery:
 def _missed(truth: CocoTruth, found: pa.Table, limits: MeasureOptions) -> list[dict[str, Any]]:
     """Annotations without a detection of their class at the limits."""
     wanted = truth["annotations"]
-    kept = found.filter(pc.field("score") >= limits.recall_score_threshold)
     boxes = xywh_to_xyxy(np.array([item["bbox"] for item in wanted], np.float64).reshape(-1, 4))
     image_ids, category_ids = (
         np.array([item[name] for item in wanted], np.int64) for name in ("image_id", "category_id")
     )
-    groups, found_groups = class_groups(
-        image_ids, category_ids, kept["image_id"].to_numpy(), kept["category_id"].to_numpy()
+    is_found = boxes_found(
+        boxes,
+        image_ids,
+        category_ids,
+        found,
+        score_threshold=limits.recall_score_threshold,
+        iou_threshold=limits.recall_iou_threshold,
     )
-    best = match_best(boxes, groups, box_array(kept), found_groups).best_iou
-    return [wanted[row] for row in np.flatnonzero(best < limits.recall_iou_threshold)]
+    return [wanted[row] for row in np.flatnonzero(~is_found)]
 
 
 def _missed_pictures(
@@ -297,10 +298,11 @@ def _missed_pictures(
 def _copy_gallery(context: Context, dataset: Dataset, sets: Sets) -> Gallery:
     """Generated images beside the training images nearest to them."""
     real = dict(dataset.image_paths("train"))
+    copies = _rows(context, "measures", COPIES_NAME)
     groups = []
     for name, item in sets.items():
         generated = dict(item.image_set.images)
-        pairs = [row for row in _rows(context, "measures", COPIES_NAME) if row["images"] == name]
+        pairs = [row for row in copies if row["images"] == name]
         for row in sorted(pairs, key=lambda row: row["distance"])[:_COPIES]:
             near = row["distance"] < row["limit"]
             side = "below" if near else "above"

@@ -34,7 +34,10 @@ _SCORERS = {
 }
 """What the judges of a run's own are called; a user's go by the user's name."""
 
-_DISTANCES = ("precision", "recall", "density", "coverage")
+_NEIGHBOURHOODS = ("precision", "recall", "density", "coverage")
+
+DISTANCES = ("frechet_distance", "kid", *_NEIGHBOURHOODS)
+"""Numbers of generated images against real ones; each has `_low` and `_high` beside it."""
 
 _PUBLISHED = "published (DetDiffusion, CVPR 2024)"
 
@@ -182,14 +185,13 @@ def distance_name(row: Row) -> str:
 def fidelity_table(rows: Rows) -> Table:
     """Distances to the real images of the layouts; the last columns are what they depend on."""
     known = {"images", "extractor", "num_images", "num_real", "copies"}
-    numbers = ("frechet_distance", "kid", *_DISTANCES)
-    known |= {f"{name}{end}" for name in numbers for end in ("", "_low", "_high")}
+    known |= {f"{name}{end}" for name in DISTANCES for end in ("", "_low", "_high")}
     return [
         {
             "images": "real (floor)" if row["images"] == FLOOR else row["images"],
             distance_name(row): interval(row, "frechet_distance") or "undefined",
             "KID": interval(row, "kid"),
-            **{name: interval(row, name) for name in _DISTANCES},
+            **{name: interval(row, name) for name in _NEIGHBOURHOODS},
             "likely copies": None if row["copies"] is None else f"{row['copies']:.1%}",
             "number": row["num_images"],
             "real ones": row["num_real"],
