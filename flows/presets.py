@@ -88,15 +88,15 @@ _YOLOX_NARROW = merge(
 _FAST_SAMPLING = {
     "sampler": "dpm-solver++",
     "num_inference_steps": 12,
-    "guidance_scale": 2.0,
+    "guidance_scale": 2.5,
     "batch_size": 64,
 }
 
 _DEMO: dict[str, Any] = {
     "ingest": {"scenes": {"num_train": 3500, "num_val": 500, "size": 64}},
-    "train_detector": {**_RTMDET_NARROW, "num_epochs": 0, "num_iterations": 1200},
-    "train_scorer": {**_YOLOX_NARROW, "num_epochs": 0, "num_iterations": 1200},
-    "extract_attributes": {},
+    "train_detector": {**_YOLOX_NARROW, "num_epochs": 0, "num_iterations": 1200},
+    "train_scorer": {**_RTMDET_NARROW, "num_epochs": 0, "num_iterations": 1200},
+    "extract_attributes": {"labelling": {"score_threshold": 0.7}},
     "train_generator": {
         "base_model": {
             "block_out_channels": (64, 64, 128),
@@ -107,15 +107,15 @@ _DEMO: dict[str, Any] = {
         "layout_conditioning": "both",
         "location_grid": 16,
         "min_snr_gamma": 5.0,
-        "num_steps": 1500,
-        "batch_size": 16,
+        "num_steps": 3600,
+        "batch_size": 8,
         "learning_rate": 1.5e-3,
         "text_learning_rate": 1e-3,
         "num_warmup_steps": 100,
         "ema_decay": 0.995,
-        "probe": {"interval": 300, "sampling": _FAST_SAMPLING},
+        "probe": {"interval": 600, "sampling": _FAST_SAMPLING},
         "num_workers": 0,
-        "checkpoint_interval": 100,
+        "checkpoint_interval": 200,
     },
     "synthesize": {
         "sampling": _FAST_SAMPLING,
@@ -123,7 +123,7 @@ _DEMO: dict[str, Any] = {
         "num_val_layouts": 224,
         "images_per_val_layout": 1,
     },
-    "retrain": {"detector": {**_RTMDET_NARROW, "num_epochs": 0, "num_iterations": 1200}},
+    "retrain": {"detector": {**_YOLOX_NARROW, "num_epochs": 0, "num_iterations": 1200}},
     "evaluate": {"features": "random"},
 }
 
@@ -185,8 +185,8 @@ def _coco(resolution: int, guidance_scale: float, learning_rate: float) -> dict[
     }
 
 
-_SHORT = 300
-"""Steps of a generator in the study of claims, a fifth of the demo's: nine are trained."""
+_SHORT = 600
+"""Steps of a generator in the study of claims, a sixth of the demo's: nine are trained."""
 
 _CLAIMS: dict[str, Any] = {
     "preset": "demo",
@@ -200,7 +200,7 @@ _CLAIMS: dict[str, Any] = {
         "full": {
             "retrain": {
                 "arms": ("real", "real+hard"),
-                "others": {"yolox": _DEMO["train_scorer"]},
+                "others": {"rtmdet": _DEMO["train_scorer"]},
             }
         },
         "without-loss": {"train_generator": {"perception_weight": 0.0}},
@@ -230,7 +230,7 @@ _CLAIMS: dict[str, Any] = {
         {
             "name": "claim_5",
             "text": "Attributes by one detector help another detector too",
-            "order": ("full: yolox_map_real_hard", "full: yolox_map_real"),
+            "order": ("full: rtmdet_map_real_hard", "full: rtmdet_map_real"),
         },
     ),
 }

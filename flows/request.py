@@ -1,15 +1,20 @@
 """What is asked for: a run, a stage of one, or a study. Flows and the command line carry it out."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from data.artifacts.digests import DigestMemory
 from data.artifacts.records import write_record
 from data.artifacts.store import ArtifactStore
 from flows.run_config import RunConfig
-from flows.run_graph import run_graph
+from flows.run_graph import lost_detectors, run_graph
 from flows.studies import StudyConfig, study_graph
 from tasks.execution.graph import Graph
+
+_ONLY_RUN = ""
+"""What a run is called that is no study's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +33,27 @@ class Request:
     config: RunConfig | StudyConfig
     stage: str | None = None
 
-    def graph(self, digests: DigestMemory) -> Graph:
+    def graph(
+        self, digests: DigestMemory, missing: Mapping[str, Collection[str]] = MappingProxyType({})
+    ) -> Graph:
         """Build its graph.
+
+        Args:
+            missing: what `lost_detectors` found, which comparisons are made without.
 
         Raises:
             PipelineError: options do not go together, or what they name is not there.
         """
         if isinstance(self.config, StudyConfig):
-            return study_graph(self.config, digests)
-        return run_graph(self.config, digests)
+            return study_graph(self.config, digests, missing)
+        return run_graph(self.config, digests, missing.get(_ONLY_RUN, ()))
+
+    def lost_detectors(self, digests: DigestMemory, store: ArtifactStore) -> dict[str, list[str]]:
+        """By run the detectors without result that its comparison could be made without."""
+        config = self.config
+        runs = config.runs if isinstance(config, StudyConfig) else {_ONLY_RUN: config}
+        found = {name: lost_detectors(run, digests, store) for name, run in runs.items()}
+        return {name: lost for name, lost in found.items() if lost}
 
     def record(self, store: ArtifactStore, graph: Graph) -> None:
         """Leave a record of it in the store.

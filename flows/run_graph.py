@@ -82,12 +82,13 @@ def run_graph(config: RunConfig, digests: DigestMemory, missing: Collection[str]
         raise InvalidConfig(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
-def lost_detectors(config: RunConfig, graph: Graph, store: ArtifactStore) -> list[str]:
+def lost_detectors(config: RunConfig, digests: DigestMemory, store: ArtifactStore) -> list[str]:
     """The detectors of the comparison that have no result, where it could be made without them.
 
     Returns:
         `detector/arm/seed` of each; none where something else is missing too, or all of them are.
     """
+    graph = run_graph(config, digests)
 
     def is_there(name: str) -> bool:
         identity = graph.find(name).identity

@@ -17,7 +17,7 @@ from data.artifacts.store import ArtifactStore, default_root
 from data.errors import PipelineError
 from flows.request import Request
 from flows.run_config import RunConfig
-from flows.run_graph import STAGES, lost_detectors, run_graph, stage_steps
+from flows.run_graph import STAGES, stage_steps
 from flows.studies import StudyConfig
 from tasks.execution.graph import Graph, Step
 from tasks.execution.plan import check, note_places
@@ -70,11 +70,8 @@ def _run(request: Request, num_cores: int | None) -> State[Any]:
             steps = stage_steps(graph, request.stage)
             request.record(store, graph)
             state = _obtain(store, graph, steps, num_cores)
-            if state.is_failed() and isinstance(request.config, RunConfig) and not request.stage:
-                rest = _without_lost_detectors(request.config, graph, store, digests)
-                if rest:
-                    request.record(store, rest)
-                    _obtain(store, rest, rest.of_stage("evaluate"), num_cores)
+            if state.is_failed() and request.stage is None:
+                _report_with_holes(request, store, digests, num_cores)
             return state
     except PipelineError as error:
         return Failed(message=str(error), data=error)
@@ -104,15 +101,15 @@ def _obtain(
     return _outcome([future.state for future in futures.values()])
 
 
-def _without_lost_detectors(
-    config: RunConfig, graph: Graph, store: ArtifactStore, digests: DigestMemory
-) -> Graph | None:
-    """The graph of a run whose report has a marked hole for every training that failed.
-
-    None where something else failed, so that there is nothing to report.
-    """
-    lost = lost_detectors(config, graph, store)
-    return run_graph(config, digests, lost) if lost else None
+def _report_with_holes(
+    request: Request, store: ArtifactStore, digests: DigestMemory, num_cores: int | None
+) -> None:
+    """Evaluate with a marked hole for every training that failed, where nothing else did."""
+    lost = request.lost_detectors(digests, store)
+    if lost:
+        graph = request.graph(digests, lost)
+        request.record(store, graph)
+        _obtain(store, graph, graph.of_stage("evaluate"), num_cores)
 
 
 def _submit(

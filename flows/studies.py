@@ -1,7 +1,7 @@
 """Studies: several runs that share what is the same in them."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -117,16 +117,22 @@ def _run(source: str, name: str, preset: str, common: Any, over: Any) -> RunConf
         raise InvalidConfig(f"study {source}, run {name}: {error}") from error
 
 
-def study_graph(study: StudyConfig, digests: DigestMemory) -> Graph:
+def study_graph(
+    study: StudyConfig, digests: DigestMemory, missing: Mapping[str, Collection[str]]
+) -> Graph:
     """Build the union of the runs' graphs, and the step that answers the study's questions.
 
     A step's names begin with its runs' names.
+
+    Args:
+        missing: of a run, the detectors that its comparison is made without.
 
     Raises:
         PipelineError: as `run_graph`.
     """
     runs = union(
-        renamed(run_graph(config, digests), f"{name}: ") for name, config in study.runs.items()
+        renamed(run_graph(config, digests, missing.get(name, ())), f"{name}: ")
+        for name, config in study.runs.items()
     )
     reports = {f"reports/{name}": f"{name}: {REPORT}" for name in study.runs}
     options = ConclusionOptions(questions=study.questions)

@@ -83,11 +83,3 @@ class SyntheticSet:
             *(self.provenance[k].to_pylist() for k in ("image_id", "file_name")), strict=True
         )
         return ImageSet(self.instances, [(key, self.image_folder / name) for key, name in names])
-
-    def first_images(self) -> dict[int, Path]:
-        """The first image of each layout, by the real image's id."""
-        return {
-            row["source_image_id"]: self.image_folder / row["file_name"]
-            for row in self.provenance.to_pylist()
-            if row["repeat"] == 0
-        }

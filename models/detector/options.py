@@ -13,6 +13,7 @@ from data.attributes.folds import fold_image_ids
 from data.errors import InvalidConfig, InvalidDataset, InvalidModel
 from data.vocabulary.tables import Dataset, Split
 from models.detector.config_sources import config_files, dotted, named_weights, weights_in
+from models.precision import require_gpu
 
 CODE_VERSION = 3
 """Of training and inference; bumped by hand when what they make changes."""
@@ -180,11 +181,13 @@ class DetectorTraining(DetectorConfig):
     )
 
     def check(self, dataset: Dataset) -> None:
-        """Refuse more folds or real images than there are.
+        """Refuse more folds or real images than there are, and mixed precision without a GPU.
 
         Raises:
-            InvalidConfig: there are fewer.
+            InvalidConfig: there are fewer, or no GPU.
         """
+        if self.mixed_precision != "no":
+            require_gpu("mixed_precision", self.mixed_precision)
         if self.fold:
             fold_image_ids(dataset, "train", self.fold.number, self.fold.of)
         if self.images == "real+spare" and not dataset.split_images("spare"):

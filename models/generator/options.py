@@ -15,7 +15,7 @@ from data.layouts.layout import AttributePolicy, require_layouts
 from data.layouts.protocols import EVERYTHING, Protocol
 from data.vocabulary.tables import Dataset, Split
 from models.generator.hub import hub_commit, missing_downloads
-from models.precision import PRECISION_HELP, Precision
+from models.precision import PRECISION_HELP, Precision, require_gpu
 
 CODE_VERSION = 1
 """Of conditioning, training and sampling; bumped by hand when what they make changes."""
@@ -203,11 +203,14 @@ class GeneratorConfig(Options):
         return missing_downloads(name, self.base_model_revision)
 
     def check(self, dataset: Dataset) -> None:
-        """Refuse a rule that leaves no layout to train on, or none to probe.
+        """Refuse a rule that leaves no layout to train on, or none to probe, and fp16 without a GPU.
 
         Raises:
             InvalidDataset: it does.
+            InvalidConfig: there is no GPU.
         """
+        if self.mixed_precision == "fp16":
+            require_gpu("train_generator.mixed_precision", "fp16")
         limits = "train_generator.max_things or min_area_fraction"
         require_layouts(dataset, "train", self.protocol, limits)
         if self.probe.interval:

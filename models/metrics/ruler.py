@@ -81,12 +81,23 @@ class Worth:
     Attributes:
         real_images: gain in real images; -inf and inf where the arm scores less or more than the
             ruler measures, which are results; NaN only where the ruler has no slope.
-        exchange_rate: synthetic images per real one; inf where they are worth no real image, 0 where
-            they are worth more of them than the ruler measures, NaN where it has no slope.
+        num_synthetic: synthetic images that have it.
     """
 
     real_images: Interval
-    exchange_rate: float
+    num_synthetic: int
+
+    @property
+    def exchange_rate(self) -> Interval:
+        """Synthetic images per real one, which falls as the gain rises.
+
+        inf where they are worth no real image, 0 where they are worth more of them than the ruler
+        measures, NaN where it has no slope.
+        """
+        gain = self.real_images
+        return Interval(
+            *(_exchange_rate(self.num_synthetic, g) for g in (gain.value, gain.high, gain.low))
+        )
 
     @property
     def words(self) -> str:
@@ -101,9 +112,10 @@ class Worth:
         low, high = _count(self.real_images.low), _count(self.real_images.high)
         if gain <= 0:
             return f"worth no real image: a gain of {_count(gain)} ({low} to {high})"
-        rate = f", {self.exchange_rate:,.2f} synthetic images per real one"
+        rate = self.exchange_rate
+        rates = f"{rate.value:,.2f} ({rate.low:,.2f} to {rate.high:,.2f})".replace("inf", "∞")
         return f"as good as {_count(gain)} more real images ({low} to {high})" + (
-            rate if self.exchange_rate > 0 else ""
+            f", {rates} synthetic images per real one" if self.num_synthetic else ""
         )
 
 
@@ -140,11 +152,11 @@ def worth(
     sizes = list(ruler_points)
     gain = _gain(sizes, scores.mean(axis=1), num_real)
     if num_seeds == 1:
-        return Worth(Interval(gain, -math.inf, math.inf), _exchange_rate(num_synthetic, gain))
+        return Worth(Interval(gain, -math.inf, math.inf), num_synthetic)
     drawn = np.random.default_rng(seed).integers(num_seeds, size=(num_draws, num_seeds))
     means = scores[:, drawn].mean(axis=2)
     draws = np.array([_gain(sizes, column, num_real) for column in means.T])
-    return Worth(percentile_interval(gain, draws), _exchange_rate(num_synthetic, gain))
+    return Worth(percentile_interval(gain, draws), num_synthetic)
 
 
 def _gain(sizes: Sequence[int], means: Float64[np.ndarray, " scores"], num_real: int) -> float:

@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 _SECONDS_TO_GATHER = 0.3
 """Steps that become ready together ask one after the other; by then all have asked."""
@@ -14,13 +13,6 @@ _SECONDS_TO_GATHER = 0.3
 def available_cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0))
-
-
-def has_gpu() -> bool:
-    """Whether this process may see a GPU of NVIDIA's or AMD's; no library is asked."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        return False
-    return any(next(Path("/dev").glob(name), None) for name in ("nvidia[0-9]*", "kfd", "dxg"))
 
 
 class Cores:

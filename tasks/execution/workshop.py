@@ -26,8 +26,9 @@ from data.artifacts.manifest import Manifest
 from data.artifacts.store import ArtifactStore, storage_errors
 from data.errors import ArtifactMissing, PipelineError, StepFailed
 from data.progress import Progress
+from models.precision import has_gpu
 from tasks.execution.child import LOG_NAME, StepSpec, run_step
-from tasks.execution.cores import Cores, available_cores, has_gpu
+from tasks.execution.cores import Cores, available_cores
 from tasks.execution.graph import Graph, Step
 from tasks.execution.memory import PeakMemory
 

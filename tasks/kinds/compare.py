@@ -178,7 +178,9 @@ def _arm_row(
         "worth": value.real_images.value if value else None,
         "worth_low": value.real_images.low if value else None,
         "worth_high": value.real_images.high if value else None,
-        "exchange rate": value.exchange_rate if value else None,
+        "exchange rate": value.exchange_rate.value if value else None,
+        "exchange rate, low": value.exchange_rate.low if value else None,
+        "exchange rate, high": value.exchange_rate.high if value else None,
         "worth in words": value.words if value else None,
     }
 

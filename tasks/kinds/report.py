@@ -1,6 +1,7 @@
 """Kind `report`: one self-contained page about a run."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,14 @@ from data.artifacts.manifest import Manifest
 from data.attributes.calibration import easiest_and_hardest, scored_things
 from data.attributes.options import ATTRIBUTES_NAME
 from data.coco.image_sets import SyntheticSet
-from data.layouts.gallery import SMALL, contact_sheet, crop, draw_boxes, draw_layout, page_picture
+from data.layouts.gallery import SMALL, contact_sheet, crop, draw_boxes, page_picture
 from data.layouts.layout import (
     POLICIES,
     AttributePolicy,
-    Layout,
     PerceptionAttribute,
     evenly_spaced,
     few_layouts,
-    read_layouts,
 )
-from data.layouts.protocols import Protocol
 from data.vocabulary.boxes import xywh_to_xyxy
 from data.vocabulary.images import read_square
 from data.vocabulary.tables import Dataset, box_array
@@ -55,8 +53,23 @@ Rows = list[dict[str, Any]]
 Sets = Mapping[AttributePolicy, SyntheticSet]
 Context = StepContext[ReportOptions]
 
-Shown = dict[str, tuple[Path, Layout]]
-"""Images of a layout, the real one and those of the policies, and the boxes that were asked for in each."""
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """An image and the boxes that were asked for in it.
+
+    Attributes:
+        boxes: in fractions of the image's sides, (num_boxes, 4).
+        attributes: one a box.
+    """
+
+    path: Path
+    boxes: np.ndarray
+    attributes: Sequence[PerceptionAttribute | None]
+
+    def draw(self, image: np.ndarray, line: int) -> np.ndarray:
+        """Draw the boxes on the image, of any size."""
+        return draw_boxes(image, self.boxes, self.attributes, line)
 
 
 def run(context: Context) -> Summary:
@@ -64,7 +77,7 @@ def run(context: Context) -> Summary:
     dataset = Dataset(context.inputs["ingest"])
     folders = context.many("sets")
     sets = {name: SyntheticSet(folders[name]) for name in POLICIES if name in folders}
-    layouts = _layouts(context, dataset, sets)
+    layouts = _layouts(dataset, sets)
     report = _report(context, _galleries(context, dataset, sets, layouts))
     write_report(context.out / "report.html", report)
     write_card(context.out, "Evaluation", *card_sections(report), *_card_picture(layouts))
@@ -156,31 +169,60 @@ def _roles(step: Manifest, users: Iterable[Mapping[str, str]]) -> list[str]:
     )
 
 
-def _layouts(context: Context, dataset: Dataset, sets: Sets) -> list[Shown]:
-    """Layouts that all sets have, evenly spread, the real image first."""
-    if not sets:
+def _layouts(dataset: Dataset, sets: Sets) -> list[dict[str, _Shown]]:
+    """Layouts that all sets have, evenly spread: the real image, then those of the policies.
+
+    The real image has the boxes of the first set, `origin`, with the attributes as measured.
+    """
+    images = {name: _shown_images(item) for name, item in sets.items()}
+    if not images:
         return []
-    protocol = Protocol(**context.manifest(f"sets/{next(iter(sets))}").options["protocol"])
-    attributes = pq.read_table(context.inputs["attributes"] / ATTRIBUTES_NAME)
-    layouts = read_layouts(dataset, attributes, "val", protocol)
     real = dict(dataset.image_paths("val"))
-    images = {name: item.first_images() for name, item in sets.items()}
-    common = [item for item in layouts if all(item.image_id in own for own in images.values())]
+    first = next(iter(images.values()))
+    common = [key for key in sorted(first) if all(key in own for own in images.values())]
     return [
-        {"real": (real[item.image_id], item)}
-        | {name: (own[item.image_id], item.with_policy(name)) for name, own in images.items()}
-        for item in evenly_spaced(common, _LAYOUTS)
+        {"real": replace(first[key], path=real[key])}
+        | {name: own[key] for name, own in images.items()}
+        for key in evenly_spaced(common, _LAYOUTS)
     ]
 
 
+def _shown_images(synthetic: SyntheticSet) -> dict[int, _Shown]:
+    """The first image of each layout with its boxes, by the real image's id."""
+    truth = read_truth(synthetic.instances)
+    sizes = {item["id"]: (item["width"], item["height"]) for item in truth["images"]}
+    asked: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in sizes}
+    for item in truth["annotations"]:
+        asked[item["image_id"]].append(item)
+    return {
+        row["source_image_id"]: _Shown(
+            synthetic.image_folder / row["file_name"],
+            _normalized(asked[row["image_id"]], sizes[row["image_id"]]),
+            [_attribute(item) for item in asked[row["image_id"]]],
+        )
+        for row in synthetic.provenance.to_pylist()
+        if row["repeat"] == 0
+    }
+
+
+def _normalized(annotations: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> np.ndarray:
+    boxes = np.array([item["bbox"] for item in annotations], np.float64).reshape(-1, 4)
+    return xywh_to_xyxy(boxes) / np.tile(size, 2)
+
+
+def _attribute(annotation: Mapping[str, Any]) -> PerceptionAttribute | None:
+    value = annotation["attribute"]
+    return None if value is None else PerceptionAttribute(value)
+
+
 def _galleries(
-    context: Context, dataset: Dataset, sets: Sets, layouts: Sequence[Shown]
+    context: Context, dataset: Dataset, sets: Sets, layouts: Sequence[Mapping[str, _Shown]]
 ) -> list[Gallery]:
     return [
         Gallery(
             "The same layouts, real and generated",
             "With the boxes that were asked for: green easy, red hard; in real images as measured.",
-            [[Picture(_drawn(*item), name) for name, item in shown.items()] for shown in layouts],
+            [[Picture(_drawn(item), name) for name, item in shown.items()] for shown in layouts],
         ),
         *_object_galleries(context, dataset),
         _missed_gallery(context, dataset, sets),
@@ -188,22 +230,18 @@ def _galleries(
     ]
 
 
-def _drawn(path: Path, layout: Layout) -> np.ndarray:
-    image = page_picture(path)
-    return draw_layout(image, layout, scale=1, line=_line(image))
+def _drawn(shown: _Shown) -> np.ndarray:
+    image = page_picture(shown.path)
+    return shown.draw(image, 1 if max(image.shape[:2]) <= SMALL else 2)
 
 
-def _line(image: np.ndarray) -> int:
-    return 1 if max(image.shape[:2]) <= SMALL else 2
-
-
-def _card_picture(layouts: Sequence[Shown]) -> Iterator[str]:
+def _card_picture(layouts: Sequence[Mapping[str, _Shown]]) -> Iterator[str]:
     """Rows real and one for each set, columns the same layouts."""
     if layouts:
         chosen = evenly_spaced(layouts, _CARD_LAYOUTS)
         pictures = [
-            [draw_layout(read_square(path, _CARD_SIDE), item, scale=1)
-             for path, item in (shown[name] for shown in chosen)]
+            [item.draw(read_square(item.path, _CARD_SIDE), 1)
+             for item in (shown[name] for shown in chosen)]
             for name in layouts[0]
         ]  # fmt: skip
         yield f"## The same layouts: {', '.join(layouts[0])} (green easy, red hard)"
@@ -289,10 +327,9 @@ def _missed_pictures(
         if image_id not in seen:
             seen.add(image_id)
             image = page_picture(paths[image_id])
-            box = xywh_to_xyxy(np.array([item["bbox"]], np.float64)) / np.tile(sizes[image_id], 2)
-            colour = None if attribute is None else PerceptionAttribute(attribute)
+            box = _normalized([item], sizes[image_id])
             words = " ".join(filter(None, (attribute, dataset.things[item["category_id"]])))
-            yield draw_boxes(image, box, [colour], 2), words
+            yield draw_boxes(image, box, [_attribute(item)], 2), words
 
 
 def _copy_gallery(context: Context, dataset: Dataset, sets: Sets) -> Gallery:

@@ -104,6 +104,10 @@ class Finding:
 
 
 _BODY = """
+{% for run, count in holes.items() %}
+<p class="missing"><strong>{{ run }}: {{ count }} of its trainings failed</strong>; no question is answered
+with numbers of theirs.</p>
+{% endfor %}
 {% if findings %}
 <ol>{% for item in findings %}
 <li>{{ item.claim }}: <span class="{{ item.mark }}">{{ item.verdict }}</span></li>{% endfor %}</ol>
@@ -161,6 +165,7 @@ def write_study_page(
         effects=effect_panels(estimates) if estimates else None,
         runs=numbers,
         num_runs=len(runs),
+        holes={run: own["num_missing"] for run, own in runs.items() if "num_missing" in own},
         reports=[{"run": run, "report": reference} for run, reference in reports.items()],
         pasted=answers | {"Runs": markdown_table(numbers)},
     )

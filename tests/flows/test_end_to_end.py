@@ -290,6 +290,30 @@ def test_a_training_that_died_is_a_hole_in_the_report(root, manifest):
     assert store.read("compare", compared.key).summary["missing"] == missing
 
 
+def test_a_training_that_died_in_a_study_leaves_its_question_to_the_other_seeds(root, manifest):
+    from flows.results import newest_reports
+    from flows.studies import StudyConfig
+
+    broken = {"overrides": {"model.backbone.type": "NoSuchNet"}}
+    other = {"retrain": {"others": {"dying": broken}, "contrasts": []}}
+    runs = {"run/0": build_run("smoke", {}), "run/1": build_run("smoke", other)}
+    orders = {"main": ("map_real_hard", "map_real"), "dying": ("dying_map_real_hard", "map_real")}
+    questions = [
+        {"name": name, "text": name, "order": [f"run: {number}" for number in order]}
+        for name, order in orders.items()
+    ]
+    asked = StudyConfig(name="holes", runs=runs, questions=questions)
+    state = state_of("study", asked)
+    assert state.is_failed()
+    assert "NoSuchNet" in state.message
+    _, reports = newest_reports(ArtifactStore(root), study="holes")
+    results = reports["conclude"].summary["results"]
+    assert (results["main_num_seeds"], results["dying_num_seeds"]) == (2, 0)
+    assert results["dying_verdict"] == "not measured"
+    page = (root / reports["conclude"].reference / "study.html").read_text()
+    assert "run/1: 2 of its trainings failed" in page
+
+
 def test_a_stage_finds_the_images_of_a_data_set_that_was_moved(root, tmp_path, graph, manifest):
     """Its ingest step is not obtained, and the run that made it looked elsewhere."""
     from flows.stages import extract_attributes, ingest

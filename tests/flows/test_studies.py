@@ -35,7 +35,7 @@ def test_runs_share_what_is_the_same_in_them(file):
     study = read_study(str(file))
     assert study.name == "policies"
     assert all(config.train_scorer.num_iterations == 9 for config in study.runs.values())
-    graph = study_graph(study, DigestMemory())
+    graph = study_graph(study, DigestMemory(), {})
     assert graph.find("easy: train generator") is graph.find("hard: train generator")
     assert graph.find("easy: train generator") is not graph.find("without: train generator")
     trained = [step for step in graph if step.kind.name == "train-generator"]
@@ -85,7 +85,7 @@ def test_seeds_make_each_run_once_more_and_questions_are_a_step_of_its_own(file)
     assert list(study.runs)[:3] == ["easy/3", "easy/4", "hard/3"]
     run = study.runs["hard/4"]
     assert (run.train_generator.seed, run.retrain.seeds, run.train_detector.seed) == (4, (4,), 0)
-    graph = study_graph(study, DigestMemory())
+    graph = study_graph(study, DigestMemory(), {})
     conclusion = graph.find("conclude")
     assert conclusion.inputs["reports/easy/3"] is graph.find("easy/3: report")
     assert conclusion.options.questions[0].sides == (("hard", "map_real"), ("easy", "map_real"))

@@ -66,7 +66,7 @@ def test_what_makes_no_ruler(sizes, scores):
 
 def test_measured_hard_images_are_worth_nothing():
     found = worth(MEASURED, [0.555, 0.562], 600, 512)
-    assert found == Worth(Interval(-math.inf, -math.inf, pytest.approx(0, abs=1e-9)), math.inf)
+    assert found == Worth(Interval(-math.inf, -math.inf, pytest.approx(0, abs=1e-9)), 512)
     assert found.words == "worth no real image: scores less than the ruler measures"
 
 
@@ -94,8 +94,12 @@ def test_two_seeds_have_the_limits_of_each_alone():
 def test_real_images_on_a_logarithm_are_worth_themselves():
     found = worth(STEEP, STEEP[200], 100, 300)
     assert found.real_images.value == pytest.approx(100, abs=2)
-    assert found.exchange_rate == pytest.approx(300 / found.real_images.value)
-    assert found.words.endswith(f", {found.exchange_rate:.2f} synthetic images per real one")
+    gain, rate = found.real_images, found.exchange_rate
+    assert rate.value == pytest.approx(300 / gain.value)
+    assert (rate.low, rate.high) == pytest.approx((300 / gain.high, 300 / gain.low))
+    assert found.words.endswith(
+        f", {rate.value:.2f} ({rate.low:.2f} to {rate.high:.2f}) synthetic images per real one"
+    )
 
 
 def test_seeds_are_drawn_jointly():
@@ -129,13 +133,14 @@ def test_bootstrap_equals_the_closed_form_of_a_mean():
 )
 def test_kinds_of_worth(arm, num_real, value, rate, words):
     found = worth(STEEP, arm, num_real, 300)
-    assert (found.real_images.value, found.exchange_rate) == (value, rate)
+    assert (found.real_images.value, found.exchange_rate.value) == (value, rate)
     assert words in found.words
 
 
 def test_no_gain_at_all_costs_infinitely_many():
     found = worth({1: [0.0, 0.0], 100: [1.0, 1.0]}, [0.0, 0.0], 1, 300)
-    assert found == Worth(Interval(0.0, 0.0, 0.0), math.inf)
+    assert found == Worth(Interval(0.0, 0.0, 0.0), 300)
+    assert found.exchange_rate == Interval(math.inf, math.inf, math.inf)
     assert found.words == "worth no real image: a gain of 0 (0 to 0)"
 
 
@@ -144,12 +149,13 @@ def test_limits_may_leave_the_ruler():
     assert found.real_images.high == math.inf
     assert math.isfinite(found.real_images.value)
     assert " to ∞)" in found.words
+    assert found.exchange_rate.low == 0.0
 
 
 def test_no_slope_is_the_only_nan():
     found = worth({100: [0.5, 0.6], 200: [0.4, 0.5]}, [0.5, 0.5], 100, 300)
     assert math.isnan(found.real_images.value)
-    assert math.isnan(found.exchange_rate)
+    assert math.isnan(found.exchange_rate.value)
     assert (found.real_images.low, found.real_images.high) == (-math.inf, math.inf)
     assert found.words == "cannot be said: more real images do not score better"
 
@@ -164,7 +170,7 @@ def test_one_seed_has_no_limits():
     found = worth({100: [0.3], 200: [0.5]}, [0.4], 100, 300)
     value = pytest.approx(100 * math.sqrt(2) - 100)
     assert found.real_images == Interval(value, -math.inf, math.inf)
-    assert found.words.startswith("as good as 41 more real images (-∞ to ∞), 7.24 synthetic")
+    assert found.words.startswith("as good as 41 more real images (-∞ to ∞), 7.24 (0.00 to ∞) synthetic")
 
 
 @pytest.mark.parametrize(

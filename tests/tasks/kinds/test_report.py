@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -218,14 +219,24 @@ def test_the_page_shows_everything_of_a_run(context):
     assert "<td>worth_real_hard</td><td>∞</td>" in page
 
 
-def test_only_boxes_that_were_asked_for_are_drawn_and_counted(context, dataset):
+def test_only_boxes_that_were_asked_for_are_drawn_and_counted(context, dataset, tmp_path):
     sets = {name: SyntheticSet(context.inputs[f"sets/{name}"]) for name in POLICIES}
     wanted = json.loads(sets["hard"].instances.read_text())["annotations"]
     things = dataset.objects.filter(pc.field("is_thing") & (pc.field("split") == "val"))
     assert len(wanted) < things.num_rows  # the protocol leaves small ones out
-    layouts = _layouts(context, dataset, sets)
-    for name in ("real", "hard"):
-        assert sum(shown[name][1].is_thing.sum() for shown in layouts) == len(wanted)
+    layouts = _layouts(dataset, sets)
+    for name in ("real", *POLICIES):
+        assert sum(len(shown[name].boxes) for shown in layouts) == len(wanted)
+    document = json.loads(sets["hard"].instances.read_text())
+    left_out = document["annotations"].pop()  # as if the prompt had no room for it
+    folder = tmp_path / "hard"
+    shutil.copytree(sets["hard"].folder, folder)
+    (folder / "instances.json").write_text(json.dumps(document))
+    last = _layouts(dataset, sets | {"hard": SyntheticSet(folder)})[left_out["image_id"] - 1]
+    assert len(last["hard"].boxes) == len(last["origin"].boxes) - 1
+    assert last["hard"].attributes.count("hard") == len(last["hard"].boxes)
+    assert last["real"].attributes == last["origin"].attributes
+    assert np.allclose(last["real"].boxes[0], last["hard"].boxes[0])
     page = (context.out / "report.html").read_text()
     assert f"hard {len(wanted) // 2} of {len(wanted)}" in page
 

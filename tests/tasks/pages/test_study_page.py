@@ -68,6 +68,14 @@ def test_every_seed_has_its_numbers(written):
     assert re.search(r"<tr><td>1</td><td>0.6000</td><td>0.5000</td><td>\+0.120</td></tr>", page)
 
 
+def test_a_run_with_failed_trainings_is_marked(tmp_path, written):
+    assert 'class="missing"' not in written(HOLDS)
+    runs = {**RUNS, "a/2": {"num_missing": 2}}
+    write_study_page(tmp_path / "study.html", [HOLDS], runs, {**REPORTS, "a/2": "report/89ab"})
+    page = (tmp_path / "study.html").read_text()
+    assert '<p class="missing"><strong>a/2: 2 of its trainings failed</strong>' in page
+
+
 def test_all_numbers_of_all_runs_are_there_what_is_missing_as_a_dash(written):
     page = written(HOLDS)
     for row in (
