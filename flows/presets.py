@@ -113,9 +113,9 @@ _DEMO: dict[str, Any] = {
         "text_learning_rate": 1e-3,
         "num_warmup_steps": 100,
         "ema_decay": 0.995,
-        "probe": {"interval": 600, "sampling": _FAST_SAMPLING},
+        "probe": {"interval": 900, "sampling": _FAST_SAMPLING},
         "num_workers": 0,
-        "checkpoint_interval": 200,
+        "checkpoint_interval": 600,
     },
     "synthesize": {
         "sampling": _FAST_SAMPLING,
