@@ -17,11 +17,14 @@ def default_device() -> torch.device:
 
 
 def resolve_precision(precision: Precision) -> Precision:
-    """Turn `auto` into `bf16` where the hardware multiplies bfloat16 matrices, else into `no`."""
+    """Turn `auto` into `bf16` where the hardware multiplies bfloat16 matrices.
+
+    Else into `fp16` on a GPU (V100, T4), and into `no` on a CPU.
+    """
     if precision != "auto":
         return precision
     if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "bf16" if torch.cpu._is_amx_tile_supported() else "no"  # noqa: SLF001  # no public name
 
 

@@ -53,9 +53,10 @@ def add_layout_tokens(
 ) -> None:
     """Add location and attribute tokens that the tokenizer lacks, and rows for them to the encoder.
 
-    Location rows start as 2-D sin-cos at the norm of the existing rows [G]; the rows of `<easy>` and
-    `<hard>` one standard deviation above and below the mean of the existing rows [D], so that they
-    differ under a frozen text encoder too. Both arguments are changed in place.
+    Location rows start as 2-D sin-cos at the norm of the words' rows [G]; the rows of `<easy>` and
+    `<hard>` one standard deviation above and below the mean of the words' rows [D], so that they
+    differ under a frozen text encoder too. Location rows that are there already are no words': they
+    may be fifty times as long. Both arguments are changed in place.
 
     Raises:
         InvalidModel: the tokenizer has location tokens of another grid, no room for the shortest
@@ -82,7 +83,10 @@ def add_layout_tokens(
             "the grid that it was made for"
         )
     embedding = text_encoder.get_input_embeddings().weight.detach()
-    norm, mean, spread = embedding.norm(dim=1).mean(), embedding.mean(dim=0), embedding.std(dim=0)
+    is_word = torch.ones(len(embedding), dtype=torch.bool)
+    is_word[[known[token] for token in grid.tokens if token in known]] = False
+    words = embedding[is_word]
+    norm, mean, spread = words.norm(dim=1).mean(), words.mean(dim=0), words.std(dim=0)
     attributes = [token for token in ATTRIBUTE_TOKENS if token not in known]
     tokenizer.add_tokens([*missing, *attributes])
     text_encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)

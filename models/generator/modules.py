@@ -58,16 +58,16 @@ def load_base_model(name: str, revision: str | None = None) -> StableDiffusion:
             raise InvalidModel(
                 f"{name}: autoencoder {vae_class} is none of {sorted(_AUTOENCODERS)}"
             )
+        where = {"pretrained_model_name_or_path": name, "revision": revision}
+        full = {"torch_dtype": torch.float32}  # master weights, whatever the folder's precision
         return StableDiffusion(
-            tokenizer=CLIPTokenizer.from_pretrained(name, subfolder="tokenizer", revision=revision),
+            tokenizer=CLIPTokenizer.from_pretrained(**where, subfolder="tokenizer"),
             text_encoder=CLIPTextModel.from_pretrained(
-                name, subfolder="text_encoder", revision=revision
+                **where, subfolder="text_encoder", dtype=torch.float32
             ),
-            unet=UNet2DConditionModel.from_pretrained(name, subfolder="unet", revision=revision),
-            vae=_AUTOENCODERS[vae_class].from_pretrained(name, subfolder="vae", revision=revision),
-            noise_scheduler=DDPMScheduler.from_pretrained(
-                name, subfolder="scheduler", revision=revision
-            ),
+            unet=UNet2DConditionModel.from_pretrained(**where, subfolder="unet", **full),
+            vae=_AUTOENCODERS[vae_class].from_pretrained(**where, subfolder="vae", **full),
+            noise_scheduler=DDPMScheduler.from_pretrained(**where, subfolder="scheduler"),
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InvalidModel(

@@ -17,7 +17,7 @@ from data.vocabulary.tables import Dataset, Split
 from models.generator.hub import hub_commit, missing_downloads
 from models.precision import PRECISION_HELP, Precision, require_gpu
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Of conditioning, training and sampling; bumped by hand when what they make changes."""
 
 MODEL_PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
@@ -86,7 +86,9 @@ class GeneratorConfig(Options):
     foreground_weight: float = Field(2.0, gt=0, description="w of the foreground re-weighting.")
     foreground_power: float = Field(0.2, ge=0, description="p of the foreground re-weighting.")
     foreground_overlap: Literal["smallest", "last"] = Field(
-        "smallest", description="Which box a cell in several belongs to; released code: last."
+        "smallest",
+        description="Which box a cell in several belongs to; last: the released code's map, whose "
+        "boxes are rounded to whole cells.",
     )
     foreground_things_only: bool = Field(
         True, description="Stuff is background; the released code counts it as foreground."

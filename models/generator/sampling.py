@@ -19,6 +19,9 @@ from models.generator.autoencoder import to_uint8
 from models.generator.modules import Generator
 from models.generator.options import SamplingConfig
 
+_SPACING = {"timestep_spacing": "leading"}
+"""Stable Diffusion's. Samplers differ in their defaults, which a scheduler that was made in memory takes."""
+
 _SAMPLERS: dict[str, tuple[type[SchedulerMixin], dict[str, object]]] = {
     "pndm": (PNDMScheduler, {"skip_prk_steps": True}),
     "unipc": (UniPCMultistepScheduler, {}),
@@ -52,7 +55,7 @@ def sample_batch(
     canvas = encoder.canvas(encoder.batch(layouts), size, size).to(device)
     canvas = torch.cat([torch.zeros_like(canvas), canvas])
     sampler_class, options = _SAMPLERS[config.sampler]
-    sampler = sampler_class.from_config(model.noise_scheduler.config, **options)
+    sampler = sampler_class.from_config(model.noise_scheduler.config, **_SPACING, **options)
     sampler.set_timesteps(config.num_inference_steps, device=device)
     shape = (model.vae.config.latent_channels, size, size)
     latents = initial_latents(seeds, shape).to(device) * sampler.init_noise_sigma

@@ -27,13 +27,16 @@ def foreground_weights(
         boxes_latent: xyxy in latent cells; rows with `is_foreground` false are ignored.
         weight: w.
         power: p.
-        overlap: the box that wins where several overlap; the released code lets the last one.
+        overlap: the box that wins where several overlap; `last` is the released code's map, for which
+            boxes are rounded to whole cells before all else.
 
     >>> boxes = torch.tensor([[[0.0, 0.0, 1.0, 1.0]]])
     >>> m = foreground_weights(boxes, torch.tensor([[True]]), 2, 2, weight=2.0, power=0.0)
     >>> m[0].tolist()
     [[1.600000023841858, 0.800000011920929], [0.800000011920929, 0.800000011920929]]
     """
+    if overlap == "last":
+        boxes_latent = boxes_latent.round()
     x = torch.arange(width, device=boxes_latent.device) + 0.5
     y = torch.arange(height, device=boxes_latent.device) + 0.5
     left, top, right, bottom = boxes_latent.unbind(dim=-1)

@@ -7,7 +7,7 @@ from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from data.errors import InvalidConfig, InvalidModel
-from data.layouts.prompts import LocationGrid
+from data.layouts.prompts import ATTRIBUTE_TOKENS, LocationGrid
 from models.generator.modules import (
     create_base_model,
     create_tokenizer,
@@ -37,6 +37,16 @@ def test_a_generator_comes_back_from_its_folder(saved, layouts):
     assert again.encoder.prompt(layouts[0]) == generator.encoder.prompt(layouts[0])
     assert again.encoder.categories == generator.encoder.categories
     assert again.model.noise_scheduler.config.prediction_type == "v_prediction"
+
+
+def test_a_half_precision_folder_has_full_master_weights(saved):
+    generator, folder = saved
+    for name in ("unet", "text_encoder", "vae"):
+        getattr(generator.model, name).half()
+    save_base_model(generator.model, folder)
+    loaded = load_base_model(str(folder))
+    for module in (loaded.unet, loaded.text_encoder, loaded.vae):
+        assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
 
 
 def test_the_folder_is_diffusers_format(saved):
@@ -124,6 +134,24 @@ def test_geodiffusions_folder_keeps_its_location_tokens(geodiffusion_folder, dat
         assert generator.encoder.tokenizer.convert_tokens_to_ids(
             token
         ) == before.tokenizer.convert_tokens_to_ids(token)
+
+
+def test_attributes_start_among_the_words_whatever_the_location_rows(
+    geodiffusion_folder, dataset, tmp_path
+):
+    base = load_base_model(str(geodiffusion_folder))
+    table = base.text_encoder.get_input_embeddings().weight
+    first = base.tokenizer.convert_tokens_to_ids("<l0>")
+    words = table[:first].detach().clone()
+    with torch.no_grad():
+        table[first:] *= 50  # about as long as the released ones
+    save_base_model(base, tmp_path / "long")
+    generator = prepared(tmp_path / "long", dataset)
+    tokenizer = generator.encoder.tokenizer
+    rows = generator.model.text_encoder.get_input_embeddings().weight
+    easy, hard = (rows[tokenizer.convert_tokens_to_ids(token)] for token in ATTRIBUTE_TOKENS)
+    torch.testing.assert_close((easy + hard) / 2, words.mean(dim=0))
+    torch.testing.assert_close((easy - hard) / 2, words.std(dim=0))
 
 
 def test_geodiffusions_folder_is_driven_by_its_own_prompts(geodiffusion_folder, dataset, layouts):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from models.generator.modules import load_generator, save_generator
 from models.generator.options import SamplingConfig
 from models.generator.sampling import initial_latents, sample_batch
 
@@ -13,6 +14,16 @@ def test_every_sampler_gives_images(new_generator, layouts, sampler):
     images = sample_batch(new_generator(), layouts[:2], [1, 2], config)
     assert images.shape == (2, 64, 64, 3)
     assert images.dtype == np.uint8
+
+
+@pytest.mark.parametrize("sampler", ["pndm", "unipc", "dpm-solver++"])
+def test_a_saved_generator_draws_what_it_drew_in_memory(new_generator, layouts, tmp_path, sampler):
+    config = FAST.model_copy(update={"sampler": sampler, "num_inference_steps": 4})
+    generator = new_generator()
+    before = sample_batch(generator, layouts[:2], [1, 2], config)
+    save_generator(generator, tmp_path / "generator")
+    after = sample_batch(load_generator(tmp_path / "generator"), layouts[:2], [1, 2], config)
+    assert (before == after).all()
 
 
 def test_an_image_depends_on_its_own_seed_and_not_on_the_batch(new_generator, layouts):

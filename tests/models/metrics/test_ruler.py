@@ -170,7 +170,9 @@ def test_one_seed_has_no_limits():
     found = worth({100: [0.3], 200: [0.5]}, [0.4], 100, 300)
     value = pytest.approx(100 * math.sqrt(2) - 100)
     assert found.real_images == Interval(value, -math.inf, math.inf)
-    assert found.words.startswith("as good as 41 more real images (-∞ to ∞), 7.24 (0.00 to ∞) synthetic")
+    assert found.words.startswith(
+        "as good as 41 more real images (-∞ to ∞), 7.24 (0.00 to ∞) synthetic"
+    )
 
 
 @pytest.mark.parametrize(
