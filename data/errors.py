@@ -41,6 +41,10 @@ class TrainingDiverged(PipelineError):
     """A loss became NaN or infinite."""
 
 
+class OutOfMemory(PipelineError):
+    """The memory of a device does not suffice for a step."""
+
+
 class StepFailed(PipelineError):
     """A step's process ended with an error."""
 

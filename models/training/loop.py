@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from data.errors import TrainingDiverged
+from data.errors import OutOfMemory, TrainingDiverged
 from models.devices import attention_kernel, default_device, peak_memory_bytes
 from models.generator.modules import Generator
 from models.generator.options import GeneratorConfig
@@ -215,6 +215,7 @@ def train_generator(
 
     Raises:
         TrainingDiverged: a loss became NaN, infinite or huge.
+        OutOfMemory: a step needs more than the device has.
         InvalidModel: the checkpoint in `work` is of another run.
     """
     state = new_state(generator, config)
@@ -286,6 +287,12 @@ def _checked_step(
         raise TrainingDiverged(
             f"{error}; the last good checkpoint is {newest_checkpoint(work) or 'the start'}. Lower "
             f"learning_rate ({config.learning_rate}) and run again: finished stages are kept"
+        ) from error
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(
+            f"step {state.step}: the memory of {device} does not suffice. "
+            "train_generator.gradient_checkpointing=true and more gradient_accumulation_steps (now "
+            f"{config.gradient_accumulation_steps}) need less and give the same result"
         ) from error
 
 

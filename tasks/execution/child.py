@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from data.artifacts.options import Options
 from data.artifacts.store import storage_errors
-from data.errors import PipelineError
+from data.errors import OutOfMemory, PipelineError
 from tasks.execution.context import StepContext
 from tasks.execution.orphans import end_with_channel
 
@@ -76,6 +76,12 @@ def run_step(spec: StepSpec, channel: Connection) -> None:
             summary = importlib.import_module(spec.module).run(context)
     except PipelineError as error:
         channel.send({"error": type(error).__name__, "message": str(error)})
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        message = "the memory of the device does not suffice: a smaller batch_size needs less"
+        channel.send({"error": OutOfMemory.__name__, "message": message})
+        raise
     else:
         channel.send({"summary": summary, "device": _device()})
 
@@ -95,6 +101,11 @@ def _use_threads(count: int) -> None:
     torch = sys.modules.get("torch")
     if torch is not None:  # it has read the variable already
         torch.set_num_threads(count)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
 
 
 def _device() -> str:

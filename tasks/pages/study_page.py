@@ -105,8 +105,8 @@ class Finding:
 
 _BODY = """
 {% for run, count in holes.items() %}
-<p class="missing"><strong>{{ run }}: {{ count }} of its trainings failed</strong>; no question is answered
-with numbers of theirs.</p>
+<p class="missing"><strong>{{ run }}: {{ count }} of its trainings or their detections failed</strong>; no
+question is answered with numbers of theirs.</p>
 {% endfor %}
 {% if findings %}
 <ol>{% for item in findings %}

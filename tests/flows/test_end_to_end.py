@@ -311,7 +311,7 @@ def test_a_training_that_died_in_a_study_leaves_its_question_to_the_other_seeds(
     assert (results["main_num_seeds"], results["dying_num_seeds"]) == (2, 0)
     assert results["dying_verdict"] == "not measured"
     page = (root / reports["conclude"].reference / "study.html").read_text()
-    assert "run/1: 2 of its trainings failed" in page
+    assert "run/1: 2 of its trainings or their detections failed" in page
 
 
 def test_a_stage_finds_the_images_of_a_data_set_that_was_moved(root, tmp_path, graph, manifest):

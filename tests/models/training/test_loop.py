@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.errors import InvalidConfig, InvalidModel, StorageError, TrainingDiverged
+from data.errors import InvalidConfig, InvalidModel, OutOfMemory, StorageError, TrainingDiverged
 from models.generator.options import GeneratorConfig, NewModelConfig, ProbeConfig
 from models.training.batches import batch_indices, make_batch, mirror
 from models.training.loop import (
@@ -167,6 +167,17 @@ def test_divergence_in_a_run_names_the_last_good_checkpoint(prepare, tmp_path, m
 
     monkeypatch.setattr("models.training.loop.train_step", diverge)
     with pytest.raises(TrainingDiverged, match=r"step 5: .*checkpoint-00000004\.pt"):
+        train(prepare, tmp_path)
+
+
+def test_a_device_that_is_too_small_is_one_sentence_with_the_options_to_turn(
+    prepare, tmp_path, monkeypatch
+):
+    def fill(state, config, batches):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("models.training.loop.train_step", fill)
+    with pytest.raises(OutOfMemory, match=r"step 0: .* gradient_accumulation_steps \(now 1\)"):
         train(prepare, tmp_path)
 
 

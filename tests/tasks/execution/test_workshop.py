@@ -12,7 +12,7 @@ import pytest
 
 from data.artifacts.digests import DigestMemory
 from data.artifacts.store import ArtifactStore
-from data.errors import ArtifactMissing, InvalidConfig, StepFailed
+from data.errors import ArtifactMissing, InvalidConfig, OutOfMemory, StepFailed
 from data.ingest.options import IngestConfig, ScenesConfig
 from tasks import catalogue
 from tasks.execution.graph import Graph, Node, resolve
@@ -40,6 +40,9 @@ def run(context):
             os._exit(3)
         case "exception":
             raise RuntimeError("a bug")
+        case "memory":
+            import torch
+            raise torch.OutOfMemoryError("CUDA out of memory")
         case "sleep":
             (context.work / "started").write_text(str(os.getpid()))
             time.sleep(60)
@@ -126,6 +129,11 @@ def test_a_users_error_arrives_as_it_was_raised_and_leaves_no_artifact(store, st
 def test_a_crash_names_the_log(store, step, what, message):
     with pytest.raises(StepFailed, match=rf"(?s){message}"):
         obtain(store, alone(step(what)))
+
+
+def test_a_device_that_is_too_small_is_one_sentence_with_the_option_to_turn(store, step):
+    with pytest.raises(OutOfMemory, match=r"does not suffice: a smaller batch_size needs less$"):
+        obtain(store, alone(step("memory")))
 
 
 def test_a_step_whose_input_is_not_there_says_which_stage_to_run(store, step):
