@@ -70,7 +70,7 @@ def task_runs(state, count):
 
     deadline = time.monotonic() + 60
     while True:
-        found = {run.name: run.state.name for run in asyncio.run(read())}
+        found = {run.name: run.state.name for run in asyncio.run(read()) if run.state}
         ended = {name: state for name, state in found.items() if state in ENDED}
         if len(ended) >= count:
             return ended
