@@ -73,7 +73,10 @@ def test_a_run_with_failed_trainings_is_marked(tmp_path, written):
     runs = {**RUNS, "a/2": {"num_missing": 2}}
     write_study_page(tmp_path / "study.html", [HOLDS], runs, {**REPORTS, "a/2": "report/89ab"})
     page = (tmp_path / "study.html").read_text()
-    assert '<p class="missing"><strong>a/2: 2 of its trainings or their detections failed</strong>' in page
+    assert (
+        '<p class="missing"><strong>a/2: 2 of its trainings or their detections failed</strong>'
+        in page
+    )
 
 
 def test_all_numbers_of_all_runs_are_there_what_is_missing_as_a_dash(written):
