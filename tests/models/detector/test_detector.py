@@ -105,19 +105,23 @@ def test_mixed_precision_is_mmengines_and_needs_a_gpu(dataset, tmp_path, monkeyp
 
 def test_a_training_starts_from_a_checkpoints_weights(dataset, tmp_path):
     torch.manual_seed(0)
-    trained = train(dataset, tmp_path / "first", settings())
+    trained = train(dataset, tmp_path / "first", settings("train_scorer"))
     given = {f"{name}": torch.full_like(value, 0.01) if value.is_floating_point() else value
              for name, value in trained._model.state_dict().items()}  # fmt: skip
     given["bbox_head.rtm_cls.0.weight"] = torch.zeros(3, 2, 1, 1)  # of other classes
     torch.save({"state_dict": given}, tmp_path / "start.pth")
-    config = settings(load_from=tmp_path / "start.pth", num_iterations=1, learning_rate=1e-12)
+    config = settings(
+        "train_scorer", load_from=tmp_path / "start.pth", num_iterations=1, learning_rate=1e-12
+    )
     begun = train(dataset, tmp_path / "second", config)._model.state_dict()
     weight = begun["backbone.stem.0.conv.weight"]
     assert torch.allclose(weight, torch.full_like(weight, 0.01), atol=1e-6)
     assert begun["bbox_head.rtm_cls.0.weight"].std() > 1e-4
     torch.save({"state_dict": {"nothing": torch.zeros(1)}}, tmp_path / "other.pth")
     with pytest.raises(InvalidModel, match=r"other\.pth: none of its 1 weights fits"):
-        train(dataset, tmp_path / "third", settings(load_from=tmp_path / "other.pth"))
+        train(
+            dataset, tmp_path / "third", settings("train_scorer", load_from=tmp_path / "other.pth")
+        )
 
 
 @pytest.mark.parametrize("masks", [True, False])
