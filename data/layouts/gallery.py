@@ -35,13 +35,12 @@ _LARGEST = 256
 _JPEG_QUALITY = 85
 
 
-def draw_layout(image: np.ndarray, layout: Layout, scale: int = 2, *, line: int = 1) -> np.ndarray:
+def draw_layout(image: np.ndarray, layout: Layout, scale: int = 2) -> np.ndarray:
     """Enlarge an image and draw the layout's things on it, coloured by attribute.
 
     Args:
         image: uint8 (height, width, 3), of any size; the layout is fitted to it.
         scale: a whole factor.
-        line: width of the lines, pixels.
 
     Returns:
         uint8 (scale * height, scale * width, 3).
@@ -50,7 +49,7 @@ def draw_layout(image: np.ndarray, layout: Layout, scale: int = 2, *, line: int 
     picture = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
     things = layout.is_thing.astype(bool)
     attributes = [item for item, thing in zip(layout.attributes, things, strict=True) if thing]
-    return draw_boxes(np.asarray(picture), layout.boxes_normalized[things], attributes, line)
+    return draw_boxes(np.asarray(picture), layout.boxes_normalized[things], attributes)
 
 
 def draw_boxes(

@@ -84,12 +84,20 @@ def renumbered(
     return {"images": images, "annotations": numbered, "categories": categories}
 
 
+def annotations_by_image(truth: CocoTruth) -> dict[int, list[dict[str, Any]]]:
+    """The annotations of every image, crowds too; none for an image without."""
+    found: dict[int, list[dict[str, Any]]] = {item["id"]: [] for item in truth["images"]}
+    for item in truth["annotations"]:
+        found[item["image_id"]].append(item)
+    return found
+
+
 def truth_boxes(truth: CocoTruth) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """Boxes by image, crowds left out: xyxy in pixels (num_boxes, 4), and their category ids."""
-    found: dict[int, list[Mapping[str, Any]]] = {item["id"]: [] for item in truth["images"]}
-    for item in truth["annotations"]:
-        if not item.get("iscrowd"):
-            found[item["image_id"]].append(item)
+    found = {
+        image_id: [item for item in items if not item.get("iscrowd")]
+        for image_id, items in annotations_by_image(truth).items()
+    }
     return {
         image_id: (
             xywh_to_xyxy(np.array([item["bbox"] for item in items], np.float64).reshape(-1, 4)),

@@ -5,16 +5,22 @@ what was asked of the generator, with all detections; and `lama`, all that is la
 confident detections alone.
 """
 
-from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.coco.image_sets import SyntheticSet
 from data.vocabulary.tables import Dataset
-from models.metrics.coco_metrics import CocoMetrics, CocoTruth, coco_metrics, read_truth, renumbered
+from models.metrics.coco_metrics import (
+    CocoMetrics,
+    CocoTruth,
+    annotations_by_image,
+    coco_metrics,
+    read_truth,
+    renumbered,
+)
 
 ScoreProtocolName = Literal["layout", "lama"]
 
@@ -45,7 +51,7 @@ def scored_images(
     first = {row["image_id"] for row in rows if row["repeat"] == 0}
     real = read_truth(dataset.instances_file("val"), set(sources.values()))
     if protocol == "lama":
-        of_source = _by_image(real)
+        of_source = annotations_by_image(real)
         drawn = [
             {**item, "image_id": image_id}
             for image_id, source in sources.items()
@@ -66,10 +72,3 @@ def detection_score(
     """COCO's metrics of detections under a protocol."""
     confident = pc.field("score") >= SCORE_THRESHOLDS[protocol]
     return coco_metrics(truth, detections.filter(confident))
-
-
-def _by_image(truth: CocoTruth) -> dict[int, list[dict[str, Any]]]:
-    found: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for item in truth["annotations"]:
-        found[item["image_id"]].append(item)
-    return found

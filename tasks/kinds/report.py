@@ -25,7 +25,7 @@ from data.layouts.layout import (
 from data.vocabulary.boxes import xywh_to_xyxy
 from data.vocabulary.images import read_square
 from data.vocabulary.tables import Dataset, box_array
-from models.metrics.coco_metrics import CocoTruth, boxes_found, read_truth
+from models.metrics.coco_metrics import CocoTruth, annotations_by_image, boxes_found, read_truth
 from models.metrics.options import MeasureOptions, ReportOptions
 from models.training.metrics_file import METRICS_NAME, read_metrics
 from tasks.execution.context import StepContext, Summary
@@ -191,9 +191,7 @@ def _shown_images(synthetic: SyntheticSet) -> dict[int, _Shown]:
     """The first image of each layout with its boxes, by the real image's id."""
     truth = read_truth(synthetic.instances)
     sizes = {item["id"]: (item["width"], item["height"]) for item in truth["images"]}
-    asked: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in sizes}
-    for item in truth["annotations"]:
-        asked[item["image_id"]].append(item)
+    asked = annotations_by_image(truth)
     return {
         row["source_image_id"]: _Shown(
             synthetic.image_folder / row["file_name"],
