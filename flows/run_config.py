@@ -30,7 +30,7 @@ from models.detector.options import (
     DetectorConfig,
     ScoringConfig,
 )
-from models.generator.options import GeneratorConfig, SamplingConfig
+from models.generator.options import RECIPES, GeneratorConfig, SamplingConfig
 from models.metrics.options import DETECTOR, MAIN, SCORER
 
 _NAME = re.compile("[a-z0-9]+(_[a-z0-9]+)*")
@@ -298,7 +298,14 @@ class RunConfig(BaseModel):
         if not isinstance(given, Mapping):
             return given
         preset = given.get("preset", "demo")
-        return merge(PRESETS[preset], given) if preset in PRESETS else given
+        if preset not in PRESETS:
+            return given
+        generator = given.get("train_generator")
+        recipe = generator.get("recipe") if isinstance(generator, Mapping) else None
+        named = {
+            "train_generator": RECIPES.get(recipe, {})
+        }  # a recipe that is asked for is no default
+        return merge(merge(PRESETS[preset], named), given)
 
 
 def changes_to_preset(config: RunConfig) -> dict[str, Any]:
