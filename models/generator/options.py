@@ -25,7 +25,7 @@ CODE_VERSION = 3
 
 RecipeName = Literal["ours", "geodiffusion"]
 
-RECIPES: dict[RecipeName, dict[str, Any]] = {
+RECIPES: dict[str, dict[str, Any]] = {
     "ours": {},
     "geodiffusion": {
         "location_embedding": "raw",
