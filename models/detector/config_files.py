@@ -95,9 +95,10 @@ def _own_hooks(settings: DetectorConfig, config: Config) -> list[dict[str, Any]]
 
     hooks = []
     for hook in config.get("custom_hooks") or ():
-        name = getattr(
-            hook["type"], "__name__", hook["type"]
-        )  # a class in MMEngine's newer configs
+        kind = hook[
+            "type"
+        ]  # text, perhaps with its registry, or a class in MMEngine's newer configs
+        name = getattr(kind, "__name__", kind).rpartition(".")[2]
         if name == "YOLOXModeSwitchHook":
             begin = settings.num_iterations - iterations(hook.get("num_last_epochs", 15))
             hooks.append({"type": "LateL1LossHook", "begin": begin})

@@ -161,7 +161,7 @@ def test_what_is_exported_is_the_average_of_the_weights(dataset, tmp_path):
 
 
 def test_a_killed_training_with_a_configs_hooks_ends_as_one_that_was_not(dataset, tmp_path):
-    hooks = [{"type": "YOLOXModeSwitchHook", "num_last_epochs": 150},
+    hooks = [{"type": "mmdet.YOLOXModeSwitchHook", "num_last_epochs": 150},
              {"type": "EMAHook", "momentum": 0.1, "update_buffers": True, "priority": 49}]  # fmt: skip
     config, late = with_hooks(tmp_path, hooks), []
 
