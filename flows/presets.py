@@ -166,7 +166,7 @@ def _coco(resolution: int, guidance_scale: float, **rates: float) -> dict[str, A
         "train_scorer": {
             "config": "mmdet::yolox/yolox_s_8xb8-300e_coco.py",
             "image_size": (640, 640),
-            "learning_rate": 0.01,
+            "config_hooks": True,
         },
         "extract_attributes": {},
         "train_generator": {

@@ -261,10 +261,14 @@ class EvaluationConfig(_Section):
     inception_weights: Path | None = Field(
         None, description="InceptionV3 weights file, where nothing may be downloaded."
     )
+    scorer: GivenScorer | None = Field(
+        None,
+        description="The independent judge of generated images: a detector's folder, an MMDetection config "
+        "with a checkpoint, Darknet's cfg and weights, or COCO results; null: train-scorer's.",
+    )
     scorers: dict[str, GivenScorer | None] = Field(
         default_factory=dict,
-        description="More detectors to judge generated images, by a name of yours: a detector's folder, an "
-        "MMDetection config with a checkpoint, Darknet's cfg and weights, or COCO results; null: not this.",
+        description="More judges, by a name of yours, given likewise; null: not this.",
     )
     batch_size: int = Field(32, ge=1, description="Images that a detector looks at at once.")
 
