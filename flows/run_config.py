@@ -305,10 +305,9 @@ class RunConfig(BaseModel):
         if preset not in PRESETS:
             return given
         generator = given.get("train_generator")
-        recipe = generator.get("recipe") if isinstance(generator, Mapping) else None
-        named = {
-            "train_generator": RECIPES.get(recipe, {})
-        }  # a recipe that is asked for is no default
+        recipe = str(generator.get("recipe")) if isinstance(generator, Mapping) else ""
+        # A recipe that is asked for goes over the preset's options.
+        named = {"train_generator": RECIPES.get(recipe, {})}
         return merge(merge(PRESETS[preset], named), given)
 
 

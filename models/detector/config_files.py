@@ -95,9 +95,7 @@ def _own_hooks(settings: DetectorConfig, config: Config) -> list[dict[str, Any]]
 
     hooks = []
     for hook in config.get("custom_hooks") or ():
-        kind = hook[
-            "type"
-        ]  # text, perhaps with its registry, or a class in MMEngine's newer configs
+        kind = hook["type"]  # text, perhaps with its registry, or a class
         name = getattr(kind, "__name__", kind).rpartition(".")[2]
         if name == "YOLOXModeSwitchHook":
             begin = settings.num_iterations - iterations(hook.get("num_last_epochs", 15))
