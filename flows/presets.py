@@ -151,6 +151,8 @@ _SMOKE = merge(
     },
 )
 
+_COCO_LAYOUTS = {"min_area_fraction": 0.02, "max_objects": 8}
+
 _FASTER_RCNN = {"config": "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"}
 
 
@@ -162,6 +164,7 @@ def _coco(resolution: int, guidance_scale: float, **rates: float) -> dict[str, A
     """
     return {
         "ingest": {},
+        "layouts": _COCO_LAYOUTS,
         "train_detector": _FASTER_RCNN,
         "train_scorer": {
             "config": "mmdet::yolox/yolox_s_8xb8-300e_coco.py",
@@ -172,15 +175,13 @@ def _coco(resolution: int, guidance_scale: float, **rates: float) -> dict[str, A
         "train_generator": {
             "recipe": "geodiffusion",
             "resolution": resolution,
-            "max_things": 8,
-            "min_area_fraction": 0.02,
             **rates,
             "probe": {"sampling": {"guidance_scale": guidance_scale}},
         },
         "synthesize": {
             "sampling": {"guidance_scale": guidance_scale},
-            "train_protocol": "synthetic-train",
-            "val_protocol": "lama-val",
+            "train_layouts": {**_COCO_LAYOUTS, "min_objects": 3},
+            "val_layouts": "lama-val",
         },
         "retrain": {
             "detector": _FASTER_RCNN,

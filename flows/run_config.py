@@ -19,7 +19,7 @@ from data.attributes.options import AttributeConfig
 from data.errors import InvalidConfig
 from data.ingest.options import IngestConfig
 from data.layouts.layout import POLICIES, AttributePolicy
-from data.layouts.protocols import PROTOCOLS, Protocol, ProtocolName
+from data.layouts.protocols import Protocol, Rule, protocol_of
 from data.vocabulary.tables import Split
 from flows.presets import PRESETS, PresetName, merge
 from models.detector.config_sources import dotted
@@ -80,14 +80,11 @@ class SynthesisConfig(_Section):
     """
 
     sampling: SamplingConfig = SamplingConfig()
-    min_things: int = Field(3, ge=0, description="Layouts with fewer things are left out.")
-    max_things: int | None = Field(8, ge=1, description="Layouts with more things are left out.")
-    min_area_fraction: float = Field(0.0, ge=0, lt=1, description="Smaller boxes are left out.")
-    train_protocol: ProtocolName | None = Field(
-        None, description="A named rule for the training layouts, in place of the three above."
+    train_layouts: Rule | None = Field(
+        None, description="Rule for the training layouts that are drawn; null: the run's."
     )
-    val_protocol: ProtocolName | None = Field(
-        None, description="A named rule for the validation layouts, likewise."
+    val_layouts: Rule | None = Field(
+        None, description="Rule for the validation layouts that are drawn and measured, likewise."
     )
     attribute_overrides: Path | None = Field(
         None,
@@ -102,13 +99,6 @@ class SynthesisConfig(_Section):
     num_val_layouts: int | None = Field(None, ge=1, description="Evenly spread; null is all.")
     images_per_train_layout: int = Field(1, ge=1)
     images_per_val_layout: int = Field(5, ge=1, description="Five in the paper's protocol.")
-
-    def protocol(self, split: Split) -> Protocol:
-        """Which layouts of a split are drawn."""
-        name = self.train_protocol if split == "train" else self.val_protocol
-        if name:
-            return PROTOCOLS[name]
-        return Protocol(self.min_area_fraction, self.min_things, self.max_things)
 
 
 class RetrainConfig(_Section):
@@ -288,6 +278,11 @@ class RunConfig(BaseModel):
         description="Fills in what is not given. A form gives everything: choose it elsewhere.",
     )
     ingest: IngestConfig
+    layouts: Rule = Field(
+        Protocol(),
+        description="Rule for the layouts that the generator is trained on, probed with, draws and is "
+        "measured by: lama-val, synthetic-train, or one of yours.",
+    )
     train_detector: DetectorConfig
     train_scorer: DetectorConfig
     extract_attributes: AttributeStageConfig
@@ -295,6 +290,15 @@ class RunConfig(BaseModel):
     synthesize: SynthesisConfig
     retrain: RetrainConfig
     evaluate: EvaluationConfig
+
+    def protocol(self, use: Literal["generator"] | Split) -> Protocol:
+        """Which layouts the generator is trained on, or which of a split are drawn."""
+        given = {
+            "generator": self.train_generator.layouts,
+            "train": self.synthesize.train_layouts,
+            "val": self.synthesize.val_layouts,
+        }
+        return protocol_of(given.get(use) or self.layouts)
 
     @model_validator(mode="before")
     @classmethod

@@ -140,7 +140,7 @@ def _nodes(config: RunConfig, missing: Collection[str]) -> Iterator[Node]:
         _GENERATOR,
         "train-generator",
         "train-generator",
-        config.train_generator,
+        config.train_generator.model_copy(update={"layouts": config.protocol("generator")}),
         {"ingest": _INGEST, "attributes": _ATTRIBUTES}
         | ({"detector": detector} if detector else {}),
     )
@@ -257,7 +257,8 @@ def _set(config: RunConfig, split: Split, policy: AttributePolicy) -> Node:
     options = SyntheticSetOptions(
         split=split,
         policy=policy,
-        protocol=given.protocol(split),
+        protocol=config.protocol(split),
+        trained_on=config.protocol("generator"),
         sampling=given.sampling,
         **(of_training if split == "train" else of_validation),
     )
@@ -360,7 +361,7 @@ def _fidelity_nodes(config: RunConfig, detector: str | None) -> Iterator[Node]:
     }
     inputs |= {f"features/{images}": f"features {images}" for images in ("train", *shown)}
     given = config.evaluate.model_dump(include=set(MeasureOptions.model_fields))
-    options = MeasureOptions.model_validate(given | {"protocol": config.synthesize.protocol("val")})
+    options = MeasureOptions.model_validate(given | {"protocol": config.protocol("val")})
     yield Node("measure", "evaluate", "measure", options, inputs)
 
 

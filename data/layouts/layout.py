@@ -152,6 +152,39 @@ def dataset_selection(dataset: Dataset, split: Split, protocol: Protocol) -> Sel
     return select(protocol, images, objects, dataset.categories)
 
 
+def unseen_things(
+    dataset: Dataset, split: Split, protocol: Protocol, trained: Protocol
+) -> str | None:
+    """What is to be said where a protocol has things of a split that another, trained on, leaves out."""
+    asked, known = (
+        _thing_ids(_light_selection(dataset, split, item)) for item in (protocol, trained)
+    )
+    unseen = len(np.setdiff1d(asked, known))
+    if not unseen:
+        return None
+    given, of_training = (item.model_dump() for item in (protocol, trained))
+    differing = ", ".join(
+        f"{name} {value} there and {given[name]} here"
+        for name, value in of_training.items()
+        if value != given[name]
+    )
+    return (
+        f"{unseen} of {len(asked)} things ({unseen / len(asked):.0%}) are of a kind that the generator "
+        f"is not trained on ({differing})"
+    )
+
+
+def _light_selection(dataset: Dataset, split: Split, protocol: Protocol) -> Selection:
+    """Without the objects' masks."""
+    images = dataset.images.filter(pc.field("split") == split)
+    objects = dataset.object_columns(split, (*SELECTION_COLUMNS, "object_id"))
+    return select(protocol, images, objects, dataset.categories)
+
+
+def _thing_ids(selection: Selection) -> np.ndarray:
+    return selection.objects.filter(selection.objects["is_thing"])["object_id"].to_numpy()
+
+
 def require_layouts(dataset: Dataset, split: Split, protocol: Protocol, options: str) -> None:
     """Refuse a protocol that leaves no layout of a split; say loudly where it leaves few.
 
@@ -161,14 +194,13 @@ def require_layouts(dataset: Dataset, split: Split, protocol: Protocol, options:
     Raises:
         InvalidDataset: it leaves none.
     """
-    images = dataset.images.filter(pc.field("split") == split)
-    objects = dataset.object_columns(split, SELECTION_COLUMNS)
-    selection = select(protocol, images, objects, dataset.categories)
+    num_images = dataset.images.filter(pc.field("split") == split).num_rows
+    selection = _light_selection(dataset, split, protocol)
     if not len(selection.image_ids):
         raise InvalidDataset(
             f"no {split} image has a usable layout, {selection.dropped} were left out: change {options}"
         )
-    if warning := few_layouts(len(selection.image_ids), images.num_rows):
+    if warning := few_layouts(len(selection.image_ids), num_images):
         logger.warning("%s images: %s: change %s", split, warning, options)
 
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data.vocabulary.boxes import xyxy_to_coco
 from data.vocabulary.tables import BOX_COLUMNS, Category, box_array
@@ -13,29 +14,39 @@ from data.vocabulary.tables import BOX_COLUMNS, Category, box_array
 ProtocolName = Literal["lama-val", "synthetic-train"]
 
 
-@dataclass(frozen=True, slots=True)
-class Protocol:
-    """A rule for choosing layouts; crowds and the stuff class `other` are never part of one.
+class Protocol(BaseModel):
+    """A rule for choosing layouts; crowds and the stuff class `other` are never part of one."""
 
-    Attributes:
-        min_area_fraction: boxes stay whose w·h / (W·H) is above this.
-        min_objects: images stay that have at least this many objects left.
-        max_objects: and at most this many; None for no limit.
-        counted: whether stuff counts as objects.
-        published: counts to be printed beside ours.
-    """
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    min_area_fraction: float = 0.0
-    min_objects: int = 0
-    max_objects: int | None = None
-    counted: Literal["things", "things and stuff"] = "things"
-    published: str = ""
+    min_area_fraction: float = Field(
+        0.0, ge=0, lt=1, description="Boxes stay whose w·h / (W·H) is above this."
+    )
+    min_objects: int = Field(
+        1, ge=0, description="Images stay that have at least so many objects left."
+    )
+    max_objects: int = Field(0, ge=0, description="And at most so many; 0: no limit.")
+    counted: Literal["things", "things and stuff"] = Field(
+        "things", description="What counts as objects."
+    )
 
+    @model_validator(mode="after")
+    def _some_number_is_left(self) -> Self:
+        if 0 < self.max_objects < self.min_objects:
+            raise ValueError(
+                f"no image has at least {self.min_objects} and at most {self.max_objects} objects: "
+                "change min_objects or max_objects"
+            )
+        return self
+
+
+Rule = ProtocolName | Protocol
+"""A protocol by its name, or one of the user's."""
 
 SELECTION_COLUMNS = ("image_id", "category_id", "is_thing", "is_crowd", *BOX_COLUMNS)
 """Of the objects, what a selection looks at."""
 
-EVERYTHING = Protocol()
+EVERYTHING = Protocol(min_objects=0)
 """All images, and all objects that may be part of a layout."""
 
 PROTOCOLS: dict[ProtocolName, Protocol] = {
@@ -45,15 +56,25 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
         min_objects=3,
         max_objects=8,
         counted="things and stuff",
-        published="val2017: 3,097 images",
     ),
     # DetDiffusion, section 4.3: labels of train2017 with 3 to 8 objects.
-    "synthetic-train": Protocol(
-        min_objects=3,
-        max_objects=8,
-        published="train2017: 47,429 images, 210,893 objects",
-    ),
+    "synthetic-train": Protocol(min_objects=3, max_objects=8),
 }
+
+_PUBLISHED: dict[ProtocolName, str] = {
+    "lama-val": "val2017: 3,097 images",
+    "synthetic-train": "train2017: 47,429 images, 210,893 objects",
+}
+
+
+def protocol_of(rule: Rule) -> Protocol:
+    """The protocol that is meant."""
+    return rule if isinstance(rule, Protocol) else PROTOCOLS[rule]
+
+
+def published_counts(protocol: Protocol) -> str | None:
+    """Counts of COCO that were published for a protocol."""
+    return next((_PUBLISHED[name] for name, item in PROTOCOLS.items() if item == protocol), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +142,10 @@ def above_area(selection: Selection, images: pa.Table, fraction: float) -> Selec
 def with_count(
     selection: Selection,
     minimum: int,
-    maximum: int | None,
+    maximum: int,
     counted: Literal["things", "things and stuff"] = "things",
 ) -> Selection:
-    """Keep images with `minimum` to `maximum` objects, both included."""
+    """Keep images with `minimum` to `maximum` objects, both included; a maximum of 0 is none."""
     ids = selection.objects["image_id"].to_numpy()
     if counted == "things":
         ids = ids[selection.objects["is_thing"].to_numpy()]
@@ -133,7 +154,7 @@ def with_count(
     present = np.isin(selection.image_ids, found)
     number[present] = counts[np.searchsorted(found, selection.image_ids[present])]
     left = selection.keep_images(number >= minimum, f"fewer than {minimum} objects")
-    if maximum is None:
+    if not maximum:
         return left
     few = number[number >= minimum] <= maximum
     return left.keep_images(few, f"more than {maximum} objects")

@@ -12,8 +12,8 @@ from data.artifacts.digests import DigestMemory, combined_digest
 from data.artifacts.options import Options, RuntimeOnly
 from data.attributes.overrides import check_objects, read_overrides
 from data.errors import InvalidConfig, InvalidModel
-from data.layouts.layout import AttributePolicy, require_layouts
-from data.layouts.protocols import EVERYTHING, Protocol
+from data.layouts.layout import AttributePolicy, require_layouts, unseen_things
+from data.layouts.protocols import Protocol, Rule, protocol_of
 from data.vocabulary.tables import Dataset, Split
 from models.generator.hub import hub_commit, missing_downloads
 from models.precision import PRECISION_HELP, Precision, require_gpu
@@ -144,8 +144,9 @@ class GeneratorConfig(Options):
     )
     prompt_dropout: float = Field(0.1, ge=0, le=1, description="Share of empty prompts.")
     flip_probability: float = Field(0.5, ge=0, le=1)
-    min_area_fraction: float = Field(0.0, ge=0, lt=1, description="Smaller boxes are left out.")
-    max_things: int | None = Field(None, ge=1, description="Images with more things are left out.")
+    layouts: Rule | None = Field(
+        None, description="Rule for the layouts that are trained on and probed; null: the run's."
+    )
     num_steps: int = Field(110_000, ge=1, description="Optimiser steps.")
     batch_size: int = Field(64, ge=1, description="Images per optimiser step.")
     learning_rate: float = Field(
@@ -257,13 +258,8 @@ class GeneratorConfig(Options):
 
     @property
     def protocol(self) -> Protocol:
-        """Which layouts are trained on."""
-        return Protocol(self.min_area_fraction, min_objects=1, max_objects=self.max_things)
-
-    @property
-    def probe_protocol(self) -> Protocol:
-        """Which layouts are probed."""
-        return Protocol(min_objects=1, max_objects=self.max_things)
+        """Which layouts are trained on and probed."""
+        return protocol_of(self.layouts or Protocol())
 
     def foreign(self, digests: DigestMemory) -> dict[str, str]:
         """Digest of a base model's folder, or the commit of one from the hub.
@@ -307,12 +303,10 @@ class GeneratorConfig(Options):
             require_gpu("train_generator.mixed_precision", "fp16")
         if warning := self._rate_of_another_batch():
             logger.warning("%s", warning)
-        limits = "train_generator.max_things or min_area_fraction"
-        require_layouts(dataset, "train", self.protocol, limits)
+        rule = "layouts or train_generator.layouts"
+        require_layouts(dataset, "train", self.protocol, rule)
         if self.probe.interval:
-            require_layouts(
-                dataset, "val", self.probe_protocol, f"{limits}, or set probe.interval=0"
-            )
+            require_layouts(dataset, "val", self.protocol, f"{rule}, or set probe.interval=0")
 
     def _rate_of_another_batch(self) -> str | None:
         """What is to be said where a recipe's rate is given for another batch than the recipe's."""
@@ -342,7 +336,10 @@ class SyntheticSetOptions(Options):
     attribute_overrides: Path | None = Field(
         None, description="Parquet with object_id and attribute of single boxes."
     )
-    protocol: Protocol = EVERYTHING
+    protocol: Protocol = Protocol()
+    trained_on: Annotated[Protocol, RuntimeOnly] = Field(
+        Protocol(), description="The generator's rule, which is part of the generator's key."
+    )
     num_layouts: int | None = Field(None, ge=1, description="Evenly spread; null is all.")
     images_per_layout: int = Field(1, ge=1)
     sampling: SamplingConfig = SamplingConfig()
@@ -370,8 +367,10 @@ class SyntheticSetOptions(Options):
             things = dataset.object_columns(self.split, ["object_id", "is_thing"])
             known = things.filter(things["is_thing"])["object_id"].to_pylist()
             check_objects(read_overrides(self.attribute_overrides), known, self.split)
-        limits = f"synthesize.min_things, max_things, min_area_fraction or {self.split}_protocol"
-        require_layouts(dataset, self.split, self.protocol, limits)
+        rule = f"layouts or synthesize.{self.split}_layouts"
+        require_layouts(dataset, self.split, self.protocol, rule)
+        if unseen := unseen_things(dataset, self.split, self.protocol, self.trained_on):
+            logger.warning("synthesize.%s_layouts: %s", self.split, unseen)
 
 
 def check_classes(policies: Iterable[str], things: Collection[str]) -> None:

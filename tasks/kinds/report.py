@@ -116,7 +116,7 @@ def _warnings(context: Context) -> list[str]:
     found = {few_layouts(item["images"], num_images) for item in drawn}
     return [
         f"Mind that {text}: what is said of generated images is about these alone. More are left by other "
-        "synthesize.min_things, max_things and min_area_fraction, or another val_protocol."
+        "synthesize.val_layouts, or other layouts of the run."
         for text in found
         if text
     ]

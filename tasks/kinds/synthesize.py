@@ -22,7 +22,9 @@ from data.layouts.layout import (
     few_layouts,
     image_seed,
     read_layouts,
+    unseen_things,
 )
+from data.layouts.protocols import published_counts
 from data.vocabulary.boxes import area, xyxy_to_xywh
 from data.vocabulary.tables import Dataset, write_table
 from models.devices import settled_precision
@@ -85,7 +87,7 @@ def run(context: Context) -> Summary:
         context.out,
         f"Synthetic data set: {options.split}, {options.policy}",
         markdown_table([counts]),
-        f"## Layouts\n\n{_warning(dataset, options, chosen)}{markdown_table([chosen])}",
+        f"## Layouts\n\n{_warnings(dataset, options, chosen)}{markdown_table([chosen])}",
         markdown_picture(sheet, "generated images with the boxes asked for"),
     )
     return {
@@ -122,17 +124,23 @@ def _planned(context: Context, dataset: Dataset) -> list[SyntheticImage]:
     ]
 
 
-def _warning(dataset: Dataset, options: SyntheticSetOptions, chosen: Mapping[str, Any]) -> str:
-    """What the card says before the counts where few layouts are left."""
-    text = few_layouts(chosen["images"], len(dataset.split_images(options.split)))
-    return f"**Mind that {text}.**\n\n" if text else ""
+def _warnings(dataset: Dataset, options: SyntheticSetOptions, chosen: Mapping[str, Any]) -> str:
+    """What the card says before the counts: few layouts are left, or such as training did not see."""
+    said = (
+        few_layouts(chosen["images"], len(dataset.split_images(options.split))),
+        unseen_things(dataset, options.split, options.protocol, options.trained_on),
+    )
+    return "".join(f"**Mind that {text}.**\n\n" for text in said if text)
 
 
 def _chosen_layouts(dataset: Dataset, options: SyntheticSetOptions) -> dict[str, Any]:
     """Counts of what is left of the split and left out, with a named protocol's published ones."""
     protocol = options.protocol
-    published = {"published": protocol.published} if protocol.published else {}
-    return {**published, **dataset_selection(dataset, options.split, protocol).counts()}
+    published = published_counts(protocol)
+    return {
+        **({"published": published} if published else {}),
+        **dataset_selection(dataset, options.split, protocol).counts(),
+    }
 
 
 def _generate(

@@ -202,7 +202,7 @@ def _status(metrics: Metrics) -> str:
 def _new_probe(context: Context, dataset: Dataset) -> GeneratorProbe:
     options = context.options
     attributes = pq.read_table(context.inputs["attributes"] / ATTRIBUTES_NAME)
-    layouts = read_layouts(dataset, attributes, "val", options.probe_protocol)
+    layouts = read_layouts(dataset, attributes, "val", options.protocol)
     detector = context.inputs.get("detector")
     return GeneratorProbe(
         options.probe,

@@ -9,6 +9,7 @@ import pytest
 from data.artifacts.digests import DigestMemory
 from data.artifacts.store import ArtifactStore
 from data.errors import InvalidConfig, InvalidDataset, InvalidModel, PipelineError
+from data.layouts.protocols import PROTOCOLS, Protocol
 from flows.presets import merge
 from flows.run_config import build_run
 from flows.run_graph import STAGES, run_graph, stage_steps
@@ -290,6 +291,35 @@ def test_what_cannot_work_is_refused_before_anything_runs(overrides, error, mess
     assert time.process_time() - started < 2
 
 
+def layout_rules(overrides):
+    graph = graph_of(overrides)
+    return {
+        "generator": graph.find("train generator").options.protocol,
+        "trained on": graph.find("synthesize val hard").options.trained_on,
+        "train": graph.find("synthesize train hard").options.protocol,
+        "val": graph.find("synthesize val hard").options.protocol,
+        "measure": graph.find("measure").options.protocol,
+    }
+
+
+def test_one_rule_for_layouts_reaches_all_who_use_layouts():
+    rule = Protocol(min_area_fraction=0.1, max_objects=5)
+    rules = layout_rules({"layouts": {"min_area_fraction": 0.1, "max_objects": 5}})
+    assert rules == dict.fromkeys(rules, rule)
+
+
+def test_another_rule_is_for_those_who_are_given_it():
+    rules = layout_rules({"layouts": "lama-val", "synthesize": {"val_layouts": {"max_objects": 2}}})
+    lama, other = PROTOCOLS["lama-val"], Protocol(max_objects=2)
+    assert rules == {
+        "generator": lama,
+        "trained on": lama,
+        "train": lama,
+        "val": other,
+        "measure": other,
+    }
+
+
 def test_a_coco_preset_without_data_is_refused():
     with pytest.raises(InvalidConfig, match=r"needs your data: give ingest\.train"):
         graph_of(preset="coco-512")
@@ -298,8 +328,9 @@ def test_a_coco_preset_without_data_is_refused():
 @pytest.mark.parametrize(
     "overrides",
     [
-        {"train_generator": {"min_area_fraction": 0.99}},
-        {"synthesize": {"min_things": 50, "max_things": 60}},
+        {"layouts": {"min_area_fraction": 0.99}},
+        {"train_generator": {"layouts": {"min_area_fraction": 0.99}}},
+        {"synthesize": {"train_layouts": {"min_objects": 50}}},
     ],
 )
 def test_a_rule_that_leaves_no_layout_is_refused_as_soon_as_the_tables_are_there(

@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 from data.ingest.ingestion import ingest
 from data.ingest.options import IngestConfig, SplitConfig
@@ -13,6 +14,8 @@ from data.layouts.protocols import (
     Protocol,
     Selection,
     above_area,
+    protocol_of,
+    published_counts,
     select,
     with_count,
     without_crowds,
@@ -100,7 +103,7 @@ def test_three_to_eight_include_both_ends(count, kept):
 
 
 def test_no_limits_keep_images_without_objects():
-    assert len(with_count(selection(num_images=2), 0, None).image_ids) == 2
+    assert len(with_count(selection(num_images=2), 0, 0).image_ids) == 2
 
 
 @pytest.mark.parametrize(("counted", "kept"), [("things", [2]), ("things and stuff", [1, 2])])
@@ -179,4 +182,22 @@ def test_a_protocol_chooses_layouts_of_things_and_stuff(tmp_path):
     (layout,) = read_layouts(dataset, None, "val", PROTOCOLS["lama-val"])
     assert layout.is_thing.tolist() == [True, True, False]
     assert read_layouts(dataset, None, "val", PROTOCOLS["synthetic-train"]) == []
-    assert len(read_layouts(dataset, None, "val", Protocol(max_objects=2))) == 1
+    assert len(read_layouts(dataset, None, "val", Protocol(min_objects=0, max_objects=2))) == 1
+
+
+def test_a_named_protocol_has_its_published_counts_and_no_other_has():
+    assert "3,097" in published_counts(protocol_of("lama-val"))
+    assert published_counts(Protocol(min_objects=3)) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"min_objects": 4, "max_objects": 3}, "no image has at least 4 and at most 3"),
+        ({"min_things": 4}, "Extra inputs"),
+        ({"min_area_fraction": 2}, "less than 1"),
+    ],
+)
+def test_a_protocol_that_cannot_be_is_refused(given, message):
+    with pytest.raises(ValidationError, match=message):
+        Protocol.model_validate(given)

@@ -7,6 +7,7 @@ import pytest
 
 from data.artifacts.digests import DigestMemory
 from data.errors import InvalidConfig, InvalidDataset, InvalidModel
+from data.layouts.layout import read_layouts
 from data.layouts.protocols import Protocol
 from models.generator.options import MODEL_PARTS, GeneratorConfig, ProbeConfig, SyntheticSetOptions
 
@@ -83,9 +84,13 @@ def test_a_mistyped_base_model_is_refused(hub, name, message):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        (GeneratorConfig(min_area_fraction=0.99), InvalidDataset, "no train image has a usable"),
         (
-            SyntheticSetOptions(split="val", protocol=Protocol(0, 50)),
+            GeneratorConfig(layouts=Protocol(min_area_fraction=0.99)),
+            InvalidDataset,
+            "no train image has a usable",
+        ),
+        (
+            SyntheticSetOptions(split="val", protocol=Protocol(min_objects=50)),
             InvalidDataset,
             "no val image",
         ),
@@ -113,7 +118,7 @@ def test_a_probe_without_layouts_is_refused_and_none_is_not(dataset):
         )
         for split in ("train", "val")
     }
-    few = GeneratorConfig(max_things=counts["train"])
+    few = GeneratorConfig(layouts=Protocol(max_objects=counts["train"]))
     assert counts["train"] < counts["val"]
     with pytest.raises(InvalidDataset, match=r"no val image.*or set probe\.interval=0"):
         few.check(dataset)
@@ -145,3 +150,18 @@ def test_a_rate_of_another_batch_is_told(dataset, caplog, options, told):
     messages = [record.message for record in caplog.records if "learning_rate" in record.message]
     assert len(messages) == len(told)
     assert all(part in text for part, text in zip(told, messages, strict=True))
+
+
+def test_things_that_training_does_not_see_are_told(dataset, caplog):
+    trained = Protocol(min_area_fraction=0.06)
+    SyntheticSetOptions(split="train", protocol=trained, trained_on=trained).check(dataset)
+    assert not caplog.records
+    SyntheticSetOptions(split="train", trained_on=trained).check(dataset)
+    (message,) = [record.message for record in caplog.records]
+    things = dataset.objects.filter((pc.field("split") == "train") & pc.field("is_thing"))
+    seen = sum(
+        len(item.boxes[item.is_thing]) for item in read_layouts(dataset, None, "train", trained)
+    )
+    assert f"{things.num_rows - seen} of {things.num_rows} things" in message
+    assert "min_area_fraction 0.06 there and 0.0 here" in message
+    assert 0 < seen < things.num_rows

@@ -54,7 +54,7 @@ def test_the_masks_file_holds_every_images_masks(build, layouts):
     training_set = build("cached")
     for index, layout in enumerate(layouts):
         expected = latent_masks(layout, 16)
-        torch.testing.assert_close(training_set.masks(index), expected, atol=0.002, rtol=0)
+        torch.testing.assert_close(training_set.masks(index) / 255, expected, atol=0.002, rtol=0)
 
 
 def test_a_box_without_mask_uses_its_rectangle(layouts):

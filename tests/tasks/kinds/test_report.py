@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -103,7 +103,7 @@ def make_set(root, dataset, attributes, policy, rng):
     """Noise with the layouts of the validation images."""
     folder = make(
         root, "synthesize", {"layouts": {"images": 6, "things": 20}},
-        options={"policy": policy, "protocol": asdict(PROTOCOL)},
+        options={"policy": policy, "protocol": PROTOCOL.model_dump()},
     )  # fmt: skip
     synthetic = SyntheticSet(folder)
     synthetic.image_folder.mkdir()

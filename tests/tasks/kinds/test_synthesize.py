@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from data.coco.image_sets import SyntheticSet
-from data.layouts.layout import count_objects, read_layouts
+from data.layouts.layout import count_objects, read_layouts, unseen_things
 from data.layouts.protocols import PROTOCOLS
 from data.vocabulary.images import read_rgb
 from flows.run_config import build_run
@@ -123,8 +123,10 @@ def test_counts_of_the_protocols_stand_beside_the_published_ones(dataset):
     assert "published" not in plain
 
 
-def test_the_coco_presets_follow_the_protocols():
-    for preset in ("coco-256", "coco-512"):
-        options = build_run(preset, {}).synthesize
-        assert options.protocol("train") == PROTOCOLS["synthetic-train"]
-        assert options.protocol("val") == PROTOCOLS["lama-val"]
+@pytest.mark.parametrize("preset", ["coco-256", "coco-512"])
+def test_the_coco_presets_draw_what_was_trained_on(preset, dataset):
+    run = build_run(preset, {})
+    assert run.protocol("val") == PROTOCOLS["lama-val"]
+    assert run.protocol("train").min_objects == 3
+    for split in ("train", "val"):
+        assert unseen_things(dataset, split, run.protocol(split), run.protocol("generator")) is None
