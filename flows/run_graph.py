@@ -257,6 +257,7 @@ def _set(config: RunConfig, split: Split, policy: AttributePolicy) -> Node:
         split=split,
         policy=policy,
         protocol=given.protocol(split),
+        image_size=given.image_size,
         sampling=given.sampling,
         **(of_training if split == "train" else of_validation),
     )
