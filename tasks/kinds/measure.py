@@ -224,7 +224,7 @@ class _Real:
         draws = [
             self.row(FLOOR, others[order[i * count : (i + 1) * count]]) for i in range(num_draws)
         ]
-        row: dict[str, Any] = {**draws[0], "draws": num_draws, "copies": None}
+        row: dict[str, Any] = {**draws[0], "draws": num_draws, "copies": None, "way": None}
         for name in DISTANCES:
             if num_draws > 1 and row[name] is not None:
                 row |= _limits(name, student_interval([draw[name] for draw in draws]))

@@ -163,3 +163,38 @@ def test_what_became_of_generated_images_is_said(generated, photographs):
         item["width"] = item["height"] = 64
     generated.images.instances.write_text(json.dumps(document))
     assert _way(context, {"origin": generated.images}, 64) == "generated at 64 px"
+
+
+@pytest.mark.filterwarnings("ignore")  # MMDetection and MMEngine warn a lot
+def test_detectors_learn_the_same_boxes_from_real_and_generated_images(
+    photographs, generated, tmp_path
+):
+    from models.detector.config_files import CocoFolder, build_config
+    from models.detector.mmdetection import register_all_modules
+    from models.detector.options import DetectorConfig
+    from models.detector.seeded_data import SeededConcatDataset
+
+    made, config = generated.images, DetectorConfig(num_epochs=0, num_iterations=1)
+    parts = [
+        CocoFolder(photographs.instances_file("val"), photographs.image_folder("val")),
+        CocoFolder(made.instances, made.image_folder),
+    ]
+    register_all_modules()
+    built = build_config(config, parts, photographs.things, tmp_path)
+    images = SeededConcatDataset(built.train_dataloader.dataset.datasets, 0)
+    learnt = {}
+    for place in range(len(images)):
+        sample = images[len(images) * place + place]["data_samples"]
+        height, width = sample.img_shape
+        boxes = sample.gt_instances.bboxes.numpy() / [width, height, width, height]
+        if sample.flip:
+            boxes[:, [0, 2]] = 1 - boxes[:, [2, 0]]
+        learnt[sample.img_path] = boxes
+    real = dict(photographs.image_paths("val"))
+    compared = 0
+    for row in made.provenance.to_pylist():
+        of_real = learnt[str(real[row["source_image_id"]])]
+        for box in learnt[str(made.image_folder / row["file_name"])]:
+            assert np.abs(of_real - box).max(axis=1).min() < 1e-6
+            compared += 1
+    assert compared == len(json.loads(made.instances.read_text())["annotations"])

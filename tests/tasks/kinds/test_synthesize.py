@@ -1,5 +1,6 @@
 """Synthetic sets: what they hold, and what a killed step or a smaller batch leaves of them."""
 
+import gc
 import json
 from dataclasses import replace
 
@@ -78,18 +79,14 @@ def test_files_and_boxes_are_of_the_size_asked_for(context, photographs, image_s
     for image_id, path in made.image_set.images:
         with Image.open(path) as picture:
             assert picture.size == written[image_id]
-    asked = {
-        item["id"]: item
-        for item in json.loads(photographs.instances_file("val").read_text())["images"]
+    source_sizes = {
+        row["image_id"]: (row["width"], row["height"]) for row in photographs.split_images("val")
     }
-    real = json.loads(photographs.instances_file("val").read_text())["annotations"]
-    sources = dict(
-        zip(*(made.provenance[k].to_pylist() for k in ("source_image_id", "image_id")), strict=True)
-    )
+    files = {row["source_image_id"]: row["image_id"] for row in made.provenance.to_pylist()}
     expected = []
-    for item in real:
-        source, file = asked[item["image_id"]], written[sources[item["image_id"]]]
-        x, y = file[0] / source["width"], file[1] / source["height"]
+    for item in json.loads(photographs.instances_file("val").read_text())["annotations"]:
+        source, file = source_sizes[item["image_id"]], written[files[item["image_id"]]]
+        x, y = file[0] / source[0], file[1] / source[1]
         left, top, width, height = item["bbox"]
         expected.append([left * x, top * y, width * x, height * y])
     boxes = [item["bbox"] for item in document["annotations"]]
@@ -108,6 +105,7 @@ def test_a_killed_step_ends_as_one_that_was_not(context, tmp_path):
 
     with pytest.raises(Killed):
         synthesize.run(context(progress=stop))
+    gc.collect()  # the iterator's threads have ended
     folder = tmp_path / "out" / "images"
     (folder / "000000000005.png").unlink()  # of the batch that was in flight
     (folder / "000000000006.tmp").write_bytes(b"half")
