@@ -82,10 +82,10 @@ def sparse_steps() -> tuple[Step, Callable[[], int]]:
         loss.backward()
         table.grad = synchronized_gradient(table.grad, lambda part: part, 1)
         rows, size[0] = table.grad.indices()[0], table.grad.values().nbytes
-        average.catch_up(table, rows)
+        average.catch_up(rows)
         optimizer.step()
         rows_optimizer.step()
-        average.step(table, rows, DECAY)
+        average.step(rows, DECAY)
         return float(loss.detach())
 
     return step, lambda: size[0]

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from models.generator.options import RELEASED_RATES
+
 PresetName = Literal["smoke", "demo", "coco-256", "coco-512"]
 
 
@@ -109,6 +111,7 @@ _DEMO: dict[str, Any] = {
         "min_snr_gamma": 5.0,
         "num_steps": 3600,
         "batch_size": 8,
+        "base_batch_size": 8,
         "learning_rate": 1.5e-3,
         "text_learning_rate": 1e-3,
         "num_warmup_steps": 100,
@@ -151,23 +154,27 @@ _SMOKE = merge(
 _FASTER_RCNN = {"config": "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"}
 
 
-def _coco(resolution: int, guidance_scale: float, learning_rate: float) -> dict[str, Any]:
-    """COCO at paper scale; `ingest.train` and `ingest.val` are the user's to give."""
+def _coco(resolution: int, guidance_scale: float, **rates: float) -> dict[str, Any]:
+    """COCO at paper scale; `ingest.train` and `ingest.val` are the user's to give.
+
+    Args:
+        rates: of the generator and the batch that they are stated for, over its recipe's.
+    """
     return {
         "ingest": {},
         "train_detector": _FASTER_RCNN,
         "train_scorer": {
             "config": "mmdet::yolox/yolox_s_8xb8-300e_coco.py",
             "image_size": (640, 640),
-            "learning_rate": 0.01,
+            "config_hooks": True,
         },
         "extract_attributes": {},
         "train_generator": {
+            "recipe": "geodiffusion",
             "resolution": resolution,
             "max_things": 8,
             "min_area_fraction": 0.02,
-            "learning_rate": learning_rate,
-            "text_learning_rate": 0.75 * learning_rate,
+            **rates,
             "probe": {"sampling": {"guidance_scale": guidance_scale}},
         },
         "synthesize": {
@@ -241,7 +248,13 @@ STUDIES: dict[str, dict[str, Any]] = {"claims": _CLAIMS}
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": _SMOKE,
     "demo": _DEMO,
-    "coco-256": _coco(256, guidance_scale=4.0, learning_rate=1.5e-4),
-    "coco-512": _coco(512, guidance_scale=4.5, learning_rate=4e-5),
+    "coco-256": _coco(256, guidance_scale=4.0, **RELEASED_RATES),
+    "coco-512": _coco(
+        512,
+        guidance_scale=4.5,
+        learning_rate=4e-5,
+        text_learning_rate=3e-5,
+        base_batch_size=64,
+    ),
 }
 """Preset name to the options in which it differs from the defaults, which are the paper's."""

@@ -32,6 +32,7 @@ from models.detector.options import (
 )
 from models.generator.options import (
     IMAGE_SIZE_HELP,
+    RECIPES,
     GeneratorConfig,
     ImageSize,
     SamplingConfig,
@@ -267,10 +268,14 @@ class EvaluationConfig(_Section):
     inception_weights: Path | None = Field(
         None, description="InceptionV3 weights file, where nothing may be downloaded."
     )
+    scorer: GivenScorer | None = Field(
+        None,
+        description="The independent judge of generated images: a detector's folder, an MMDetection config "
+        "with a checkpoint, Darknet's cfg and weights, or COCO results; null: train-scorer's.",
+    )
     scorers: dict[str, GivenScorer | None] = Field(
         default_factory=dict,
-        description="More detectors to judge generated images, by a name of yours: a detector's folder, an "
-        "MMDetection config with a checkpoint, Darknet's cfg and weights, or COCO results; null: not this.",
+        description="More judges, by a name of yours, given likewise; null: not this.",
     )
     batch_size: int = Field(32, ge=1, description="Images that a detector looks at at once.")
 
@@ -304,7 +309,13 @@ class RunConfig(BaseModel):
         if not isinstance(given, Mapping):
             return given
         preset = given.get("preset", "demo")
-        return merge(PRESETS[preset], given) if preset in PRESETS else given
+        if preset not in PRESETS:
+            return given
+        generator = given.get("train_generator")
+        recipe = str(generator.get("recipe")) if isinstance(generator, Mapping) else ""
+        # A recipe that is asked for goes over the preset's options.
+        named = {"train_generator": RECIPES.get(recipe, {})}
+        return merge(merge(PRESETS[preset], named), given)
 
 
 def changes_to_preset(config: RunConfig) -> dict[str, Any]:

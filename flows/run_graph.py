@@ -134,7 +134,8 @@ def _nodes(config: RunConfig, missing: Collection[str]) -> Iterator[Node]:
     yield Node(_INGEST, "ingest", "ingest", _ingest_options(config.ingest))
     detector, nodes = _attribute_nodes(config)
     yield from nodes
-    yield _training(_SCORER, "train-scorer", config.train_scorer)
+    if config.evaluate.scorer is None:
+        yield _training(_SCORER, "train-scorer", config.train_scorer)
     yield Node(
         _GENERATOR,
         "train-generator",
@@ -367,7 +368,8 @@ def _fidelity_nodes(config: RunConfig, detector: str | None) -> Iterator[Node]:
 def _scorers(config: RunConfig, detector: str | None) -> dict[str, str | GivenScorer]:
     """Who judges generated images: a detector's step, or what the user gives."""
     given = {name: item for name, item in config.evaluate.scorers.items() if item is not None}
-    return {SCORER: _SCORER, **({DETECTOR: detector} if detector else {}), **given}
+    scorer = config.evaluate.scorer or _SCORER
+    return {SCORER: scorer, **({DETECTOR: detector} if detector else {}), **given}
 
 
 def _scoring_nodes(
@@ -386,7 +388,7 @@ def _scoring_nodes(
             file = DetectionsFile(path=getattr(source, images), split="val")
             yield Node(scored, stage, "import-detections", file, inputs)
         else:
-            if name == SCORER and synthetic is None:
+            if source == _SCORER and synthetic is None:
                 stage = "train-scorer"
             yield _detection(config, scored, stage, source, synthetic=synthetic)
 

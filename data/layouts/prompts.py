@@ -61,7 +61,7 @@ class Prompt:
 
     Attributes:
         text: the prompt, joined by single spaces.
-        objects: index into the layout of each phrase, in the prompt's order.
+        objects: index into the layout of each phrase.
         spans: (first, past-last) token position of each phrase; the start token has position 0.
         omitted: indices of the layout's objects that did not fit, if the policy allows that.
     """
@@ -93,7 +93,6 @@ def build_prompt(
     tokenize: Tokenize,
     max_length: int,
     *,
-    order: Sequence[int] | None = None,
     overflow: Literal["error", "largest-first"] = "error",
 ) -> Prompt:
     """Write a layout as a prompt of at most `max_length` tokens, start and end included.
@@ -102,7 +101,6 @@ def build_prompt(
         class_names: category id to name.
         grid: location tokens; None leaves places out.
         tokenize: called with class names and the prompt's first words; other tokens count as one.
-        order: order of the objects; default is the layout's.
         overflow: what to do with objects that do not fit: refuse the layout, or keep the largest
             boxes and name the others in `Prompt.omitted`.
 
@@ -112,20 +110,19 @@ def build_prompt(
     """
     if len(layout.boxes) == 0:
         raise InvalidDataset(f"the layout of image {layout.image_id} has no boxes: leave it out")
-    order = range(len(layout.boxes)) if order is None else order
-    phrases = [phrase(layout, index, class_names, grid) for index in order]
+    phrases = [phrase(layout, index, class_names, grid) for index in range(len(layout.boxes))]
     lengths = [len(tokenize(words)) + len(tokens) for words, tokens in phrases]
     start = 1 + len(tokenize(PREFIX))
     kept = set(range(len(phrases)))
     if start + sum(lengths) + 1 > max_length:
         if overflow == "error":
-            first = _first_over(order, lengths, max_length - start - 1)
+            first = int(np.argmax(np.cumsum(lengths) > max_length - start - 1))
             raise LayoutOverflow(
                 f"image {layout.image_id}: {len(phrases)} objects need {start + sum(lengths) + 1} tokens "
                 f"and the tokenizer holds {max_length}: there is no room from box {first} on; filter to "
-                "fewer objects (max_things) or use overflow=largest-first"
+                "fewer objects (layouts.max_objects) or use overflow=largest-first"
             )
-        kept = _largest_that_fit(layout, order, lengths, max_length - start - 1)
+        kept = _largest_that_fit(layout, lengths, max_length - start - 1)
         if not kept:
             raise LayoutOverflow(
                 f"image {layout.image_id}: none of its boxes fits into {max_length} tokens"
@@ -146,20 +143,14 @@ def build_prompt(
                 ),
             ]
         ),
-        objects=tuple(item for i, item in enumerate(order) if i in kept),
+        objects=tuple(sorted(kept)),
         spans=tuple(spans),
-        omitted=tuple(item for i, item in enumerate(order) if i not in kept),
+        omitted=tuple(i for i in range(len(phrases)) if i not in kept),
     )
 
 
-def _first_over(order: Sequence[int], lengths: Sequence[int], budget: int) -> int:
-    return order[int(np.argmax(np.cumsum(lengths) > budget))]
-
-
-def _largest_that_fit(
-    layout: Layout, order: Sequence[int], lengths: Sequence[int], budget: int
-) -> set[int]:
-    areas = np.prod(layout.boxes[:, 2:] - layout.boxes[:, :2], axis=1)[list(order)]
+def _largest_that_fit(layout: Layout, lengths: Sequence[int], budget: int) -> set[int]:
+    areas = np.prod(layout.boxes[:, 2:] - layout.boxes[:, :2], axis=1)
     kept: set[int] = set()
     for position in np.argsort(-areas, kind="stable"):
         if lengths[position] <= budget:

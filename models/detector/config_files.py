@@ -52,10 +52,12 @@ def build_config(
             set_everywhere(config.model, "init_cfg", None)
         config.model.data_preprocessor["pad_size_divisor"] = 32
         config.model.data_preprocessor["batch_augments"] = None
+        config["custom_hooks"] = _own_hooks(settings, config) if settings.config_hooks else []
         config.merge_from_dict(_training_options(settings, work))
         config.merge_from_dict(_data_options(settings, train_sets, categories))
         config.merge_from_dict(dotted(settings.overrides))
-        config.optim_wrapper.optimizer["lr"] = settings.learning_rate
+        config.optim_wrapper.optimizer["lr"] = settings.learning_rate or _own_rate(settings, config)
+        config["auto_scale_lr"] = None  # MMEngine would scale it once more
     except (OSError, SyntaxError, ValueError, AttributeError, LookupError, TypeError) as error:
         raise InvalidConfig(
             f"detector config {settings.config!r} with overrides {settings.overrides}: {error}"
@@ -64,12 +66,11 @@ def build_config(
 
 
 def read_config(name: str) -> Config:
-    """Read a packaged config (`mmdet::…`) or a file, without its validation, test and hooks."""
+    """Read a packaged config (`mmdet::…`) or a file, without its validation and test."""
     config = get_config(name) if name.startswith("mmdet::") else Config.fromfile(name)
     for split in ("val", "test"):
         for part in ("dataloader", "cfg", "evaluator"):
             config[f"{split}_{part}"] = None
-    config["custom_hooks"] = []
     return config
 
 
@@ -80,6 +81,46 @@ def set_everywhere(node: Any, name: str, value: Any) -> None:
         set_everywhere(child, name, value)
     if isinstance(node, dict) and name in node:
         node[name] = value
+
+
+def _own_hooks(settings: DetectorConfig, config: Config) -> list[dict[str, Any]]:
+    """The config's hooks, their epochs turned into the same shares of the training.
+
+    Images are only resized and flipped here. So hooks that end a stronger augmentation have none to end: of
+    YOLOX's stays the loss that it adds, and MMDetection's `PipelineSwitchHook` is left out.
+    """
+
+    def iterations(epochs: float) -> int:
+        return round(settings.num_iterations * epochs / config.train_cfg.max_epochs)
+
+    hooks = []
+    for hook in config.get("custom_hooks") or ():
+        kind = hook["type"]  # text, perhaps with its registry, or a class
+        name = getattr(kind, "__name__", kind).rpartition(".")[2]
+        if name == "YOLOXModeSwitchHook":
+            begin = settings.num_iterations - iterations(hook.get("num_last_epochs", 15))
+            hooks.append({"type": "LateL1LossHook", "begin": begin})
+        elif name == "EMAHook" and hook.get("begin_epoch"):
+            hooks.append({**hook, "begin_epoch": 0, "begin_iter": iterations(hook["begin_epoch"])})
+        elif name != "PipelineSwitchHook":
+            hooks.append(hook)
+    return hooks
+
+
+def _own_rate(settings: DetectorConfig, config: Config) -> float:
+    """The config's learning rate for another batch, by MMDetection's linear rule.
+
+    Raises:
+        ValueError: the config does not say for which batch its rate is, or has none.
+    """
+    rate = config.optim_wrapper.optimizer.get("lr")
+    base = (config.get("auto_scale_lr") or {}).get("base_batch_size")
+    if not rate or not base:
+        raise ValueError(
+            "learning_rate is null, and optim_wrapper.optimizer.lr or auto_scale_lr.base_batch_size is "
+            "not there to take it from: give learning_rate"
+        )
+    return float(rate * settings.batch_size / base)
 
 
 def _training_options(settings: DetectorConfig, work: Path) -> dict[str, Any]:

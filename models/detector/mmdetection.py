@@ -4,12 +4,13 @@ from models.detector.mmcv_ops import install_mmcv_ops
 
 install_mmcv_ops()
 
-from mmdet.registry import DATA_SAMPLERS, DATASETS, MODELS, TRANSFORMS  # noqa: E402  # needs the operators above
+from mmdet.registry import DATA_SAMPLERS, DATASETS, HOOKS, MODELS, TRANSFORMS  # noqa: E402  # needs the operators above
 from mmdet.utils import register_all_modules  # noqa: E402  # likewise
 
 __all__ = [
     "DATASETS",
     "DATA_SAMPLERS",
+    "HOOKS",
     "MODELS",
     "TRANSFORMS",
     "register_all_modules",

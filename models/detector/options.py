@@ -74,9 +74,18 @@ class DetectorConfig(Options):
     )
     num_iterations: int = Field(0, ge=0, description="Optimiser steps; 0: num_epochs says.")
     batch_size: int = Field(8, ge=1, description="Images per optimiser step.")
-    learning_rate: float = Field(0.01, gt=0)
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description="Null: the config's, times batch_size / its auto_scale_lr.base_batch_size.",
+    )
     num_warmup_iterations: int = Field(
         500, ge=0, description="Of the learning rate; at most a tenth of all iterations."
+    )
+    config_hooks: Annotated[bool, AddedLater] = Field(
+        False,
+        description="The config's own hooks, such as its average of the weights (EMA), which is then what "
+        "is kept; their epochs are the same shares of this training. Off: none.",
     )
     mixed_precision: Literal["no", "fp16", "bf16"] = Field(
         "no", description="Of the training; needs a GPU."

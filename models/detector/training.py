@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import CheckpointLoader, Runner
 from mmengine.runner.checkpoint import load_state_dict
 
@@ -15,7 +15,7 @@ from models.detector import seeded_data  # noqa: F401  # registers what the conf
 from models.detector.checkpoints import read_checkpoint
 from models.detector.config_files import CocoFolder, build_config
 from models.detector.detector import write_detector
-from models.detector.mmdetection import register_all_modules
+from models.detector.mmdetection import HOOKS, register_all_modules
 from models.detector.options import DetectorConfig
 
 logger = logging.getLogger(__name__)
@@ -57,6 +57,22 @@ class _StartHook(Hook):  # type: ignore[misc]  # likewise
         logger.info("%d of %d weights from %s", len(fitting), len(own), self._checkpoint)
 
 
+@HOOKS.register_module()
+class LateL1LossHook(Hook):  # type: ignore[misc]  # likewise
+    """YOLOX's further loss of the last epochs.
+
+    Args:
+        begin: iteration from which on it has effect.
+    """
+
+    def __init__(self, begin: int) -> None:
+        self._begin = begin
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Turn it on, also in a training that was resumed."""
+        runner.model.bbox_head.use_l1 = runner.iter >= self._begin
+
+
 def _load_own_checkpoint(filename: str, map_location: Any = None) -> Any:
     path = filename.removeprefix(_WORK_FOLDER_SCHEME)
     return torch.load(path, map_location=map_location, weights_only=False)
@@ -75,8 +91,10 @@ def train_detector(
     work: Path,
     out: Path,
     on_step: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
-) -> None:
+) -> float:
     """Train a detector and export it to `out`; a killed run goes on from its newest checkpoint.
+
+    Where a hook averages the weights, the average is exported, as MMEngine evaluates it.
 
     Args:
         settings: with the number of iterations.
@@ -85,6 +103,9 @@ def train_detector(
         work: folder for resumable checkpoints.
         out: folder to create, readable by `Detector.load`.
         on_step: called with the step's number, from 1, and its losses.
+
+    Returns:
+        The learning rate, as it was after the warm-up.
 
     Raises:
         InvalidConfig: the config name or an override does not exist.
@@ -108,4 +129,8 @@ def train_detector(
     if settings.load_from:
         runner.register_hook(_StartHook(settings.load_from))
     runner.train()
+    for hook in runner.hooks:
+        if isinstance(hook, EMAHook):
+            hook.before_test_epoch(runner)  # swaps the weights and their average
     write_detector(out, runner.model, config, list(categories.items()))
+    return float(config.optim_wrapper.optimizer.lr)

@@ -30,7 +30,7 @@ _NUM_GEOMETRY_CHANNELS = 4 + 4 * len(_FREQUENCIES)
 
 
 def sin_cos_embedding(rows: int, columns: int, width: int) -> Float[Tensor, "cells width"]:
-    """2-D sin-cos position embedding of a grid, row by row: half the width for y, half for x.
+    """2-D sin-cos position embedding of a grid, row by row: half the width for x, half for y [G].
 
     Raises:
         ValueError: the width is not a multiple of 4.
@@ -45,18 +45,21 @@ def sin_cos_embedding(rows: int, columns: int, width: int) -> Float[Tensor, "cel
 
     y = encode(rows)[:, None].expand(rows, columns, -1)
     x = encode(columns)[None].expand(rows, columns, -1)
-    return torch.cat([y, x], dim=2).reshape(rows * columns, width).float()
+    return torch.cat([x, y], dim=2).reshape(rows * columns, width).float()
 
 
 def add_layout_tokens(
-    tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, grid: LocationGrid
+    tokenizer: CLIPTokenizer,
+    text_encoder: CLIPTextModel,
+    grid: LocationGrid,
+    location_embedding: Literal["word-norm", "raw"] = "word-norm",
 ) -> None:
     """Add location and attribute tokens that the tokenizer lacks, and rows for them to the encoder.
 
-    Location rows start as 2-D sin-cos at the norm of the words' rows [G]; the rows of `<easy>` and
-    `<hard>` one standard deviation above and below the mean of the words' rows [D], so that they
-    differ under a frozen text encoder too. Location rows that are there already are no words': they
-    may be fifty times as long. Both arguments are changed in place.
+    Location rows start as 2-D sin-cos, `raw` as in released code [G] or at the norm of the words' rows
+    [D]; the rows of `<easy>` and `<hard>` one standard deviation above and below the mean of the words'
+    rows [D], so that they differ under a frozen text encoder too. Location rows that are there already
+    are no words': they may be fifty times as long. Tokenizer and encoder are changed in place.
 
     Raises:
         InvalidModel: the tokenizer has location tokens of another grid, no room for the shortest
@@ -95,7 +98,9 @@ def add_layout_tokens(
         if missing:
             table = sin_cos_embedding(grid.rows, grid.columns, rows.shape[1])
             first = tokenizer.convert_tokens_to_ids(missing[0])
-            rows[first : first + len(missing)] = table * norm / table.norm(dim=1, keepdim=True)
+            if location_embedding == "word-norm":
+                table *= norm / table.norm(dim=1, keepdim=True)
+            rows[first : first + len(missing)] = table
         for token in attributes:
             sign = 1 if token == ATTRIBUTE_TOKENS[0] else -1
             rows[tokenizer.convert_tokens_to_ids(token)] = mean + sign * spread
@@ -223,7 +228,7 @@ class LayoutEncoder:
         """Extra input channels of the UNet; 0 without canvas."""
         return 0 if self.conditioning == "tokens" else num_canvas_channels(len(self.categories))
 
-    def prompt(self, layout: Layout, order: Sequence[int] | None = None) -> Prompt:
+    def prompt(self, layout: Layout) -> Prompt:
         """Write the layout's prompt.
 
         Raises:
@@ -235,14 +240,15 @@ class LayoutEncoder:
             None if self.conditioning == "canvas" else self.grid,
             partial(_word_ids, self.tokenizer),
             self.tokenizer.model_max_length,
-            order=order,
             overflow=self.overflow,
         )
 
-    def input_ids(self, texts: Sequence[str]) -> Int[Tensor, "batch tokens"]:
-        """Token ids of prompts, padded to the tokenizer's context length."""
-        tokens = self.tokenizer(list(texts), padding="max_length", return_tensors="pt")
-        return tokens.input_ids
+    def input_ids(
+        self, texts: Sequence[str], *, longest: bool = False
+    ) -> Int[Tensor, "batch tokens"]:
+        """Token ids of prompts, padded to the tokenizer's context length or to the longest prompt."""
+        padding = "longest" if longest else "max_length"
+        return self.tokenizer(list(texts), padding=padding, return_tensors="pt").input_ids
 
     def batch(self, layouts: Sequence[Layout]) -> LayoutBatch:
         """Pad layouts to a common number of objects."""

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -199,6 +199,7 @@ def prepare_generator(
     *,
     resolution: int,
     perception_attributes: bool = True,
+    location_embedding: Literal["word-norm", "raw"] = "word-norm",
 ) -> Generator:
     """Teach a base model the layout tokens and widen its input for the canvas, in place.
 
@@ -217,7 +218,7 @@ def prepare_generator(
             f"{model.vae_scale_factor}"
         )
     model.unet.register_to_config(sample_size=resolution // model.vae_scale_factor)
-    add_layout_tokens(model.tokenizer, model.text_encoder, grid)
+    add_layout_tokens(model.tokenizer, model.text_encoder, grid, location_embedding)
     encoder = LayoutEncoder(
         model.tokenizer,
         categories,

@@ -1,9 +1,10 @@
 """Options of the generator: its shape, its training, and what is drawn with it. Light: no torch."""
 
-from collections.abc import Collection, Iterable
+import logging
+from collections.abc import Collection, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -17,7 +18,9 @@ from data.vocabulary.tables import Dataset, Split
 from models.generator.hub import hub_commit, missing_downloads
 from models.precision import PRECISION_HELP, Precision, require_gpu
 
-CODE_VERSION = 2
+logger = logging.getLogger(__name__)
+
+CODE_VERSION = 3
 """Of conditioning, training and sampling; bumped by hand when what they make changes."""
 
 ImageSize = Literal["generator", "source"]
@@ -27,6 +30,34 @@ IMAGE_SIZE_HELP = (
     "Of the files; generator: in the source image's proportions, with no more pixels than are drawn "
     "and than it has; source: its own size, whatever is drawn."
 )
+
+RecipeName = Literal["ours", "geodiffusion"]
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "ours": {},
+    "geodiffusion": {
+        "location_embedding": "raw",
+        "prompt_padding": "longest",
+        "foreground_overlap": "last",
+        "foreground_things_only": False,
+        "text_layer_decay": 0.95,
+        "embedding_rows": "all",
+        "schedule_stretch": 8.0,
+        "text_vector_decay": False,
+        "ema_decay": None,
+    },
+}
+"""Name to the options in which it differs from the defaults; `geodiffusion`: what the released scripts do."""
+
+RELEASED_RATES: dict[str, float] = {
+    "learning_rate": 1.5e-4,
+    "text_learning_rate": 0.75 * 1.5e-4,
+    "base_batch_size": 256,
+}
+"""Of the released scripts, for a batch of 8 × 32."""
+
+_TOO_FAR = 2.0
+"""Factor from the released rate for each image from which on a user is told."""
 
 MODEL_PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
 """Folders of a Stable Diffusion folder."""
@@ -69,6 +100,11 @@ class ProbeConfig(Options):
 class GeneratorConfig(Options):
     """How the layout-conditioned diffusion model is made and trained."""
 
+    recipe: Annotated[RecipeName, RuntimeOnly] = Field(
+        "ours",
+        description="Fills in what is not given of the options in which the code that GeoDiffusion released "
+        "differs from ours (docs/method.md). A form gives everything: choose it elsewhere.",
+    )
     base_model: str | NewModelConfig = Field(
         "stable-diffusion-v1-5/stable-diffusion-v1-5",
         description="Stable Diffusion folder or hub id, or the shape of a new model.",
@@ -82,9 +118,19 @@ class GeneratorConfig(Options):
         "tokens", description="Where the layout goes: prompt (paper), UNet input, or both."
     )
     location_grid: int = Field(256, ge=2, description="Location tokens per side.")
+    location_embedding: Literal["word-norm", "raw"] = Field(
+        "word-norm",
+        description="Location tokens start as sines and cosines, as long as words or as they are "
+        "(released code): at width 768 of norm 0.39 or 19.6.",
+    )
     binning: Literal["round", "floor"] = "round"
     overflow: Literal["error", "largest-first"] = Field(
         "largest-first", description="What to do with layouts whose prompt is too long."
+    )
+    prompt_padding: Literal["max-length", "longest"] = Field(
+        "max-length",
+        description="Length that prompts of a training batch are padded to; images are always drawn with "
+        "the tokenizer's. Longest of the batch: released code.",
     )
     perception_attributes: bool = Field(True, description="Put <easy>/<hard> into the prompt.")
     perception_weight: float = Field(0.01, ge=0, description="λ of the perception loss; 0 is off.")
@@ -110,12 +156,42 @@ class GeneratorConfig(Options):
     max_things: int | None = Field(None, ge=1, description="Images with more things are left out.")
     num_steps: int = Field(110_000, ge=1, description="Optimiser steps.")
     batch_size: int = Field(64, ge=1, description="Images per optimiser step.")
-    learning_rate: float = Field(4e-5, gt=0, description="Of the UNet and the perception head.")
-    text_learning_rate: float = Field(3e-5, ge=0, description="Of the text encoder; 0 freezes it.")
+    learning_rate: float = Field(
+        4e-5, gt=0, description="Of the UNet and the perception head, at base_batch_size."
+    )
+    text_learning_rate: float = Field(
+        3e-5, ge=0, description="Of the text encoder, likewise; 0 freezes it."
+    )
+    base_batch_size: int = Field(64, ge=1, description="Batch that the rates are stated for.")
+    rate_scaling: Literal["linear", "none"] = Field(
+        "linear",
+        description="Rates at another batch size: in proportion to it (Goyal et al., 2017), or as stated.",
+    )
+    text_layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Factor of the rate from each layer of the text encoder to the one below it.",
+    )
+    embedding_rows: Literal["touched", "all"] = Field(
+        "touched",
+        description="Rows of the token embedding that Adam goes through in a step; all: released code.",
+    )
     num_warmup_steps: int = Field(
         3000, ge=0, description="Of the learning rate, growing from 0; at most half of the steps."
     )
+    schedule_stretch: float = Field(
+        1.0,
+        ge=1,
+        description="Length of the cosine in multiples of num_steps; released code made it for one of its "
+        "8 processes (8), so that its rate ends at 97% of the peak.",
+    )
     weight_decay: float = Field(1e-2, ge=0)
+    text_vector_decay: bool = Field(
+        True,
+        description="Weight decay of the text encoder's biases, norms and position embeddings too; "
+        "released code has none there.",
+    )
     max_grad_norm: float = Field(1.0, gt=0)
     ema_decay: float | None = Field(
         0.9999, ge=0, lt=1, description="Of the averaged weights; null exports the last weights."
@@ -151,6 +227,12 @@ class GeneratorConfig(Options):
     checkpoint_interval: Annotated[int, RuntimeOnly] = Field(1000, ge=1, description="Steps.")
     keep_checkpoints: Annotated[int, RuntimeOnly] = Field(2, ge=1, description="Newest ones kept.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _over_recipe(cls, given: Any) -> Any:
+        recipe = given.get("recipe") if isinstance(given, Mapping) else None
+        return {**RECIPES[recipe], **given} if recipe in RECIPES else given
+
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
         parts = self.num_processes * self.gradient_accumulation_steps
@@ -170,6 +252,16 @@ class GeneratorConfig(Options):
                 f"{shape.patch_size}"
             )
         return self
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """Peak learning rates of the UNet and of the text encoder at this batch size.
+
+        >>> GeneratorConfig(batch_size=16).rates
+        (1e-05, 7.5e-06)
+        """
+        scale = self.batch_size / self.base_batch_size if self.rate_scaling == "linear" else 1.0
+        return self.learning_rate * scale, self.text_learning_rate * scale
 
     @property
     def protocol(self) -> Protocol:
@@ -221,12 +313,28 @@ class GeneratorConfig(Options):
         """
         if self.mixed_precision == "fp16":
             require_gpu("train_generator.mixed_precision", "fp16")
+        if warning := self._rate_of_another_batch():
+            logger.warning("%s", warning)
         limits = "train_generator.max_things or min_area_fraction"
         require_layouts(dataset, "train", self.protocol, limits)
         if self.probe.interval:
             require_layouts(
                 dataset, "val", self.probe_protocol, f"{limits}, or set probe.interval=0"
             )
+
+    def _rate_of_another_batch(self) -> str | None:
+        """What is to be said where a recipe's rate is given for another batch than the recipe's."""
+        if self.recipe == "ours" or isinstance(self.base_model, NewModelConfig):
+            return None
+        rate, batch = RELEASED_RATES["learning_rate"], RELEASED_RATES["base_batch_size"]
+        factor = (self.learning_rate / self.base_batch_size) / (rate / batch)
+        if 1 / _TOO_FAR < factor < _TOO_FAR:
+            return None
+        return (
+            f"train_generator.learning_rate {self.learning_rate:g} at base_batch_size "
+            f"{self.base_batch_size} is {factor:.2g} times the rate for each image that was "
+            f"released ({rate:g} at {batch:g}): is it meant for that batch?"
+        )
 
 
 class SyntheticSetOptions(Options):

@@ -6,7 +6,8 @@ through in a step.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Int
@@ -42,28 +43,39 @@ class RowAverage:
     """
 
     def __init__(self, table: Float[Tensor, "rows width"]):
-        self._average = table.detach().clone()
+        self._table = table.detach()
+        self._average = self._table.clone()
         self._log_decay = 0.0
         self._seen = torch.zeros(len(table), dtype=torch.float64, device=table.device)
 
-    @torch.no_grad()
-    def catch_up(self, table: Float[Tensor, "rows width"], rows: Int[Tensor, " touched"]) -> None:
+    def catch_up(self, rows: Int[Tensor, " touched"]) -> None:
         """Bring rows up to date; to be called before they change."""
-        self._average[rows] = self._current(table[rows], self._average[rows], self._seen[rows])
+        self._average[rows] = self._current(
+            self._table[rows], self._average[rows], self._seen[rows]
+        )
         self._seen[rows] = self._log_decay
 
-    @torch.no_grad()
-    def step(
-        self, table: Float[Tensor, "rows width"], rows: Int[Tensor, " touched"], decay: float
-    ) -> None:
+    def step(self, rows: Int[Tensor, " touched"], decay: float) -> None:
         """Count one step in which only these rows, brought up to date before, have changed."""
         self._log_decay += math.log(max(decay, _SMALLEST_DECAY))
-        self.catch_up(table, rows)
+        self.catch_up(rows)
 
-    @torch.no_grad()
-    def read(self, table: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
+    def read(self) -> Float[Tensor, "rows width"]:
         """Return the average of every row."""
-        return self._current(table, self._average, self._seen)
+        return self._current(self._table, self._average, self._seen)
+
+    def copy_to_table(self) -> None:
+        """Overwrite the table with its average."""
+        self._table.copy_(self.read())
+
+    @contextmanager
+    def kept_table(self) -> Iterator[None]:
+        """Restore the table afterwards."""
+        table = self._table.clone()
+        try:
+            yield
+        finally:
+            self._table.copy_(table)
 
     def _current(self, table: Tensor, average: Tensor, seen: Tensor) -> Tensor:
         remaining = torch.exp(self._log_decay - seen).to(table.dtype)[:, None]

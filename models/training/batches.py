@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from data.layouts.layout import Layout
+from data.layouts.prompts import Prompt
 from models.generator.conditioning import LayoutBatch, token_weights
 from models.generator.modules import Generator
 from models.generator.options import GeneratorConfig
@@ -17,7 +18,7 @@ from models.training.training_set import TrainingSet
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Everything one pass through the modules needs."""
+    """Everything one pass through the modules needs; masks are shares of cells, 0 to 255."""
 
     latents: Tensor
     input_ids: Tensor
@@ -60,8 +61,8 @@ def make_batch(
 ) -> Batch:
     """Assemble the batch of a step, or some of its samples.
 
-    All random numbers are drawn for the whole batch, so that it does not depend on how many
-    processes and parts share it.
+    Random numbers and prompts are made for the whole batch, so that it does not depend on how many
+    processes and parts share it. Objects stand in the order of the prompt, which is shuffled.
 
     Args:
         samples: positions in the batch; None for all.
@@ -75,57 +76,73 @@ def make_batch(
     num_timesteps = generator.model.noise_scheduler.config.num_train_timesteps
     timesteps = torch.randint(0, num_timesteps, (size,), generator=rng)
     seeds = torch.randint(2**62, (size,), generator=rng).tolist()
-    items = [_sample(training_set, indices[i], flip=bool(flips[i]), seed=seeds[i]) for i in samples]
+    layouts = [
+        _layout(training_set, index, flip=bool(flip), seed=seed)
+        for index, flip, seed in zip(indices, flips, seeds, strict=True)
+    ]
+    prompts = [generator.encoder.prompt(layout) for layout, _ in layouts]
+    texts = ["" if drop else item.text for item, drop in zip(prompts, dropped, strict=True)]
+    longest = config.prompt_padding == "longest"
+    input_ids = generator.encoder.input_ids(texts, longest=longest)
+    chosen = list(samples)
+    items = [_Sample(indices[i], bool(flips[i]), *layouts[i], prompts[i], seeds[i]) for i in chosen]
     return _collate(
-        generator, training_set, items, dropped[list(samples)], timesteps[list(samples)]
+        generator, training_set, items, input_ids[chosen], dropped[chosen], timesteps[chosen]
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
+    """One image of a batch; `order` is that of the layout's objects in the data set."""
+
     index: int
     flip: bool
     layout: Layout
-    order: list[int]
-    noise: Tensor
-    posterior_noise: Tensor
+    order: np.ndarray
+    prompt: Prompt
+    seed: int
 
 
-def _sample(training_set: TrainingSet, index: int, *, flip: bool, seed: int) -> _Sample:
-    rng = torch.Generator().manual_seed(seed)
+def _layout(
+    training_set: TrainingSet, index: int, *, flip: bool, seed: int
+) -> tuple[Layout, np.ndarray]:
+    """An image's layout, mirrored or not, its objects in an order of the sample's own, and that order."""
     layout = training_set.layouts[index]
-    noise, posterior_noise = torch.randn(2, *training_set.latent_shape, generator=rng)
-    return _Sample(
-        index=index,
-        flip=flip,
-        layout=mirror(layout) if flip else layout,
-        order=torch.randperm(len(layout.boxes), generator=rng).tolist(),
-        noise=noise,
-        posterior_noise=posterior_noise,
-    )
+    order = np.random.default_rng(seed).permutation(len(layout.boxes))
+    return reordered(mirror(layout) if flip else layout, order), order
 
 
 def _collate(
     generator: Generator,
     training_set: TrainingSet,
     items: Sequence[_Sample],
+    input_ids: Tensor,
     dropped: Tensor,
     timesteps: Tensor,
 ) -> Batch:
     encoder = generator.encoder
-    prompts = [encoder.prompt(item.layout, item.order) for item in items]
-    texts = ["" if drop else prompt.text for prompt, drop in zip(prompts, dropped, strict=True)]
-    input_ids, layouts = encoder.input_ids(texts), encoder.batch([item.layout for item in items])
-    weights = token_weights(prompts, layouts.labels.shape[1], input_ids.shape[1])
+    layouts = encoder.batch([item.layout for item in items])
+    weights = token_weights(
+        [item.prompt for item in items], layouts.labels.shape[1], input_ids.shape[1]
+    )
     weights[dropped] = 0
+    noise, posterior_noise = torch.stack(
+        [
+            torch.randn(
+                2, *training_set.latent_shape, generator=torch.Generator().manual_seed(item.seed)
+            )
+            for item in items
+        ],
+        dim=1,
+    )
     latents = training_set.latents(
         [item.index for item in items],
         torch.tensor([item.flip for item in items]),
-        torch.stack([item.posterior_noise for item in items]),
+        posterior_noise,
     )
-    masks = latents.new_zeros(*layouts.labels.shape, *latents.shape[2:])
+    masks = torch.zeros(*layouts.labels.shape, *latents.shape[2:], dtype=torch.uint8)
     for row, item in enumerate(items):
-        source = training_set.masks(item.index)
+        source = training_set.masks(item.index)[item.order]
         masks[row, : len(source)] = source.flip(-1) if item.flip else source
     return Batch(
         latents=latents,
@@ -134,7 +151,7 @@ def _collate(
         layouts=layouts,
         masks=masks,
         canvas=encoder.canvas(layouts, *latents.shape[2:]) * ~dropped[:, None, None, None],
-        noise=torch.stack([item.noise for item in items]),
+        noise=noise,
         timesteps=timesteps,
     )
 
@@ -144,3 +161,15 @@ def mirror(layout: Layout) -> Layout:
     boxes = layout.boxes.copy()
     boxes[:, [0, 2]] = layout.width - layout.boxes[:, [2, 0]]
     return replace(layout, boxes=boxes)
+
+
+def reordered(layout: Layout, order: np.ndarray) -> Layout:
+    """Bring a layout's objects into another order."""
+    return replace(
+        layout,
+        boxes=layout.boxes[order],
+        category_ids=layout.category_ids[order],
+        is_thing=layout.is_thing[order],
+        attributes=tuple(layout.attributes[i] for i in order),
+        masks=tuple(layout.masks[i] for i in order),
+    )

@@ -97,7 +97,8 @@ def _predict(state: TrainingState, model: nn.Module, batch: Batch) -> tuple[Tens
 
 def _mask_targets(state: TrainingState, batch: Batch) -> tuple[Tensor, Tensor]:
     in_prompt = batch.token_weights.sum(dim=2) > 0
-    return state.modules.head.targets(batch.masks, batch.layouts.labels, in_prompt)  # type: ignore[union-attr]
+    masks = batch.masks.float() / 255
+    return state.modules.head.targets(masks, batch.layouts.labels, in_prompt)  # type: ignore[union-attr]
 
 
 @torch.no_grad()

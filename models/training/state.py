@@ -3,7 +3,7 @@
 import os
 import pickle
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,67 +60,70 @@ class TrainedModules(nn.Module):
         return prediction, self.head(features, states, token_weights, inputs.shape[2:])
 
     @property
-    def token_table(self) -> nn.Parameter:
-        """Rows of the text encoder's token embedding."""
-        return self.text_encoder.get_input_embeddings().weight
+    def sparse_table(self) -> nn.Parameter | None:
+        """The text encoder's token embedding, where its touched rows alone are trained."""
+        embedding = self.text_encoder.get_input_embeddings()
+        return embedding.weight if embedding.sparse else None
 
 
 class WeightAverage:
     """Exponential moving average of the weights that are exported.
 
-    diffusers' `EMAModel` for all but the token table, whose rows are averaged when touched.
+    diffusers' `EMAModel` for all but a sparse token table, whose rows are averaged when touched.
     """
 
     def __init__(self, modules: TrainedModules, decay: float):
-        self._table = modules.token_table
+        table = modules.sparse_table
         self._parameters = [
             parameter
             for module in (modules.unet, modules.text_encoder)
             for parameter in module.parameters()
-            if parameter.requires_grad and parameter is not self._table
+            if parameter.requires_grad and parameter is not table
         ]
         self.dense = EMAModel(
             self._parameters, decay=decay, use_ema_warmup=True, power=_EMA_POWER, foreach=True
         )
-        self.rows = RowAverage(self._table)
+        self.rows = None if table is None else RowAverage(table)
 
     def before_step(self, rows: Tensor) -> None:
-        """Prepare for an optimiser step that changes these rows of the token table."""
-        self.rows.catch_up(self._table, rows)
+        """Prepare for an optimiser step that changes these rows of a sparse token table."""
+        if self.rows is not None:
+            self.rows.catch_up(rows)
 
     def after_step(self, rows: Tensor) -> None:
-        """Count an optimiser step that has changed these rows of the token table."""
+        """Count an optimiser step that has changed these rows of a sparse token table."""
         self.dense.step(self._parameters)
-        self.rows.step(self._table, rows, self.dense.cur_decay_value)
+        if self.rows is not None:
+            self.rows.step(rows, self.dense.cur_decay_value)
 
     def copy_to_model(self) -> None:
         """Overwrite the weights with their averages."""
         self.dense.copy_to(self._parameters)
-        with torch.no_grad():
-            self._table.copy_(self.rows.read(self._table))
+        if self.rows is not None:
+            self.rows.copy_to_table()
 
     @contextmanager
     def in_model(self) -> Iterator[None]:
         """Let the model have the averages for a while."""
-        table = self._table.detach().clone()
         self.dense.store(self._parameters)
-        self.copy_to_model()
-        try:
-            yield
-        finally:
-            self.dense.restore(self._parameters)
-            with torch.no_grad():
-                self._table.copy_(table)
+        with self.rows.kept_table() if self.rows is not None else nullcontext():
+            self.copy_to_model()
+            try:
+                yield
+            finally:
+                self.dense.restore(self._parameters)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes."""
-        return {"dense": self.dense.state_dict(), "rows": self.rows.state_dict()}
+        rows = {} if self.rows is None else {"rows": self.rows.state_dict()}
+        return {"dense": self.dense.state_dict()} | rows
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore in place what `state_dict` returned."""
         self.dense.load_state_dict(state["dense"])
-        self.dense.to(device=self._table.device)
-        self.rows.load_state_dict(state["rows"])
+        self.dense.to(device=self._parameters[0].device)
+        if self.rows is not None:
+            self.rows.load_state_dict(state["rows"])
 
 
 @dataclass(slots=True)
@@ -131,7 +134,7 @@ class TrainingState:
         generator: its modules are trained in place.
         modules: the same modules and the perception head.
         model: `modules` as Accelerate prepared them: in mixed precision, data-parallel.
-        optimizers: of the dense parameters, then of the token table where the encoder is trained.
+        optimizers: of the dense parameters, then of a sparse token table.
         schedules: learning rates, one schedule for each optimiser.
         average: None to export the last weights.
         step: optimiser steps made.
@@ -166,14 +169,16 @@ def new_state(generator: Generator, config: GeneratorConfig) -> TrainingState:
     """
     accelerator = _accelerator(config)
     modules = _trained_modules(generator, config)
-    table_trained = config.text_learning_rate > 0
     optimizers = [_dense_optimizer(modules, config)]
-    if table_trained:
-        optimizers.append(torch.optim.SparseAdam([modules.token_table], config.text_learning_rate))
+    if modules.sparse_table is not None:
+        rate = _table_rate(modules, config)
+        optimizers.append(torch.optim.SparseAdam([modules.sparse_table], rate))
     average = None if config.ema_decay is None else WeightAverage(modules, config.ema_decay)
     schedules = [
         get_cosine_schedule_with_warmup(
-            item, min(config.num_warmup_steps, config.num_steps // 2), config.num_steps
+            item,
+            min(config.num_warmup_steps, config.num_steps // 2),
+            round(config.num_steps * config.schedule_stretch),
         )
         for item in optimizers
     ]
@@ -212,13 +217,14 @@ def _trained_modules(generator: Generator, config: GeneratorConfig) -> TrainedMo
     unet.to(device, memory_format=torch.channels_last).train()
     text_encoder.to(device).train()
     text_encoder.requires_grad_(config.text_learning_rate > 0)
-    text_encoder.get_input_embeddings().sparse = True
+    touched = config.text_learning_rate > 0 and config.embedding_rows == "touched"
+    text_encoder.get_input_embeddings().sparse = touched
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
         text_encoder.activation_checkpointing_enable()
     modules = TrainedModules(generator, head).to(device)
     # Gathered row by row instead, see `clip_gradients`.
-    ignored = [name for name, item in modules.named_parameters() if item is modules.token_table]
+    ignored = [name for name, item in modules.named_parameters() if item is modules.sparse_table]
     ignore = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model  # noqa: SLF001
     ignore(modules, ignored)  # type: ignore[no-untyped-call]
     return modules
@@ -242,15 +248,10 @@ def _add_adapters(generator: Generator, rank: int) -> None:
 
 
 def _dense_optimizer(modules: TrainedModules, config: GeneratorConfig) -> torch.optim.Optimizer:
-    def trainable(*parts: nn.Module | None) -> list[nn.Parameter]:
-        parameters = [p for part in parts if part is not None for p in part.parameters()]
-        return [p for p in parameters if p.requires_grad and p is not modules.token_table]
-
-    groups = [
-        {"params": trainable(modules.unet, modules.head), "lr": config.learning_rate},
-        {"params": trainable(modules.text_encoder), "lr": config.text_learning_rate},
-    ]
-    groups = [group for group in groups if group["params"]]
+    """Of all but a sparse token table; the first group is the UNet's and the head's."""
+    parts = [part for part in (modules.unet, modules.head) if part is not None]
+    trained = [p for part in parts for p in part.parameters() if p.requires_grad]
+    groups = [{"params": trained, "lr": config.rates[0]}, *_text_groups(modules, config)]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
     try:
@@ -260,18 +261,50 @@ def _dense_optimizer(modules: TrainedModules, config: GeneratorConfig) -> torch.
     return AdamW8bit(groups, weight_decay=config.weight_decay)
 
 
+def _text_groups(modules: TrainedModules, config: GeneratorConfig) -> list[dict[str, Any]]:
+    """The text encoder's parameters, by layer where the layers' rates differ and by weight decay.
+
+    Layer k of n, counted from the bottom, has the rate times the decay to the power of n + 1 - k; k is 0
+    for the embeddings and n + 1 for what follows the layers [G, from BEiT].
+    """
+    encoder = modules.text_encoder
+    layers = encoder.encoder.layers
+    depth = {id(p): k for k, layer in enumerate(layers, 1) for p in layer.parameters()}
+    depth |= {id(p): 0 for p in encoder.embeddings.parameters()}
+    positions = encoder.embeddings.position_embedding.weight
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in encoder.parameters():
+        if not parameter.requires_grad or parameter is modules.sparse_table:
+            continue
+        below = len(layers) + 1 - depth.get(id(parameter), len(layers) + 1)
+        bare = not config.text_vector_decay and (parameter.ndim == 1 or parameter is positions)
+        key = config.text_layer_decay**below, 0.0 if bare else config.weight_decay
+        groups.setdefault(key, []).append(parameter)
+    rate = config.rates[1]
+    return [
+        {"params": parameters, "lr": rate * factor, "weight_decay": decay}
+        for (factor, decay), parameters in groups.items()
+    ]
+
+
+def _table_rate(modules: TrainedModules, config: GeneratorConfig) -> float:
+    """Of a sparse token table: that of the embeddings."""
+    num_layers = len(modules.text_encoder.encoder.layers)
+    return config.rates[1] * config.text_layer_decay ** (num_layers + 1)
+
+
 def clip_gradients(state: TrainingState, max_norm: float) -> tuple[float, Int[Tensor, " touched"]]:
     """Scale all gradients to a norm of at most `max_norm`, in place.
 
     Returns:
-        The norm before, and the rows of the token table that have a gradient.
+        The norm before, and the rows of a sparse token table that have a gradient.
     """
-    accelerator, table = state.accelerator, state.modules.token_table
+    accelerator, table = state.accelerator, state.modules.sparse_table
     accelerator.unscale_gradients(state.optimizers[0])
     dense = [p for p in state.modules.parameters() if p.grad is not None and p is not table]
     gradients = [parameter.grad for parameter in dense if parameter.grad is not None]
     of_table = None
-    if table.grad is not None:
+    if table is not None and table.grad is not None:
         of_table = synchronized_gradient(
             table.grad,
             lambda part: accelerator.gather(accelerator.pad_across_processes(part)),
@@ -282,8 +315,8 @@ def clip_gradients(state: TrainingState, max_norm: float) -> tuple[float, Int[Te
         gradients.append(of_table.values())
     norm = nn.utils.get_total_norm(gradients, foreach=True)
     nn.utils.clip_grads_with_norm_(dense, max_norm, norm, foreach=True)
-    if of_table is None:
-        return float(norm), torch.zeros(0, dtype=torch.long, device=table.device)
+    if table is None or of_table is None:
+        return float(norm), torch.zeros(0, dtype=torch.long, device=norm.device)
     table.grad = of_table * torch.clamp(max_norm / (norm + 1e-6), max=1.0)
     return float(norm), of_table.indices()[0]
 

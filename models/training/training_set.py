@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
@@ -66,10 +66,10 @@ class TrainingSet:
         mean, logvar = moments.chunk(2, dim=1)
         return (mean + (0.5 * logvar).exp() * noise) * self.model.vae.config.scaling_factor
 
-    def masks(self, index: int) -> Float[Tensor, "objects height width"]:
-        """Share of each cell that an image's objects cover, in [0, 1]."""
+    def masks(self, index: int) -> UInt8[Tensor, "objects height width"]:
+        """Share of each cell that an image's objects cover, 0 to 255."""
         first, last = self.first_objects[index : index + 2]
-        return torch.from_numpy(np.array(self.coverage[first:last])).float() / 255
+        return torch.from_numpy(np.array(self.coverage[first:last]))
 
     def _encode(self, indices: Sequence[int], flips: Bool[Tensor, " batch"]) -> Tensor:
         images = _read([self.layouts[index] for index in indices], self.image_paths, self.model)

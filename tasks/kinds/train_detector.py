@@ -42,7 +42,7 @@ def run(context: Context) -> Summary:
     def on_step(step: int, losses: dict[str, float]) -> None:
         context.progress(step, iterations, f"loss {losses.get('loss', 0):.3f}")
 
-    train_detector(
+    rate = train_detector(
         options.model_copy(update={"num_iterations": iterations, "num_epochs": 0}),
         [part.folder for part in parts],
         dataset.things,
@@ -56,6 +56,7 @@ def run(context: Context) -> Summary:
         "iterations": iterations,
         "images each": options.batch_size,
         "passes": iterations * options.batch_size / sum(seen.values()),
+        "learning rate": rate,
         "augmentation": options.augmentation,
         "seed": options.seed,
     }

@@ -230,6 +230,7 @@ def _new_generator(context: Context, dataset: Dataset, layouts: list[Layout]) ->
         options.overflow,
         resolution=options.resolution,
         perception_attributes=options.perception_attributes,
+        location_embedding=options.location_embedding,
     )
 
 

@@ -26,6 +26,23 @@ def test_a_base_model_folder_takes_the_place_of_a_new_model():
     assert run.train_generator.base_model == "some/folder"
 
 
+def test_a_recipe_that_is_asked_for_goes_over_the_presets_options():
+    run = build_run("demo", {"train_generator": {"recipe": "geodiffusion", "ema_decay": 0.5}})
+    assert run.train_generator.location_embedding == "raw"
+    assert run.train_generator.ema_decay == 0.5
+    assert run.train_generator.num_steps == build_run("demo", {}).train_generator.num_steps
+    asked = {"train_generator": {"recipe": "geodiffusion"}}
+    assert build_run("demo", asked).train_generator.ema_decay is None
+
+
+def test_coco_has_the_released_recipe_and_rates():
+    of_256, of_512 = (build_run(f"coco-{size}", {}).train_generator for size in (256, 512))
+    assert of_256.rates == (1.5e-4 / 4, 0.75 * 1.5e-4 / 4)
+    assert of_512.rates == (4e-5, 3e-5)
+    assert of_256.recipe == of_512.recipe == "geodiffusion"
+    assert of_512.schedule_stretch == 8
+
+
 def test_a_run_survives_json():
     run = build_run("demo", {"train_generator": {"num_steps": 5}})
     assert RunConfig.model_validate_json(run.model_dump_json()) == run

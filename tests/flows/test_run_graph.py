@@ -200,6 +200,37 @@ def test_an_own_detector_takes_the_place_of_the_trained_one(tmp_path):
     assert "train detector" not in {name for step in graph for name in step.names}
 
 
+@pytest.mark.parametrize("kind", ["folder", "checkpoint", "darknet", "results"])
+def test_an_own_judge_takes_the_place_of_the_trained_one(kind, tmp_path, results):
+    for name in ("config.py", "detector.json", "model.safetensors", "w.pth", "a.cfg", "names"):
+        (tmp_path / name).write_text(name)
+    scorer = {
+        "folder": str(tmp_path),
+        "checkpoint": {"config": "mmdet::yolox/yolox_s_8xb8-300e_coco.py",
+                       "checkpoint": str(tmp_path / "w.pth")},
+        "darknet": {"cfg": str(tmp_path / "a.cfg"), "weights": str(tmp_path / "w.pth"),
+                    "names": str(tmp_path / "names")},
+        "results": dict.fromkeys(("real", "origin", "easy", "hard"), results["val"]),
+    }[kind]  # fmt: skip
+    own = {"evaluate": {"scorer": scorer}}
+    graph = graph_of(own)
+    assert "train scorer" not in {name for step in graph for name in step.names}
+    with pytest.raises(InvalidConfig, match="the stage train-scorer has nothing to do"):
+        stage_steps(graph, "train-scorer")
+    changed = graph_of(merge(own, {"train_scorer": {"num_iterations": 99}}))
+    assert changed.steps.keys() == graph.steps.keys()
+    measured = graph.find("measure").inputs
+    assert measured.keys() == graph_of().find("measure").inputs.keys()
+    for images in ("real", "origin", "easy", "hard"):
+        step = graph.find(f"score {images} by scorer")
+        assert step is measured[f"scores/scorer/{images}"]
+        if kind == "results":
+            assert step.kind.name == "import-detections"
+        else:
+            assert step.inputs["detector"] is graph.find("import scorer")
+            assert step.inputs["detector"].kind.name == "import-detector"
+
+
 def coco(path):
     (path / "images").mkdir()
     for split in ("train", "val"):

@@ -38,12 +38,6 @@ def test_the_prompt_is_geodiffusions_with_attributes():
     assert prompt.omitted == ()
 
 
-def test_the_order_is_the_callers():
-    prompt = build_prompt(layout(), NAMES, LocationGrid(4, 4), words, 77, order=[2, 0, 1])
-    assert prompt.text.startswith("An image with sky")
-    assert prompt.objects == (2, 0, 1)
-
-
 def test_floor_binning_names_the_cell_that_holds_the_point():
     grid = LocationGrid(4, 4, "floor")
     assert [grid.index(x, 0) for x in (0, 0.24, 0.25, 0.99, 1)] == [0, 0, 1, 3, 3]

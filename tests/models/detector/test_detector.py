@@ -6,9 +6,12 @@ from safetensors.torch import load_file
 from data.errors import InvalidConfig, InvalidModel
 from flows.presets import PRESETS
 from models.detector.config_files import CocoFolder, build_config
+from models.detector.config_sources import config_path
 from models.detector.detector import Detector, detections_table
 from models.detector.options import DetectorConfig
 from models.detector.training import train_detector
+
+RTMDET = PRESETS["demo"]["train_scorer"]["config"]
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MMDetection and MMEngine warn a lot
 
@@ -47,14 +50,16 @@ def test_a_detector_trains_is_exported_and_detects(dataset, tmp_path, name):
     assert 0 <= min(table["score"].to_pylist()) <= max(table["score"].to_pylist()) <= 1
 
 
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+def stop(step, losses):
+    if step == 3:
+        raise Killed
+
+
 def test_a_killed_training_goes_on_from_its_checkpoint(dataset, tmp_path):
-    class Killed(Exception):
-        """Stands for the end of the process."""
-
-    def stop(step, losses):
-        if step == 3:
-            raise Killed
-
     with pytest.raises(Killed):
         train(dataset, tmp_path, settings(), stop)
     steps = []
@@ -82,6 +87,97 @@ def test_the_learning_rate_reaches_an_optimizer_that_was_replaced(dataset, tmp_p
     config = build_config(settings("train_scorer"), [], dataset.things, tmp_path)
     assert config.optim_wrapper.optimizer.type == "AdamW"
     assert config.optim_wrapper.optimizer.lr == PRESETS["demo"]["train_scorer"]["learning_rate"]
+
+
+@pytest.mark.parametrize(
+    ("options", "rate"),
+    [
+        ({}, 0.02 * 8 / 16),
+        (PRESETS["coco-256"]["train_scorer"], 0.01 * 8 / 64),
+        ({"config": RTMDET, "overrides": {"auto_scale_lr.base_batch_size": 256}}, 0.004 * 8 / 256),
+        ({"config": RTMDET, "learning_rate": 0.003}, 0.003),
+    ],
+)
+def test_the_learning_rate_is_the_configs_for_its_batch(dataset, tmp_path, options, rate):
+    config = build_config(DetectorConfig.model_validate(options), [], dataset.things, tmp_path)
+    assert config.optim_wrapper.optimizer.lr == rate
+    assert not config.auto_scale_lr  # with which MMEngine would scale it itself
+
+
+@pytest.mark.parametrize(
+    "overrides", [{}, {"optim_wrapper.optimizer.lr": 0.1, "auto_scale_lr": None}]
+)
+def test_a_config_without_a_rule_needs_a_learning_rate(dataset, tmp_path, overrides):
+    config = settings(learning_rate=None, overrides=overrides)
+    with pytest.raises(InvalidConfig, match=r"learning_rate is null.*give learning_rate"):
+        build_config(config, [], dataset.things, tmp_path)
+
+
+def with_hooks(folder, hooks):
+    """The tiny detector by a config of its own with other hooks, and its schedule's 300 epochs."""
+    file = folder / "hooks.py"
+    base = str(config_path(PRESETS["demo"]["train_detector"]["config"]))
+    file.write_text(f"_base_ = {base!r}\ncustom_hooks = {hooks!r}\n")
+    return settings(config=str(file), config_hooks=True)
+
+
+def test_epochs_of_a_configs_hooks_are_the_same_share_of_the_training(dataset, tmp_path):
+    def hooks(options):
+        config = DetectorConfig.model_validate({**options, "num_epochs": 0, "num_iterations": 900})
+        found = build_config(config, [], dataset.things, tmp_path).custom_hooks
+        return {hook.pop("type"): hook for hook in found}
+
+    yolox = PRESETS["coco-256"]["train_scorer"]
+    assert hooks(yolox) == {
+        "LateL1LossHook": {"begin": 900 - 900 * 15 // 300},
+        "SyncNormHook": {"priority": 48},
+        "EMAHook": {
+            "ema_type": "ExpMomentumEMA", "momentum": 0.0001, "update_buffers": True, "priority": 49,
+        },
+    }  # fmt: skip
+    assert hooks(yolox | {"config_hooks": False}) == {}
+    assert hooks({"config": RTMDET, "config_hooks": True}).keys() == {"EMAHook"}
+    late = with_hooks(tmp_path, [{"type": "EMAHook", "begin_epoch": 20}]).model_dump()
+    assert hooks(late) == {"EMAHook": {"begin_epoch": 0, "begin_iter": 60}}
+
+
+def test_what_is_exported_is_the_average_of_the_weights(dataset, tmp_path):
+    averaged = with_hooks(
+        tmp_path, [{"type": "EMAHook", "ema_type": "ExponentialMovingAverage", "momentum": 0.3}]
+    )
+    length = {"num_iterations": 2, "checkpoint_interval": 1}
+    train(dataset, tmp_path / "averaged", averaged.model_copy(update=length))
+    train(dataset, tmp_path / "plain", settings(**length))
+    first, second = (
+        torch.load(tmp_path / "plain" / "work" / f"iter_{step}.pth", weights_only=False)[
+            "state_dict"
+        ]
+        for step in (1, 2)
+    )
+    found = load_file(tmp_path / "averaged" / "out" / "model.safetensors")
+    name = "bbox_head.multi_level_conv_cls.0.weight"
+    assert not torch.equal(first[name], second[name])
+    assert torch.allclose(found[name], 0.7 * first[name] + 0.3 * second[name], atol=1e-7)
+
+
+def test_a_killed_training_with_a_configs_hooks_ends_as_one_that_was_not(dataset, tmp_path):
+    hooks = [{"type": "mmdet.YOLOXModeSwitchHook", "num_last_epochs": 150},
+             {"type": "EMAHook", "momentum": 0.1, "update_buffers": True, "priority": 49}]  # fmt: skip
+    config, late = with_hooks(tmp_path, hooks), []
+
+    def note(step, losses):
+        if "loss_l1" in losses:
+            late.append(step)
+
+    train(dataset, tmp_path / "whole", config, note)
+    with pytest.raises(Killed):
+        train(dataset, tmp_path / "killed", config, stop)
+    train(dataset, tmp_path / "killed", config, note)
+    assert late == [3, 4, 3, 4]
+    whole, killed = (
+        load_file(tmp_path / name / "out" / "model.safetensors") for name in ("whole", "killed")
+    )
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
 
 
 @pytest.mark.parametrize(("iterations", "warmup"), [(1000, 50), (100, 10), (9, 0)])

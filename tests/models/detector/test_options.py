@@ -187,6 +187,12 @@ def test_a_detector_of_darknet_is_known_by_its_files_and_so_is_its_folder(tmp_pa
     assert files.keyed(foreign(files)) == {"source": {"nms_iou_threshold": 0.45, "class_names": {}}}
 
 
+def test_a_training_without_its_configs_hooks_keeps_its_key():
+    plain, own = DetectorConfig(config=FASTER), DetectorConfig(config=FASTER, config_hooks=True)
+    assert "config_hooks" not in plain.keyed()
+    assert own.keyed() == plain.keyed() | {"config_hooks": True}
+
+
 def test_a_checkpoint_without_a_mapping_of_classes_keeps_its_key():
     plain = CheckpointConfig(config=FASTER, checkpoint="a.pth")
     mapped = plain.model_copy(update={"class_names": {"aeroplane": "airplane"}})

@@ -118,3 +118,30 @@ def test_a_probe_without_layouts_is_refused_and_none_is_not(dataset):
     with pytest.raises(InvalidDataset, match=r"no val image.*or set probe\.interval=0"):
         few.check(dataset)
     few.model_copy(update={"probe": ProbeConfig(interval=0)}).check(dataset)
+
+
+def test_rates_follow_the_batch_in_proportion_or_not_at_all():
+    given = {"learning_rate": 1e-3, "text_learning_rate": 2e-3, "base_batch_size": 64}
+    assert GeneratorConfig(**given, batch_size=16).rates == (2.5e-4, 5e-4)
+    assert GeneratorConfig(**given, batch_size=16, rate_scaling="none").rates == (1e-3, 2e-3)
+
+
+def test_a_recipe_fills_in_what_is_not_given():
+    config = GeneratorConfig(recipe="geodiffusion", ema_decay=0.9)
+    assert (config.foreground_overlap, config.ema_decay) == ("last", 0.9)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"learning_rate": 1.5e-4}, ["4 times the rate for each image"]),
+        ({"learning_rate": 1.5e-4, "base_batch_size": 256}, []),
+        ({"learning_rate": 1.5e-4, "recipe": "ours"}, []),
+    ],
+)
+def test_a_rate_of_another_batch_is_told(dataset, caplog, options, told):
+    config = GeneratorConfig(**({"recipe": "geodiffusion", "base_batch_size": 64} | options))
+    config.check(dataset)
+    messages = [record.message for record in caplog.records if "learning_rate" in record.message]
+    assert len(messages) == len(told)
+    assert all(part in text for part, text in zip(told, messages, strict=True))

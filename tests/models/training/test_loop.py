@@ -27,6 +27,7 @@ SMALL = GeneratorConfig(
     batch_size=4,
     learning_rate=1e-3,
     text_learning_rate=1e-3,
+    base_batch_size=4,
     num_warmup_steps=2,
     checkpoint_interval=2,
     mixed_precision="no",

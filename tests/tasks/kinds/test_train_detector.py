@@ -9,8 +9,9 @@ from data.errors import InvalidConfig
 from data.ingest.ingestion import ingest
 from data.ingest.options import IngestConfig, ScenesConfig
 from data.vocabulary.tables import Dataset
+from flows.presets import PRESETS
 from models.detector.options import DetectorTraining
-from tasks.kinds.train_detector import _iterations, _parts
+from tasks.kinds.train_detector import _iterations, _parts, run
 
 NUM_SYNTHETIC = 6
 
@@ -48,6 +49,8 @@ def context(with_spare, tmp_path):
             options=DetectorTraining.model_validate(length),
             inputs={"ingest": with_spare.folder, "synthetic": synthetic.folder},
             work=tmp_path,
+            out=tmp_path,
+            progress=lambda *_: None,
             manifest=lambda name: SimpleNamespace(options={"policy": "hard"}),
         )
 
@@ -87,6 +90,15 @@ def test_an_arm_has_its_images_and_its_length(context, with_spare, options, imag
     for part in parts:
         if not part.what.startswith("synthetic"):
             assert len(read_coco(part.folder.annotations).images) == part.count
+
+
+@pytest.mark.filterwarnings("ignore")  # MMDetection and MMEngine warn a lot
+def test_the_card_says_at_which_rate(context, tmp_path):
+    tiny = {**PRESETS["demo"]["train_scorer"], "learning_rate": None, "num_iterations": 1}
+    run(context(**tiny))
+    names, _, values = (tmp_path / "card.md").read_text().splitlines()[-3:]
+    card = dict(zip(names.split(" | "), values.split(" | "), strict=True))
+    assert card["learning rate"] == "0.002"  # 0.004 at 16, says its config
 
 
 def test_fewer_spare_images_than_synthetic_ones_are_refused(context, dataset_with_few_spare):
