@@ -30,7 +30,13 @@ from models.detector.options import (
     DetectorConfig,
     ScoringConfig,
 )
-from models.generator.options import RECIPES, GeneratorConfig, SamplingConfig
+from models.generator.options import (
+    IMAGE_SIZE_HELP,
+    RECIPES,
+    GeneratorConfig,
+    ImageSize,
+    SamplingConfig,
+)
 from models.metrics.options import DETECTOR, MAIN, SCORER
 
 _NAME = re.compile("[a-z0-9]+(_[a-z0-9]+)*")
@@ -99,6 +105,7 @@ class SynthesisConfig(_Section):
     num_val_layouts: int | None = Field(None, ge=1, description="Evenly spread; null is all.")
     images_per_train_layout: int = Field(1, ge=1)
     images_per_val_layout: int = Field(5, ge=1, description="Five in the paper's protocol.")
+    image_size: ImageSize = Field("generator", description=IMAGE_SIZE_HELP)
 
 
 class RetrainConfig(_Section):

@@ -259,6 +259,7 @@ def _set(config: RunConfig, split: Split, policy: AttributePolicy) -> Node:
         policy=policy,
         protocol=config.protocol(split),
         trained_on=config.protocol("generator"),
+        image_size=given.image_size,
         sampling=given.sampling,
         **(of_training if split == "train" else of_validation),
     )

@@ -74,7 +74,7 @@ KINDS: dict[str, Kind] = {
             "tasks.kinds.synthesize",
             generator.SyntheticSetOptions,
             {"ingest": "one", "attributes": "one", "generator": "one"},
-            {"step": 1} | _GENERATOR,
+            {"step": 2} | _GENERATOR,
         ),
         Kind(
             "image-features",
@@ -95,7 +95,7 @@ KINDS: dict[str, Kind] = {
                 "scores": "many",
                 "features": "many",
             },
-            {"step": 2},
+            {"step": 3},
             preload=False,
         ),
         Kind(

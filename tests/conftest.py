@@ -65,6 +65,46 @@ def attributes(dataset):
     )
 
 
+PHOTOGRAPH_SIZES = ((400, 300), (300, 400), (640, 200), (48, 36))
+
+
+@pytest.fixture(scope="session")
+def photographs(dataset, tmp_path_factory):
+    """The tiny data set's things in images of other sizes and proportions, most of them larger."""
+    import json
+
+    from PIL import Image
+
+    from data.ingest.ingestion import ingest
+    from data.ingest.options import IngestConfig, SplitConfig
+    from data.vocabulary.tables import Dataset
+
+    folder, splits = tmp_path_factory.mktemp("photographs"), {}
+    for split in ("train", "val"):
+        document = json.loads(dataset.instances_file(split).read_text())
+        sizes = {}
+        for number, item in enumerate(document["images"]):
+            item["width"], item["height"] = PHOTOGRAPH_SIZES[number % len(PHOTOGRAPH_SIZES)]
+            sizes[item["id"]] = (item["width"], item["height"])
+            path = folder / split / item["file_name"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with Image.open(dataset.image_folder(split) / item["file_name"]) as image:
+                image.resize(sizes[item["id"]]).save(path)
+        for item in document["annotations"]:
+            x, y = (side / 64 for side in sizes[item["image_id"]])
+            left, top, width, height = item["bbox"]
+            item["bbox"], item["area"] = (
+                [left * x, top * y, width * x, height * y],
+                item["area"] * x * y,
+            )
+        (folder / f"{split}.json").write_text(json.dumps(document))
+        splits[split] = SplitConfig(instances=folder / f"{split}.json", images=folder / split)
+    config = IngestConfig(**splits)
+    ingest(config, folder / "ingested")
+    config.note_places(folder / "ingested")
+    return Dataset(folder / "ingested")
+
+
 @pytest.fixture(scope="session")
 def layouts(dataset, attributes):
     """Training layouts of the tiny data set."""

@@ -61,6 +61,10 @@ class Layout:
         """Boxes in fractions of the image's sides, float64 (num_objects, 4)."""
         return self.boxes / np.array([self.width, self.height, self.width, self.height])
 
+    def boxes_at(self, width: int, height: int) -> np.ndarray:
+        """Boxes in pixels of the image at another size, float64 (num_objects, 4)."""
+        return self.boxes * np.tile([width / self.width, height / self.height], 2)
+
     def with_policy(
         self, policy: AttributePolicy, of_categories: Mapping[int, AttributePolicy] | None = None
     ) -> "Layout":

@@ -40,6 +40,11 @@ class StableDiffusion:
             return int(self.vae.config.patch_size)
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
+    @property
+    def resolution(self) -> int:
+        """Side of the square images that it draws, pixels."""
+        return int(self.unet.config.sample_size) * self.vae_scale_factor
+
 
 def load_base_model(name: str, revision: str | None = None) -> StableDiffusion:
     """Load a Stable Diffusion folder or hub id.

@@ -23,6 +23,14 @@ logger = logging.getLogger(__name__)
 CODE_VERSION = 3
 """Of conditioning, training and sampling; bumped by hand when what they make changes."""
 
+ImageSize = Literal["generator", "source"]
+"""Of generated image files: as many pixels as the generator draws, or the source image's size."""
+
+IMAGE_SIZE_HELP = (
+    "Of the files; generator: in the source image's proportions, with no more pixels than are drawn "
+    "and than it has; source: its own size, whatever is drawn."
+)
+
 RecipeName = Literal["ours", "geodiffusion"]
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -342,6 +350,7 @@ class SyntheticSetOptions(Options):
     )
     num_layouts: int | None = Field(None, ge=1, description="Evenly spread; null is all.")
     images_per_layout: int = Field(1, ge=1)
+    image_size: ImageSize = Field("generator", description=IMAGE_SIZE_HELP)
     sampling: SamplingConfig = SamplingConfig()
 
     def foreign(self, digests: DigestMemory) -> dict[str, str]:

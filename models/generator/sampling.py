@@ -1,6 +1,11 @@
 """Drawing images from layouts: batched classifier-free guidance with a seed per image."""
 
-from collections.abc import Sequence
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,6 +16,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from jaxtyping import UInt8
+from PIL import Image
 from torch import Tensor
 
 from data.layouts.layout import Layout
@@ -27,6 +33,92 @@ _SAMPLERS: dict[str, tuple[type[SchedulerMixin], dict[str, object]]] = {
     "unipc": (UniPCMultistepScheduler, {}),
     "dpm-solver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
 }
+
+_NUM_WRITERS = 4
+"""Threads."""
+
+_BATCHES_IN_FLIGHT = 2
+"""One that is sampled, and one that is written meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image file to be drawn.
+
+    Attributes:
+        layout: what it shows.
+        seed: of the initial noise.
+        size: width and height of the file, pixels.
+        path: of the PNG file.
+    """
+
+    layout: Layout
+    seed: int
+    size: tuple[int, int]
+    path: Path
+
+    @property
+    def boxes(self) -> np.ndarray:
+        """The layout's boxes in pixels of the file, float64 (num_objects, 4)."""
+        return self.layout.boxes_at(*self.size)
+
+
+def generated_size(width: int, height: int, resolution: int) -> tuple[int, int]:
+    """Size of a picture in an image's proportions, with no more pixels than are drawn and than it has.
+
+    Both sides are multiplied by min(1, resolution / √(width · height)) and rounded to whole pixels.
+
+    Args:
+        width: of the image whose layout is drawn, pixels.
+        height: likewise.
+        resolution: side of the square that the generator draws, pixels.
+
+    >>> generated_size(4000, 3000, 512)
+    (591, 443)
+    >>> generated_size(64, 64, 64)
+    (64, 64)
+    """
+    scale = min(1.0, resolution / math.sqrt(width * height))
+    return max(round(width * scale), 1), max(round(height * scale), 1)
+
+
+def draw_pictures(
+    generator: Generator, pictures: Sequence[Picture], config: SamplingConfig
+) -> Iterator[int]:
+    """Sample batch by batch; files are resized and encoded in threads while the next one is sampled.
+
+    Yields:
+        Of each batch, once they are written, the number of its files.
+    """
+    with ThreadPoolExecutor(_NUM_WRITERS) as pool:
+        in_flight: deque[list[Future[None]]] = deque()
+        for start in range(0, len(pictures), config.batch_size):
+            batch = pictures[start : start + config.batch_size]
+            layouts, seeds = [item.layout for item in batch], [item.seed for item in batch]
+            images = sample_batch(generator, layouts, seeds, config)
+            in_flight.append(
+                [pool.submit(_write, *pair) for pair in zip(batch, images, strict=True)]
+            )
+            if len(in_flight) == _BATCHES_IN_FLIGHT:
+                yield _num_written(in_flight.popleft())
+        while in_flight:
+            yield _num_written(in_flight.popleft())
+
+
+def _write(picture: Picture, pixels: UInt8[np.ndarray, "height width 3"]) -> None:
+    """Save in one rename."""
+    image, temporary = Image.fromarray(pixels), picture.path.with_suffix(".tmp")
+    if image.size != picture.size:
+        image = image.resize(picture.size, Image.Resampling.BICUBIC)
+    image.save(temporary, "PNG", compress_level=1)
+    temporary.replace(picture.path)
+
+
+def _num_written(files: Sequence[Future[None]]) -> int:
+    """Wait for a batch's files; what went wrong with one is raised here."""
+    for file in files:
+        file.result()
+    return len(files)
 
 
 def initial_latents(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:

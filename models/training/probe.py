@@ -1,5 +1,6 @@
 """What is looked at while the generator is trained: whether boxes and masks come out right."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from models.detector.detector import Detector, detections_table
 from models.detector.loading import load_detector
 from models.generator.autoencoder import to_uint8
 from models.generator.options import GeneratorConfig, ProbeConfig
-from models.generator.sampling import sample_batch
+from models.generator.sampling import Picture, draw_pictures, generated_size
 from models.metrics.coco_metrics import detection_recall
 from models.training.batches import make_batch
 from models.training.loop import predict_masks
@@ -54,23 +55,22 @@ class GeneratorProbe:
         folder.mkdir(exist_ok=True)
 
     def layout_recall(
-        self, detector: Detector | DarknetDetector, images: dict[int, Path]
+        self, detector: Detector | DarknetDetector, pictures: Sequence[Picture]
     ) -> Metrics:
         """Share of things found where the layout has them, and where another image's layout has some.
 
         The second is what a generator that ignores its boxes would get.
 
         Args:
-            images: image id of each layout to a picture of it.
+            pictures: one of each layout.
         """
+        images = [(item.layout.image_id, item.path) for item in pictures]
         found = detections_table(
-            _SPLIT,
-            detector.detect(list(images.items()), self._config.sampling.batch_size),
-            "probe",
+            _SPLIT, detector.detect(images, self._config.sampling.batch_size), "probe"
         )
         things = {
-            item.image_id: (item.boxes[item.is_thing], item.category_ids[item.is_thing])
-            for item in self._layouts
+            layout.image_id: (boxes[layout.is_thing], layout.category_ids[layout.is_thing])
+            for layout, boxes in ((item.layout, item.boxes) for item in pictures)
         }
         others = [*list(things.values())[1:], *list(things.values())[:1]]
         shuffled = dict(zip(things, others, strict=True))
@@ -81,22 +81,23 @@ class GeneratorProbe:
 
     def sample(self, state: TrainingState) -> Metrics:
         """Draw the layouts and measure them; write the contact sheet."""
-        sampling = self._config.sampling
-        images = {}
-        for start in range(0, len(self._layouts), sampling.batch_size):
-            part = self._layouts[start : start + sampling.batch_size]
-            seeds = [image_seed(sampling.seed, item.image_id, 0) for item in part]
-            pictures = sample_batch(state.generator, part, seeds, sampling)
-            for item, pixels in zip(part, pictures, strict=True):
-                size = (item.width, item.height)
-                images[item.image_id] = self._folder / f"{item.image_id}.png"
-                Image.fromarray(pixels).resize(size).save(images[item.image_id])
-        metrics = self.layout_recall(self._detector, images) if self._detector else {}
-        shown = self._layouts[:_NUM_PICTURES]
-        sheet = layout_sheet((images[item.image_id], item) for item in shown)
+        sampling, resolution = self._config.sampling, state.generator.model.resolution
+        pictures = [
+            Picture(
+                layout=item,
+                seed=image_seed(sampling.seed, item.image_id, 0),
+                size=generated_size(item.width, item.height, resolution),
+                path=self._folder / f"{item.image_id}.png",
+            )
+            for item in self._layouts
+        ]
+        for _ in draw_pictures(state.generator, pictures, sampling):
+            pass
+        metrics = self.layout_recall(self._detector, pictures) if self._detector else {}
+        sheet = layout_sheet((item.path, item.layout) for item in pictures[:_NUM_PICTURES])
         (self._folder / f"step-{state.step:08d}.png").write_bytes(png_bytes(sheet))
-        for path in images.values():
-            path.unlink()
+        for item in pictures:
+            item.path.unlink()
         return metrics
 
     def draw_masks(

@@ -169,7 +169,7 @@ def _fill(
 def _read(
     layouts: Sequence[Layout], image_paths: dict[int, Path], model: StableDiffusion
 ) -> Tensor:
-    resolution = model.unet.config.sample_size * model.vae_scale_factor
+    resolution = model.resolution
     images = [read_square(image_paths[layout.image_id], resolution) for layout in layouts]
     return pixel_values(np.stack(images))
 

@@ -16,10 +16,11 @@ from data.coco.image_sets import SyntheticSet
 from data.layouts.layout import POLICIES, dataset_selection
 from data.vocabulary.tables import Dataset, write_table
 from models.metrics.arms import REAL
-from models.metrics.coco_metrics import CocoTruth, detection_recall, truth_boxes
+from models.metrics.coco_metrics import CocoTruth, detection_recall, read_truth, truth_boxes
 from models.metrics.comparison import Interval, student_interval
 from models.metrics.detection_scores import (
     SCORE_THRESHOLDS,
+    ScoredImages,
     ScoreProtocolName,
     detection_score,
     scored_images,
@@ -86,7 +87,7 @@ def _score_rows(context: Context, sets: Mapping[str, SyntheticSet]) -> Rows:
         truths = {REAL: next(iter(scored.values())).real}
         truths |= {name: item.generated for name, item in scored.items()}
         rows += [
-            _score_row(context, scorer, protocol, name, truth)
+            _score_row(context, scorer, protocol, name, truth, scored.get(name))
             for scorer in scorers
             for name, truth in truths.items()
         ]
@@ -94,12 +95,24 @@ def _score_rows(context: Context, sets: Mapping[str, SyntheticSet]) -> Rows:
 
 
 def _score_row(
-    context: Context, scorer: str, protocol: ScoreProtocolName, name: str, truth: CocoTruth
+    context: Context,
+    scorer: str,
+    protocol: ScoreProtocolName,
+    name: str,
+    truth: CocoTruth,
+    generated: ScoredImages | None,
 ) -> dict[str, Any]:
+    """Scores and recall.
+
+    Args:
+        generated: of which set the images are; None for the real ones.
+    """
     options = context.options
     found = pq.read_table(context.inputs[f"scores/{scorer}/{name}"] / DETECTIONS_NAME)
     boxes = truth_boxes(truth)
     found = found.filter(pc.is_in(found["image_id"], pa.array(list(boxes), pa.int64())))
+    if generated:
+        found = generated.in_real_pixels(found)
     return {
         "scorer": scorer,
         "gave the attributes": scorer == DETECTOR,
@@ -123,7 +136,7 @@ def _fidelity_rows(context: Context, sets: Mapping[str, SyntheticSet]) -> tuple[
     found = {name: _features(folder) for name, folder in context.many("features").items()}
     sources = sorted({key for item in sets.values() for key in item.source_image_ids})
     image_ids, features = found[REAL]
-    side = _Real(features[np.isin(image_ids, sources)], _facts(context))
+    side = _Real(features[np.isin(image_ids, sources)], _facts(context, sets))
     known_ids, known = found["train"]
     limit = copy_threshold(known, side.features)
     chosen = dataset_selection(
@@ -151,7 +164,7 @@ def _fidelity_rows(context: Context, sets: Mapping[str, SyntheticSet]) -> tuple[
     return rows, copies
 
 
-def _facts(context: Context) -> dict[str, Any]:
+def _facts(context: Context, sets: Mapping[str, SyntheticSet]) -> dict[str, Any]:
     """What distances depend on beside the images."""
     facts = context.manifest(f"features/{REAL}").summary
     paths = Dataset(context.inputs["ingest"]).image_paths("val")
@@ -163,8 +176,18 @@ def _facts(context: Context) -> dict[str, Any]:
         "resolution": side,
         "resize": facts["resize"],
         "codec": f"real {', '.join(codecs)}; generated png",
-        "way": f"generated at {side} px, bicubic to the real image's size and back",
+        "way": _way(context, sets, side),
     }
+
+
+def _way(context: Context, sets: Mapping[str, SyntheticSet], side: int) -> str:
+    """What became of the generated images between the generator and the extractor."""
+    images = [item for made in sets.values() for item in read_truth(made.instances)["images"]]
+    if {(item["width"], item["height"]) for item in images} == {(side, side)}:
+        return f"generated at {side} px"
+    option = context.manifest(f"sets/{next(iter(sets))}").options["image_size"]
+    what = {"generator": "proportions", "source": "size"}[option]
+    return f"generated at {side} px, bicubic to the real image's {what} and back"
 
 
 def _features(folder: Path) -> Features:
@@ -201,7 +224,7 @@ class _Real:
         draws = [
             self.row(FLOOR, others[order[i * count : (i + 1) * count]]) for i in range(num_draws)
         ]
-        row: dict[str, Any] = {**draws[0], "draws": num_draws, "copies": None}
+        row: dict[str, Any] = {**draws[0], "draws": num_draws, "copies": None, "way": None}
         for name in DISTANCES:
             if num_draws > 1 and row[name] is not None:
                 row |= _limits(name, student_interval([draw[name] for draw in draws]))

@@ -1,13 +1,12 @@
 """Kind `synthesize`: a synthetic COCO data set from the real layouts at a chosen difficulty."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from data.attributes.options import ATTRIBUTES_NAME
 from data.attributes.overrides import override_attributes, read_overrides
@@ -29,8 +28,8 @@ from data.vocabulary.boxes import area, xyxy_to_xywh
 from data.vocabulary.tables import Dataset, write_table
 from models.devices import settled_precision
 from models.generator.modules import Generator, load_generator
-from models.generator.options import SamplingConfig, SyntheticSetOptions
-from models.generator.sampling import sample_batch
+from models.generator.options import SyntheticSetOptions
+from models.generator.sampling import Picture, draw_pictures, generated_size
 from tasks.execution.context import StepContext, Summary
 from tasks.pages.cards import markdown_picture, markdown_table, write_card
 
@@ -40,25 +39,21 @@ Context = StepContext[SyntheticSetOptions]
 
 
 @dataclass(frozen=True, slots=True)
-class SyntheticImage:
-    """One image to be generated.
+class SyntheticImage(Picture):
+    """One image to be generated; its layout has the attributes to ask for and the real image's id.
 
     Attributes:
         image_id: id in the synthetic data set.
-        layout: with the attributes to ask for; `layout.image_id` is the real image's.
         repeat: 0 for the layout's first image.
-        seed: of the initial noise.
     """
 
     image_id: int
-    layout: Layout
     repeat: int
-    seed: int
 
     @property
     def file_name(self) -> str:
         """Name of the image file."""
-        return f"{self.image_id:012d}.png"
+        return self.path.name
 
 
 def run(context: Context) -> Summary:
@@ -66,23 +61,22 @@ def run(context: Context) -> Summary:
     options = context.options
     dataset = Dataset(context.inputs["ingest"])
     generator = load_generator(context.inputs["generator"] / "generator")
-    images = _planned(context, dataset)
     synthetic = SyntheticSet(context.out)
+    images = _planned(context, dataset, generator.model.resolution, synthetic.image_folder)
     sampling = options.sampling.model_copy(
         update={
             "mixed_precision": settled_precision(context.work, options.sampling.mixed_precision)
         }
     )
-    done = 0
-    for count in _generate(generator, images, sampling, synthetic.image_folder):
+    missing = _missing(images, sampling.batch_size, synthetic.image_folder)
+    done = len(images) - len(missing)
+    for count in draw_pictures(generator, missing, sampling):
         done += count
         context.progress(done, len(images), "images")
     _describe(generator, dataset, images, synthetic)
     counts = {"images": len(images), "objects": count_objects(item.layout for item in images)}
     chosen = _chosen_layouts(dataset, options)
-    sheet = layout_sheet(
-        (synthetic.image_folder / item.file_name, item.layout) for item in images[:_PICTURES]
-    )
+    sheet = layout_sheet((item.path, item.layout) for item in images[:_PICTURES])
     write_card(
         context.out,
         f"Synthetic data set: {options.split}, {options.policy}",
@@ -98,7 +92,9 @@ def run(context: Context) -> Summary:
     }
 
 
-def _planned(context: Context, dataset: Dataset) -> list[SyntheticImage]:
+def _planned(
+    context: Context, dataset: Dataset, resolution: int, folder: Path
+) -> list[SyntheticImage]:
     options = context.options
     options.check(dataset)
     attributes = pq.read_table(context.inputs["attributes"] / ATTRIBUTES_NAME)
@@ -119,9 +115,18 @@ def _planned(context: Context, dataset: Dataset) -> list[SyntheticImage]:
             layout=layout,
             repeat=repeat,
             seed=image_seed(options.sampling.seed, layout.image_id, repeat),
+            size=_file_size(layout, options, resolution),
+            path=folder / f"{index + 1:012d}.png",
         )
         for index, (layout, repeat) in enumerate(jobs)
     ]
+
+
+def _file_size(layout: Layout, options: SyntheticSetOptions, resolution: int) -> tuple[int, int]:
+    """Width and height of an image file."""
+    if options.image_size == "source":
+        return layout.width, layout.height
+    return generated_size(layout.width, layout.height, resolution)
 
 
 def _warnings(dataset: Dataset, options: SyntheticSetOptions, chosen: Mapping[str, Any]) -> str:
@@ -143,31 +148,15 @@ def _chosen_layouts(dataset: Dataset, options: SyntheticSetOptions) -> dict[str,
     }
 
 
-def _generate(
-    generator: Generator, images: list[SyntheticImage], config: SamplingConfig, folder: Path
-) -> Iterator[int]:
-    """Write the image files batch by batch, skipping finished batches; yield images per batch."""
+def _missing(images: list[SyntheticImage], batch_size: int, folder: Path) -> list[SyntheticImage]:
+    """Those of unfinished batches; all batches but the last are full, before and after."""
     folder.mkdir(exist_ok=True)
     for unfinished in folder.glob("*.tmp"):
         unfinished.unlink()
-    for start in range(0, len(images), config.batch_size):
-        batch = images[start : start + config.batch_size]
-        paths = [folder / item.file_name for item in batch]
-        if not all(path.exists() for path in paths):
-            layouts, seeds = [item.layout for item in batch], [item.seed for item in batch]
-            pictures = sample_batch(generator, layouts, seeds, config)
-            for item, path, pixels in zip(batch, paths, pictures, strict=True):
-                _write_image(Image.fromarray(pixels), item.layout, path)
-        yield len(batch)
-
-
-def _write_image(image: Image.Image, layout: Layout, path: Path) -> None:
-    """Save at the source image's size, in one rename."""
-    size = (layout.width, layout.height)
-    temporary = path.with_suffix(".tmp")
-    resized = image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
-    resized.save(temporary, "PNG", compress_level=1)
-    temporary.replace(path)
+    batches = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
+    return [
+        item for batch in batches if not all(item.path.exists() for item in batch) for item in batch
+    ]
 
 
 def _describe(
@@ -182,7 +171,7 @@ def _describe(
     rows: list[dict[str, Any]] = []
     for item in images:
         layout, prompt = item.layout, generator.encoder.prompt(item.layout)
-        size = {"width": layout.width, "height": layout.height}
+        boxes, size = item.boxes, dict(zip(("width", "height"), item.size, strict=True))
         pictures.append({"id": item.image_id, "file_name": item.file_name, **size})
         shown = prompt.objects if generator.encoder.conditioning == "tokens" else None
         for index in range(len(layout.boxes)) if shown is None else sorted(shown):
@@ -192,8 +181,8 @@ def _describe(
                         "id": len(annotations) + 1,
                         "image_id": item.image_id,
                         "category_id": int(layout.category_ids[index]),
-                        "bbox": xyxy_to_xywh(layout.boxes[index]).tolist(),
-                        "area": float(area(layout.boxes[index])),
+                        "bbox": xyxy_to_xywh(boxes[index]).tolist(),
+                        "area": float(area(boxes[index])),
                         "iscrowd": 0,
                         "attribute": layout.attributes[index],
                     }

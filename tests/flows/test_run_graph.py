@@ -148,8 +148,11 @@ def test_arms_that_cannot_be_compared_are_refused(change, message):
         build_run("smoke", {"retrain": change})
 
 
-def test_a_late_option_leaves_what_is_before_it():
-    changed = new_steps(graph_of(), graph_of({"synthesize": {"sampling": {"guidance_scale": 3.0}}}))
+@pytest.mark.parametrize(
+    "option", [{"sampling": {"guidance_scale": 3.0}}, {"image_size": "source"}]
+)
+def test_a_late_option_leaves_what_is_before_it(option):
+    changed = new_steps(graph_of(), graph_of({"synthesize": option}))
     stages = {stage for name in changed for stage in graph_of().find(name).stages}
     assert stages == {"synthesize", "retrain", "evaluate"}
     assert "train detector" not in changed

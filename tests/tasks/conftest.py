@@ -58,6 +58,7 @@ def fidelity(num_images=40, num_features=8, extractor="InceptionV3"):
         "num_features": num_features,
         "resolution": 64,
         "resize": "bicubic",
+        "way": "generated at 64 px",
     }
     real, others = (
         rng.normal(size=(count, num_features)) for count in (num_images, 3 * num_images)

@@ -1,3 +1,4 @@
+import numpy as np
 import pyarrow.compute as pc
 import pytest
 
@@ -17,6 +18,12 @@ def test_layouts_hold_things_then_stuff(layouts, dataset):
     assert sum(len(layout.boxes) for layout in layouts) == (
         dataset.objects.filter(pc.field("split") == "train").num_rows
     )
+
+
+def test_boxes_follow_the_size_of_the_image(layouts):
+    layout = layouts[0]
+    assert (layout.boxes_at(layout.width, layout.height) == layout.boxes).all()
+    np.testing.assert_allclose(layout.boxes_at(30, 7), layout.boxes_normalized * [30, 7, 30, 7])
 
 
 def test_policies_change_attributes_of_things_alone(layouts):

@@ -1,9 +1,21 @@
+import errno
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 
+from data.vocabulary.images import read_rgb
 from models.generator.modules import load_generator, save_generator
 from models.generator.options import SamplingConfig
-from models.generator.sampling import initial_latents, sample_batch
+from models.generator.sampling import (
+    Picture,
+    draw_pictures,
+    generated_size,
+    initial_latents,
+    sample_batch,
+)
 
 FAST = SamplingConfig(sampler="dpm-solver++", num_inference_steps=2, guidance_scale=2.0)
 
@@ -46,6 +58,80 @@ def test_without_guidance_the_layout_does_not_matter(new_generator, layouts):
     first = sample_batch(generator, layouts[:1], [1], config).astype(int)
     second = sample_batch(generator, layouts[1:2], [1], config).astype(int)
     assert np.abs(first - second).max() <= 1
+
+
+sides = st.integers(1, 20_000)
+resolutions = st.integers(8, 2048)
+
+
+@given(sides, sides, resolutions)
+def test_a_picture_has_the_images_proportions_and_no_more_pixels(width, height, resolution):
+    found = generated_size(width, height, resolution)
+    assert 1 <= found[0] <= width
+    assert 1 <= found[1] <= height
+    assert found == generated_size(height, width, resolution)[::-1]
+    if width * height <= resolution**2:
+        assert found == (width, height)
+        return
+    exact = [side * resolution / (width * height) ** 0.5 for side in (width, height)]
+    assert exact[0] * exact[1] == pytest.approx(resolution**2)
+    for side, wanted in zip(found, exact, strict=True):
+        assert abs(side - wanted) <= max(0.5, 1 - wanted) + 1e-6
+
+
+@given(sides, resolutions)
+def test_a_square_is_drawn_as_it_is(side, resolution):
+    assert generated_size(side, side, resolution) == 2 * (min(side, resolution),)
+
+
+@pytest.fixture
+def pictures(layouts, tmp_path):
+    sizes = [(64, 64), (50, 70), (300, 200), (64, 64), (20, 9)]
+    return [
+        Picture(layout, seed, size, tmp_path / f"{seed}.png")
+        for seed, (layout, size) in enumerate(zip(layouts, sizes, strict=False))
+    ]
+
+
+def test_files_hold_what_was_sampled_at_their_size(new_generator, pictures):
+    config, generator = FAST.model_copy(update={"batch_size": 2}), new_generator()
+    assert list(draw_pictures(generator, pictures, config)) == [2, 2, 1]
+    for start in (0, 2, 4):
+        batch = pictures[start : start + 2]
+        images = sample_batch(generator, [p.layout for p in batch], [p.seed for p in batch], config)
+        for picture, pixels in zip(batch, images, strict=True):
+            expected = Image.fromarray(pixels)
+            if picture.size != (64, 64):
+                expected = expected.resize(picture.size, Image.Resampling.BICUBIC)
+            assert (np.asarray(read_rgb(picture.path)) == np.asarray(expected)).all()
+    assert not list(pictures[0].path.parent.glob("*.tmp"))
+
+
+def test_sampling_is_one_batch_ahead_of_the_files_at_most(new_generator, pictures):
+    config, folder = FAST.model_copy(update={"batch_size": 1}), pictures[0].path.parent
+    written = 0
+    for count in draw_pictures(new_generator(), pictures, config):
+        written += count
+        there = {int(path.stem) for path in folder.glob("*.png")}
+        assert set(range(written)) <= there <= set(range(written + 1))
+    assert written == len(pictures)
+
+
+def test_a_full_disk_is_told_and_leaves_whole_files(new_generator, pictures, monkeypatch):
+    save = Image.Image.save
+
+    def full(image, path, *args, **kwargs):
+        if path.name == "2.tmp":
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(image, path, *args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    config = FAST.model_copy(update={"batch_size": 1})
+    with pytest.raises(OSError, match="No space left"):
+        list(draw_pictures(new_generator(), pictures, config))
+    there = {path.name for path in pictures[0].path.parent.glob("*.png")}
+    assert there == {"0.png", "1.png", "3.png"}  # the batch after it was in flight
 
 
 def test_initial_noise_is_standard_normal():

@@ -26,6 +26,8 @@ from tasks.execution.context import StepContext
 from tasks.kinds.report import _layouts, _missed_gallery, _warnings, run
 
 PROTOCOL = Protocol(min_area_fraction=0.06, min_objects=1)
+SIZE = (48, 40)
+"""Of generated images, another one than the real images' on purpose."""
 
 
 def make(root, kind, summary, **more):
@@ -116,10 +118,9 @@ def make_set(root, dataset, attributes, policy, rng):
         name = f"{number:012d}.png"
         pixels = np.asarray(Image.open(real[layout.image_id]).convert("RGB"), np.float64)
         noisy = (pixels + rng.normal(0, 20, pixels.shape)).clip(0, 255).astype(np.uint8)
-        Image.fromarray(noisy).save(synthetic.image_folder / name)
-        pictures.append(
-            {"id": number, "file_name": name, "width": layout.width, "height": layout.height}
-        )
+        Image.fromarray(noisy).resize(SIZE).save(synthetic.image_folder / name)
+        pictures.append({"id": number, "file_name": name, "width": SIZE[0], "height": SIZE[1]})
+        boxes = layout.boxes_at(*SIZE)
         rows.append(
             {"image_id": number, "file_name": name, "source_image_id": layout.image_id, "repeat": 0}
         )
@@ -127,8 +128,8 @@ def make_set(root, dataset, attributes, policy, rng):
             {
                 "id": 1000 * number + int(index), "image_id": number, "iscrowd": 0,
                 "category_id": int(layout.category_ids[index]),
-                "bbox": xyxy_to_xywh(layout.boxes[index]).tolist(),
-                "area": float(area(layout.boxes[index])),
+                "bbox": xyxy_to_xywh(boxes[index]).tolist(),
+                "area": float(area(boxes[index])),
                 "attribute": layout.attributes[index],
             }
             for index in np.flatnonzero(layout.is_thing)
@@ -237,6 +238,10 @@ def test_only_boxes_that_were_asked_for_are_drawn_and_counted(context, dataset, 
     assert last["hard"].attributes.count("hard") == len(last["hard"].boxes)
     assert last["real"].attributes == last["origin"].attributes
     assert np.allclose(last["real"].boxes[0], last["hard"].boxes[0])
+    drawn = {item.image_id: item for item in read_layouts(dataset, None, "val", PROTOCOL)}
+    for source, shown in zip(drawn, layouts, strict=True):
+        things = drawn[source].boxes_normalized[drawn[source].is_thing]
+        assert np.allclose(shown["real"].boxes, things)
     page = (context.out / "report.html").read_text()
     assert f"hard {len(wanted) // 2} of {len(wanted)}" in page
 

@@ -1,5 +1,6 @@
 """Synthetic sets: what they hold, and what a killed step or a smaller batch leaves of them."""
 
+import gc
 import json
 from dataclasses import replace
 
@@ -32,10 +33,10 @@ def context(dataset, attributes, new_generator, tmp_path):
     save_generator(new_generator(), tmp_path / "generator")
     (tmp_path / "out").mkdir()
 
-    def make(sampling=SAMPLING, progress=lambda *report: None, **options):
+    def make(sampling=SAMPLING, progress=lambda *report: None, of=dataset, **options):
         return StepContext(
             options=SyntheticSetOptions(split="val", sampling=sampling, **options),
-            inputs={"ingest": dataset.folder, "attributes": tmp_path, "generator": tmp_path},
+            inputs={"ingest": of.folder, "attributes": tmp_path, "generator": tmp_path},
             out=tmp_path / "out",
             work=tmp_path,
             key="key",
@@ -61,6 +62,39 @@ def test_a_set_is_a_coco_data_set_with_its_provenance(context, dataset):
             assert picture.size == (row["width"], row["height"])
 
 
+@pytest.mark.parametrize(
+    ("image_size", "sizes"),
+    [
+        ("generator", [(74, 55), (55, 74), (114, 36), (48, 36)]),
+        ("source", [(400, 300), (300, 400), (640, 200), (48, 36)]),
+    ],
+)
+def test_files_and_boxes_are_of_the_size_asked_for(context, photographs, image_size, sizes):
+    step = context(of=photographs, image_size=image_size)
+    synthesize.run(step)
+    made = SyntheticSet(step.out)
+    document = json.loads(made.instances.read_text())
+    written = {item["id"]: (item["width"], item["height"]) for item in document["images"]}
+    assert list(written.values()) == (2 * sizes)[:6]
+    for image_id, path in made.image_set.images:
+        with Image.open(path) as picture:
+            assert picture.size == written[image_id]
+    source_sizes = {
+        row["image_id"]: (row["width"], row["height"]) for row in photographs.split_images("val")
+    }
+    files = {row["source_image_id"]: row["image_id"] for row in made.provenance.to_pylist()}
+    expected = []
+    for item in json.loads(photographs.instances_file("val").read_text())["annotations"]:
+        source, file = source_sizes[item["image_id"]], written[files[item["image_id"]]]
+        x, y = file[0] / source[0], file[1] / source[1]
+        left, top, width, height = item["bbox"]
+        expected.append([left * x, top * y, width * x, height * y])
+    boxes = [item["bbox"] for item in document["annotations"]]
+    np.testing.assert_allclose(sorted(boxes), sorted(expected), atol=1e-9)
+    areas = [item["area"] for item in document["annotations"]]
+    np.testing.assert_allclose(areas, [box[2] * box[3] for box in boxes])
+
+
 def test_a_killed_step_ends_as_one_that_was_not(context, tmp_path):
     class Killed(Exception):
         """Stands for the end of the process."""
@@ -71,13 +105,17 @@ def test_a_killed_step_ends_as_one_that_was_not(context, tmp_path):
 
     with pytest.raises(Killed):
         synthesize.run(context(progress=stop))
-    finished = list((tmp_path / "out" / "images").iterdir())
-    assert len(finished) == 3
-    times = {path.name: path.stat().st_mtime_ns for path in finished}
-    synthesize.run(context())
-    after = {path.name: path for path in (tmp_path / "out" / "images").iterdir()}
-    assert len(after) == 6
-    assert all(after[name].stat().st_mtime_ns == made for name, made in times.items())
+    gc.collect()  # the iterator's threads have ended
+    folder = tmp_path / "out" / "images"
+    (folder / "000000000005.png").unlink()  # of the batch that was in flight
+    (folder / "000000000006.tmp").write_bytes(b"half")
+    first = [folder / f"{number:012d}.png" for number in (1, 2, 3)]
+    times = [path.stat().st_mtime_ns for path in first]
+    reports = []
+    synthesize.run(context(progress=lambda *report: reports.append(report)))
+    assert reports == [(6, 6, "images")]
+    assert sorted(path.name for path in folder.iterdir()) == [f"{k:012d}.png" for k in range(1, 7)]
+    assert [path.stat().st_mtime_ns for path in first] == times
 
 
 def test_a_smaller_batch_goes_on_and_draws_the_same_images(context, tmp_path):

@@ -1,0 +1,200 @@
+"""Generated images are held against real ones, whatever the size of their files."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from data.coco.image_sets import SyntheticSet
+from data.layouts.protocols import Protocol
+from data.vocabulary.tables import ATTRIBUTES, DETECTIONS, write_table
+from models.generator.options import SamplingConfig, SyntheticSetOptions
+from models.metrics.options import MeasureOptions
+from tasks.execution.context import StepContext
+from tasks.kinds import synthesize
+from tasks.kinds.measure import _score_rows, _way
+
+LEAST = 0.06
+"""Share of its image that a box must have to be asked for."""
+
+NUMBERS = ("num_objects", "recall", "map", "map50", "map75", "map_small", "map_medium", "map_large")
+
+
+def easy(dataset):
+    things = dataset.objects.filter(pc.field("is_thing"))
+    return pa.table(
+        {
+            **{k: things[k] for k in ("split", "object_id", "image_id", "category_id", "is_thing")},
+            "best_iou": np.ones(things.num_rows),
+            "matched_score": np.ones(things.num_rows, np.float32),
+            "matched_category_id": things["category_id"],
+            "attribute": ["easy"] * things.num_rows,
+        },
+        schema=ATTRIBUTES,
+    )
+
+
+@pytest.fixture(params=["generator", "source"])
+def generated(request, photographs, new_generator, tmp_path):
+    """A set of two images of each photograph's larger things, and the option of its size."""
+    from models.generator.modules import save_generator
+
+    write_table(easy(photographs), tmp_path / "attributes.parquet")
+    save_generator(new_generator(), tmp_path / "generator")
+    (tmp_path / "set").mkdir()
+    options = SyntheticSetOptions(
+        split="val",
+        protocol=Protocol(min_area_fraction=LEAST, min_objects=1),
+        images_per_layout=2,
+        image_size=request.param,
+        sampling=SamplingConfig(sampler="unipc", num_inference_steps=1),
+    )
+    inputs = {"ingest": photographs.folder, "attributes": tmp_path, "generator": tmp_path}
+    synthesize.run(
+        StepContext(
+            options, inputs, tmp_path / "set", tmp_path, "key", tmp_path, 1, lambda *report: None
+        )
+    )
+    return SimpleNamespace(images=SyntheticSet(tmp_path / "set"), image_size=request.param)
+
+
+def write_detections(folder, boxes_by_image):
+    """Sure detections of COCO boxes, each with its category."""
+    folder.mkdir()
+    rows = [
+        {
+            "split": "val", "image_id": image_id, "category_id": category_id, "score": 0.9,
+            "x_min": x, "y_min": y, "x_max": x + width, "y_max": y + height, "detector": "perfect",
+        }
+        for image_id, boxes in boxes_by_image.items()
+        for category_id, (x, y, width, height) in boxes
+    ]  # fmt: skip
+    write_table(pa.Table.from_pylist(rows, DETECTIONS), folder / "detections.parquet")
+    return folder
+
+
+def labels(instances):
+    """Category and box of every annotation, by image."""
+    document = json.loads(instances.read_text())
+    found = {item["id"]: [] for item in document["images"]}
+    for item in document["annotations"]:
+        found[item["image_id"]].append((item["category_id"], item["bbox"]))
+    return found
+
+
+def seen_in_files(dataset, synthetic):
+    """All that is labelled in the real images, where it stands in the generated images' files."""
+    real, paths = labels(dataset.instances_file("val")), dict(dataset.image_paths("val"))
+    found = {}
+    for row in pq.read_table(synthetic.provenance_file).to_pylist():
+        source = row["source_image_id"]
+        with (
+            Image.open(paths[source]) as photograph,
+            Image.open(synthetic.image_folder / row["file_name"]) as picture,
+        ):
+            x, y = (a / b for a, b in zip(picture.size, photograph.size, strict=True))
+        found[row["image_id"]] = [
+            (label, (box[0] * x, box[1] * y, box[2] * x, box[3] * y)) for label, box in real[source]
+        ]
+    return found
+
+
+def test_a_perfect_detector_scores_alike_in_real_and_generated_images(
+    photographs, generated, tmp_path
+):
+    made = generated.images
+    asked, everything = labels(made.instances), seen_in_files(photographs, made)
+    real = labels(photographs.instances_file("val"))
+    pixels = {
+        row["image_id"]: row["width"] * row["height"] for row in photographs.split_images("val")
+    }
+    chosen = {
+        key: [(label, box) for label, box in boxes if box[2] * box[3] >= LEAST * pixels[key]]
+        for key, boxes in real.items()
+    }
+    assert sum(map(len, chosen.values())) < sum(map(len, real.values()))
+    given = {
+        "asked/real": chosen,
+        "asked/origin": asked,
+        "everything/real": real,
+        "everything/origin": everything,
+    }
+    inputs = {
+        f"scores/{name}": write_detections(tmp_path / name.replace("/", "-"), boxes)
+        for name, boxes in given.items()
+    }
+    context = StepContext(
+        MeasureOptions(), {"ingest": photographs.folder, **inputs}, tmp_path, tmp_path, "key",
+        tmp_path, 1, lambda *report: None,
+    )  # fmt: skip
+    rows = {
+        (row["scorer"], row["protocol"], row["images"]): row
+        for row in _score_rows(context, {"origin": made})
+    }
+    for scorer, protocol in (("asked", "layout"), ("everything", "lama")):
+        of_real, of_generated = (
+            {name: rows[scorer, protocol, images][name] for name in NUMBERS}
+            for images in ("real", "origin")
+        )
+        assert of_generated["map"] == pytest.approx(1)
+        assert of_generated["recall"] == 1
+        assert {k: v is None for k, v in of_real.items()} == {
+            k: v is None for k, v in of_generated.items()
+        }
+        of_generated["num_objects"] /= 2
+        assert of_generated == pytest.approx(of_real)
+
+
+def test_what_became_of_generated_images_is_said(generated, photographs):
+    context = SimpleNamespace(
+        manifest=lambda name: SimpleNamespace(options={"image_size": generated.image_size})
+    )
+    what = {"generator": "proportions", "source": "size"}[generated.image_size]
+    assert _way(context, {"origin": generated.images}, 64) == (
+        f"generated at 64 px, bicubic to the real image's {what} and back"
+    )
+    document = json.loads(generated.images.instances.read_text())
+    for item in document["images"]:
+        item["width"] = item["height"] = 64
+    generated.images.instances.write_text(json.dumps(document))
+    assert _way(context, {"origin": generated.images}, 64) == "generated at 64 px"
+
+
+@pytest.mark.filterwarnings("ignore")  # MMDetection and MMEngine warn a lot
+def test_detectors_learn_the_same_boxes_from_real_and_generated_images(
+    photographs, generated, tmp_path
+):
+    from models.detector.config_files import CocoFolder, build_config
+    from models.detector.mmdetection import register_all_modules
+    from models.detector.options import DetectorConfig
+    from models.detector.seeded_data import SeededConcatDataset
+
+    made, config = generated.images, DetectorConfig(num_epochs=0, num_iterations=1)
+    parts = [
+        CocoFolder(photographs.instances_file("val"), photographs.image_folder("val")),
+        CocoFolder(made.instances, made.image_folder),
+    ]
+    register_all_modules()
+    built = build_config(config, parts, photographs.things, tmp_path)
+    images = SeededConcatDataset(built.train_dataloader.dataset.datasets, 0)
+    learnt = {}
+    for place in range(len(images)):
+        sample = images[len(images) * place + place]["data_samples"]
+        height, width = sample.img_shape
+        boxes = sample.gt_instances.bboxes.numpy() / [width, height, width, height]
+        if sample.flip:
+            boxes[:, [0, 2]] = 1 - boxes[:, [2, 0]]
+        learnt[sample.img_path] = boxes
+    real = dict(photographs.image_paths("val"))
+    compared = 0
+    for row in made.provenance.to_pylist():
+        of_real = learnt[str(real[row["source_image_id"]])]
+        for box in learnt[str(made.image_folder / row["file_name"])]:
+            assert np.abs(of_real - box).max(axis=1).min() < 1e-6
+            compared += 1
+    assert compared == len(json.loads(made.instances.read_text())["annotations"])
