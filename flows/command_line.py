@@ -36,8 +36,8 @@ from flows.run_config import RunConfig, build_run
 from flows.run_graph import REPORT, stage_steps
 from flows.studies import CONCLUSION, read_study
 from models.metrics.options import MAIN
-from tasks.execution.cores import available_cores
 from tasks.execution.graph import Graph, Step
+from tasks.execution.machine import available_cores
 from tasks.execution.plan import check, note_places
 from tasks.execution.plan import plan as plan_steps
 from tasks.pages.numbers import format_value

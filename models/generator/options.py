@@ -164,6 +164,11 @@ class GeneratorConfig(Options):
         return self
 
     @property
+    def num_gpus(self) -> int:
+        """One for each process."""
+        return self.num_processes
+
+    @property
     def protocol(self) -> Protocol:
         """Which layouts are trained on."""
         return Protocol(self.min_area_fraction, min_objects=1, max_objects=self.max_things)
