@@ -262,6 +262,8 @@ def _run_flow(name: str, config: BaseModel) -> None:
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
     if sys.stderr.isatty():
         os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+        # What failed is said above the bars, which write over what others write.
+        logging.getLogger("prefect.task_runs").propagate = False
     from flows import stages  # noqa: PLC0415  # Prefect reads the variables above at import
 
     signal.signal(signal.SIGTERM, _exit)  # by default it would leave Prefect's server behind

@@ -202,7 +202,7 @@ class Workshop:
         tail = "\n".join(lines[-_LOG_LINES_SHOWN:])
         raise StepFailed(
             f"{step.name!r} ended with exit status {status}; run again to go on from its last checkpoint. "
-            f"The end of {log}:\n{tail}"
+            f"See the end of {log}:\n{tail}"
         )
 
 
