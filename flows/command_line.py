@@ -36,8 +36,8 @@ from flows.run_config import RunConfig, build_run
 from flows.run_graph import REPORT, stage_steps
 from flows.studies import CONCLUSION, read_study
 from models.metrics.options import MAIN
-from tasks.execution.cores import available_cores
 from tasks.execution.graph import Graph, Step
+from tasks.execution.machine import available_cores
 from tasks.execution.plan import check, note_places
 from tasks.execution.plan import plan as plan_steps
 from tasks.pages.numbers import format_value
@@ -262,6 +262,8 @@ def _run_flow(name: str, config: BaseModel) -> None:
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
     if sys.stderr.isatty():
         os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+        # What failed is said above the bars, which write over what others write.
+        logging.getLogger("prefect.task_runs").propagate = False
     from flows import stages  # noqa: PLC0415  # Prefect reads the variables above at import
 
     signal.signal(signal.SIGTERM, _exit)  # by default it would leave Prefect's server behind

@@ -1,6 +1,7 @@
 """The precisions that models run in. Light: imports no torch."""
 
 import os
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -15,11 +16,27 @@ PRECISION_HELP = (
 )
 
 
+def visible_gpus(files: Path = Path("/dev")) -> tuple[str, ...]:
+    """GPUs that this process may see, as `CUDA_VISIBLE_DEVICES` calls them; no library is asked.
+
+    How many there are of AMD's, or under WSL, no file tells: unless the variable does, they count as one.
+    """
+    count = len(list(files.glob("nvidia[0-9]*")))
+    if not count and not any((files / name).exists() for name in ("kfd", "dxg")):
+        return ()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return tuple(map(str, range(count or 1)))
+
+    def exists(name: str) -> bool:
+        return name not in ("", "-1") and not (count and name.isdigit() and int(name) >= count)
+
+    return tuple(takewhile(exists, map(str.strip, named.split(","))))  # as CUDA reads it
+
+
 def has_gpu() -> bool:
-    """Whether this process may see a GPU of NVIDIA's or AMD's; no library is asked."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        return False
-    return any(next(Path("/dev").glob(name), None) for name in ("nvidia[0-9]*", "kfd", "dxg"))
+    """Whether this process may see a GPU of NVIDIA's or AMD's."""
+    return bool(visible_gpus())
 
 
 def require_gpu(option: str, precision: Precision) -> None:

@@ -18,6 +18,7 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
 from rich import progress as rich_progress
+from rich.console import Console
 
 from data.artifacts.manifest import Manifest
 from data.errors import PipelineError
@@ -36,6 +37,7 @@ _bars = rich_progress.Progress(
     rich_progress.TextColumn("{task.completed}/{task.total}"),
     rich_progress.TimeRemainingColumn(),
     rich_progress.TextColumn("{task.fields[status]}"),
+    console=Console(stderr=True),
 )
 """All steps of this process share one set of bars on the terminal."""
 
@@ -84,6 +86,16 @@ class StepProgress:
             self._last_line = time.monotonic()
             get_run_logger().info("%s: %d/%d %s", self._name, done, total, status)
 
+    def fail(self, reason: str) -> None:
+        """Say in one line above a terminal's bars that the step failed; elsewhere Prefect's log does."""
+        if not sys.stderr.isatty():
+            return
+        if self._bar is not None:
+            _bars.update(self._bar, status="failed")
+        first, _, _ = reason.partition("\n")
+        line = f"error: {self._name}: {first.rstrip(':')}"
+        _bars.console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+
     def _show_in_ui(self, percent: float, status: str) -> None:
         """Update the progress artifact; what the server cannot show does not end the step."""
         try:
@@ -114,7 +126,11 @@ def obtain_artifact(workshop: Workshop, name: str) -> Any:
         try:
             manifest, hit = workshop.obtain(step, progress)
         except PipelineError as error:
+            progress.fail(str(error))
             return Failed(message=str(error), data=error)
+        except Exception as error:
+            progress.fail(repr(error))
+            raise
     _show(workshop, step, manifest)
     return Completed(name="Cached" if hit else "Completed", data=manifest)
 

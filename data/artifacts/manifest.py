@@ -34,7 +34,7 @@ class Manifest(BaseModel):
         inputs: input's name to `kind/key` of the artifact it came from.
         files: path relative to the artifact's folder to its record.
         summary: the step's headline results, plain JSON.
-        environment: git commit, package versions, device.
+        environment: git commit, package versions, device, GPUs that the step had, cores.
         seconds: wall-clock time of the step.
         peak_memory_bytes: most memory that the step's processes held.
         created_at: ISO 8601, UTC.

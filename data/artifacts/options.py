@@ -29,6 +29,11 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @property
+    def num_gpus(self) -> int:
+        """How many GPUs a step that loads models uses at once, where there are some."""
+        return 1
+
     def foreign(self, digests: DigestMemory) -> dict[str, str]:
         """Digest of the content of what an option names, by the option's name.
 

@@ -4,7 +4,8 @@ MMEngine seeds each loading process by its number. Here the sampler says with ev
 the training it stands, and the data set draws its random numbers from the seed and that place.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,18 @@ from models.detector.mmdetection import DATA_SAMPLERS, DATASETS, TRANSFORMS
 
 @DATA_SAMPLERS.register_module()
 class PlaceSampler(InfiniteSampler):  # type: ignore[misc]  # mmengine is untyped
-    """MMEngine's endless sampler, with place * size of the data set + index in place of the index."""
+    """MMEngine's endless sampler, with place * size of the data set + index in place of the index.
+
+    Args:
+        start: place to begin at.
+    """
+
+    def __init__(self, dataset: Sized, *, start: int = 0, **options: Any):
+        super().__init__(dataset, **options)
+        self._start = start
 
     def __iter__(self) -> Iterator[int]:
-        for place, index in enumerate(super().__iter__()):
+        for place, index in islice(enumerate(super().__iter__()), self._start, None):
             yield place * self.size + index
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,30 @@ class LateL1LossHook(Hook):  # type: ignore[misc]  # likewise
         runner.model.bbox_head.use_l1 = runner.iter >= self._begin
 
 
+class _ResumeHook(Hook):  # type: ignore[misc]  # likewise
+    """Lets a resumed training draw and read what it had not, and nothing twice.
+
+    MMEngine's loop takes as many batches as there were steps, and drops them; here they are empty, and
+    the sampler begins with the next one. Faster R-CNN's boxes are drawn from torch's global generator.
+    """
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        checkpoint["random_states"] = {
+            "cpu": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all()[:1],
+        }
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        states = checkpoint.get("random_states")
+        if states:  # checkpoints of earlier versions have none
+            torch.set_rng_state(states["cpu"].cpu())
+            torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
+
+    def before_train(self, runner: Runner) -> None:
+        loop = runner.train_loop
+        loop.dataloader_iterator = chain(repeat(None, runner.iter), loop.dataloader_iterator)
+
+
 def _load_own_checkpoint(filename: str, map_location: Any = None) -> Any:
     path = filename.removeprefix(_WORK_FOLDER_SCHEME)
     return torch.load(path, map_location=map_location, weights_only=False)
@@ -82,6 +107,11 @@ def _newest_checkpoint(work: Path) -> Path | None:
     """The checkpoint that MMEngine noted after it was written whole."""
     note = work / "last_checkpoint"
     return work / Path(note.read_text()).name if note.exists() else None
+
+
+def _num_steps(checkpoint: Path) -> int:
+    """Steps made until MMEngine wrote a checkpoint: `iter_1000.pth`."""
+    return int(checkpoint.stem.removeprefix("iter_"))
 
 
 def train_detector(
@@ -117,6 +147,7 @@ def train_detector(
     if checkpoint:
         CheckpointLoader.register_scheme(_WORK_FOLDER_SCHEME, _load_own_checkpoint, force=True)
         config.load_from, config.resume = f"{_WORK_FOLDER_SCHEME}{checkpoint}", True
+        config.train_dataloader.sampler.start = _num_steps(checkpoint) * settings.batch_size
         logger.info("resuming detector training from %s", checkpoint.name)
     try:
         runner = Runner.from_cfg(config)
@@ -126,6 +157,7 @@ def train_detector(
         ) from error
     runner.model.to(memory_format=torch.channels_last)
     runner.register_hook(_ProgressHook(on_step), priority="LOWEST")
+    runner.register_hook(_ResumeHook())
     if settings.load_from:
         runner.register_hook(_StartHook(settings.load_from))
     runner.train()

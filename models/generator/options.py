@@ -265,6 +265,11 @@ class GeneratorConfig(Options):
         return self.learning_rate * scale, self.text_learning_rate * scale
 
     @property
+    def num_gpus(self) -> int:
+        """One for each process."""
+        return self.num_processes
+
+    @property
     def protocol(self) -> Protocol:
         """Which layouts are trained on and probed."""
         return protocol_of(self.layouts or Protocol())

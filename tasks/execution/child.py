@@ -28,7 +28,11 @@ _MIN_SECONDS_BETWEEN_REPORTS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class StepSpec:
-    """What the process is to do; see `StepContext`."""
+    """What the process is to do; see `StepContext`.
+
+    Attributes:
+        gpus: that it may see; none: all that this process sees.
+    """
 
     module: str
     key: str
@@ -38,6 +42,7 @@ class StepSpec:
     work: Path
     root: Path
     num_workers: int
+    gpus: tuple[str, ...]
 
 
 class _Reporter:
@@ -59,6 +64,8 @@ def run_step(spec: StepSpec, channel: Connection) -> None:
     end_with_channel(channel)
     _log_to(spec.work / LOG_NAME)
     _use_threads(spec.num_workers)
+    if spec.gpus:  # in time: CUDA reads it when it is first used
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(spec.gpus)
     context = StepContext(
         options=spec.options,
         inputs=spec.inputs,

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
@@ -26,10 +26,10 @@ from data.artifacts.manifest import Manifest
 from data.artifacts.store import ArtifactStore, storage_errors
 from data.errors import ArtifactMissing, PipelineError, StepFailed
 from data.progress import Progress
-from models.precision import has_gpu
+from models.precision import visible_gpus
 from tasks.execution.child import LOG_NAME, StepSpec, run_step
-from tasks.execution.cores import Cores, available_cores
 from tasks.execution.graph import Graph, Step
+from tasks.execution.machine import Machine, Part, available_cores
 from tasks.execution.memory import PeakMemory
 
 _PACKAGES = ("torch", "diffusers", "transformers", "mmdet", "mmengine", "prefect")
@@ -47,13 +47,21 @@ class Workshop:
         store: where the artifacts are.
         graph: of the steps.
         num_cores: that the steps share; None for all.
+        gpus: names of those that they share; None for all that this process sees.
     """
 
-    def __init__(self, store: ArtifactStore, graph: Graph, num_cores: int | None = None):
+    def __init__(
+        self,
+        store: ArtifactStore,
+        graph: Graph,
+        num_cores: int | None = None,
+        gpus: Sequence[str] | None = None,
+    ):
         self.store = store
         self.graph = graph
-        self._cores = Cores(num_cores or available_cores())
-        self._has_gpu = has_gpu()
+        self._machine = Machine(
+            num_cores or available_cores(), visible_gpus() if gpus is None else gpus
+        )
         self._processes: set[BaseProcess] = set()
         self._stopped = threading.Event()
 
@@ -82,8 +90,8 @@ class Workshop:
             hit = manifest is not None
             if manifest is None:
                 inputs = {name: self._input(step, name) for name in step.inputs}
-                with storage_errors(self.store.root), self._cores_of(step) as cores:
-                    manifest = self._make(step, inputs, cores, progress)
+                with storage_errors(self.store.root), self._part_for(step) as part:
+                    manifest = self._make(step, inputs, part, progress)
             step.options.note_places(self.store.root / identity.reference)
         return manifest, hit
 
@@ -95,12 +103,19 @@ class Workshop:
 
     def _is_forked(self, step: Step) -> bool:
         """CUDA does not survive the fork of a process that has looked for a GPU."""
-        return step.kind.preload and not self._has_gpu
+        return step.kind.preload and not self._machine.gpus
 
-    def _cores_of(self, step: Step) -> AbstractContextManager[int]:
-        """Its share of the cores, in the order of the graph. What loads models has a GPU to itself."""
-        share = 1.0 if step.kind.preload and self._has_gpu else step.kind.share
-        return self._cores.take(share, list(self.graph.steps).index(step.identity.reference))
+    def _part_for(self, step: Step) -> AbstractContextManager[Part]:
+        """Its part of the machine, in the order of the graph.
+
+        What loads models has GPUs to itself, and as large a share of the cores as of the GPUs.
+        """
+        place = list(self.graph.steps).index(step.identity.reference)
+        there = len(self._machine.gpus)
+        if not step.kind.preload or not there:
+            return self._machine.take(step.kind.share, place)
+        num_gpus = min(step.options.num_gpus, there)
+        return self._machine.take(num_gpus / there, place, num_gpus)
 
     def _input(self, step: Step, name: str) -> Path:
         source = step.inputs[name]
@@ -112,7 +127,7 @@ class Workshop:
         return self.store.root / source.identity.reference
 
     def _make(
-        self, step: Step, inputs: dict[str, Path], num_workers: int, progress: Progress
+        self, step: Step, inputs: dict[str, Path], part: Part, progress: Progress
     ) -> Manifest:
         identity = step.identity
         spec = StepSpec(
@@ -123,7 +138,8 @@ class Workshop:
             inputs=inputs,
             work=self.store.work(identity.kind, identity.key),
             root=self.store.root,
-            num_workers=num_workers,
+            num_workers=part.cores,
+            gpus=part.gpus if part.gpus != self._machine.gpus else (),
         )
         started = time.monotonic()
         result, peak = self._run(step, spec, progress)
@@ -131,7 +147,8 @@ class Workshop:
             identity,
             spec.work / "out",
             summary=result["summary"],
-            environment=_environment() | {"device": result["device"], "cores": num_workers},
+            environment=_environment()
+            | {"device": result["device"], "gpus": list(part.gpus), "cores": part.cores},
             seconds=time.monotonic() - started,
             peak_memory_bytes=peak,
             created_at=datetime.now(UTC).isoformat(),
@@ -185,7 +202,7 @@ class Workshop:
         tail = "\n".join(lines[-_LOG_LINES_SHOWN:])
         raise StepFailed(
             f"{step.name!r} ended with exit status {status}; run again to go on from its last checkpoint. "
-            f"The end of {log}:\n{tail}"
+            f"See the end of {log}:\n{tail}"
         )
 
 

@@ -9,6 +9,7 @@ from models.detector.config_files import CocoFolder, build_config
 from models.detector.config_sources import config_path
 from models.detector.detector import Detector, detections_table
 from models.detector.options import DetectorConfig
+from models.detector.seeded_data import SeededConcatDataset
 from models.detector.training import train_detector
 
 RTMDET = PRESETS["demo"]["train_scorer"]["config"]
@@ -54,17 +55,65 @@ class Killed(Exception):
     """Stands for the end of the process."""
 
 
-def stop(step, losses):
-    if step == 3:
-        raise Killed
+def stop_at(last):
+    def stop(step, losses):
+        if step == last:
+            raise Killed
+
+    return stop
 
 
-def test_a_killed_training_goes_on_from_its_checkpoint(dataset, tmp_path):
+def faster_rcnn(**changes):
+    """A small one; it draws the boxes to train on at random."""
+    narrow = {
+        "model.backbone.depth": 18,
+        "model.backbone.base_channels": 8,
+        "model.neck.in_channels": [8, 16, 32, 64],
+        "model.neck.out_channels": 16,
+        "model.rpn_head.in_channels": 16,
+        "model.rpn_head.feat_channels": 16,
+        "model.roi_head.bbox_roi_extractor.out_channels": 16,
+        "model.roi_head.bbox_head.in_channels": 16,
+        "model.roi_head.bbox_head.fc_out_channels": 32,
+    }
+    return DetectorConfig.model_validate(
+        settings(pretrained=False, **changes).model_dump()
+        | {"config": DetectorConfig().config, "overrides": narrow}
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "changes"),
+    [
+        (settings, {"num_workers": 2}),
+        (settings, {"augmentation": "copy-paste"}),
+        (faster_rcnn, {}),
+    ],
+)
+def test_a_killed_training_goes_on_as_one_that_was_not(
+    dataset, tmp_path, monkeypatch, make, changes
+):
+    config, steps = make(num_iterations=8, **changes), []
+    train(dataset, tmp_path / "whole", config)
     with pytest.raises(Killed):
-        train(dataset, tmp_path, settings(), stop)
-    steps = []
-    train(dataset, tmp_path, settings(), lambda step, losses: steps.append(step))
-    assert steps == [3, 4]
+        train(dataset, tmp_path / "killed", config, stop_at(7))
+    read, places = SeededConcatDataset.__getitem__, tmp_path / "places.txt"
+
+    def noted(images, code):
+        with places.open("a") as file:  # loading processes are forked and write to it too
+            file.write(f"{code // len(images)}\n")
+        return read(images, code)
+
+    monkeypatch.setattr(SeededConcatDataset, "__getitem__", noted)
+    train(dataset, tmp_path / "killed", config, lambda step, losses: steps.append(step))
+    assert steps == [7, 8]
+    begun = sorted(map(int, places.read_text().split()))
+    assert begun[:4] == [12, 13, 14, 15]  # of the second epoch: there are 12 images
+    assert len(begun) == 4 or config.num_workers  # which read ahead
+    whole, killed = (
+        load_file(tmp_path / name / "out" / "model.safetensors") for name in ("whole", "killed")
+    )
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +220,7 @@ def test_a_killed_training_with_a_configs_hooks_ends_as_one_that_was_not(dataset
 
     train(dataset, tmp_path / "whole", config, note)
     with pytest.raises(Killed):
-        train(dataset, tmp_path / "killed", config, stop)
+        train(dataset, tmp_path / "killed", config, stop_at(3))
     train(dataset, tmp_path / "killed", config, note)
     assert late == [3, 4, 3, 4]
     whole, killed = (

@@ -36,6 +36,10 @@ def test_a_base_model_is_known_by_the_content_of_its_parts(folder, tmp_path):
     assert foreign(moved) != before
 
 
+def test_a_training_needs_a_gpu_for_each_of_its_processes():
+    assert GeneratorConfig(num_processes=4).num_gpus == 4
+
+
 def test_a_folder_that_is_no_base_model_is_refused(tmp_path):
     (tmp_path / "unet").mkdir()
     with pytest.raises(InvalidModel, match="it has no scheduler, text_encoder, tokenizer, vae"):

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -29,6 +31,10 @@ from tasks.pages.cards import write_card
 class What(Options):
     what: str = "work"
 
+    @property
+    def num_gpus(self):
+        return 2 if self.what == "both" else 1
+
 IMPORTED = f"imported by {os.getpid()}"
 
 def run(context):
@@ -46,9 +52,18 @@ def run(context):
         case "sleep":
             (context.work / "started").write_text(str(os.getpid()))
             time.sleep(60)
+        case "meet left" | "meet right":
+            (context.root / context.options.what).touch()
+            deadline = time.monotonic() + 60
+            while len(list(context.root.glob("meet *"))) < 2:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
     context.progress(1, 1, IMPORTED)
     write_card(context.out, "A card", context.options.what)
-    return {"results": {"threads": int(os.environ["OMP_NUM_THREADS"])}}
+    return {
+        "results": {"threads": int(os.environ["OMP_NUM_THREADS"])},
+        "seen": os.environ.get("CUDA_VISIBLE_DEVICES"),
+    }
 """
 
 
@@ -101,7 +116,7 @@ def test_a_step_runs_in_its_own_process_and_is_a_hit_the_second_time(store, step
     manifest, hit, reports = obtain(store, alone(step()), num_cores=3)
     assert not hit
     assert [report[:2] for report in reports] == [(1, 1)]
-    assert manifest.summary == {"results": {"threads": 3}}
+    assert manifest.summary["results"] == {"threads": 3}
     assert manifest.files.keys() == {"card.md"}
     assert manifest.peak_memory_bytes > 10_000_000
     assert capfd.readouterr() == ("", "")
@@ -176,6 +191,43 @@ def test_a_stopped_run_ends_its_processes_and_starts_no_more(store, step):
     assert "the run was stopped" in errors[0]
     with pytest.raises(StepFailed, match="the run was stopped"):
         workshop.obtain(other, lambda *report: None)
+
+
+@pytest.fixture
+def loading(step, store, monkeypatch):
+    """Obtains steps that load models side by side, on GPUs and 4 cores; returns their manifests."""
+    kind = replace(catalogue.KINDS["added"], preload=True)
+    monkeypatch.setitem(catalogue.KINDS, "added", kind)
+
+    def obtain_all(gpus, *words):
+        steps = [alone(step(word)) for word in words]
+        graph = Graph({item.identity.reference: item for item in steps})
+        workshop = Workshop(store, graph, 4, gpus)
+        with ThreadPoolExecutor(len(steps)) as pool:
+            found = pool.map(lambda item: workshop.obtain(item, lambda *report: None), steps)
+            return [manifest for manifest, _ in found]
+
+    return obtain_all
+
+
+def test_steps_that_load_models_run_side_by_side_and_each_sees_its_own_gpu(loading, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-a")
+    left, right = loading(["3", "GPU-a"], "meet left", "meet right")
+    assert {left.summary["seen"], right.summary["seen"]} == {"3", "GPU-a"}
+    for manifest in (left, right):
+        assert manifest.environment["gpus"] == [manifest.summary["seen"]]
+        assert manifest.environment["cores"] == 2
+
+
+@pytest.mark.parametrize(
+    ("gpus", "word"), [(["3", "GPU-a"], "both"), (["0"], "one"), (["0"], "both")]
+)
+def test_a_step_that_has_all_gpus_sees_what_the_run_does(loading, monkeypatch, gpus, word):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "as the user said")
+    (manifest,) = loading(gpus, word)
+    assert manifest.summary["seen"] == "as the user said"
+    assert manifest.environment["gpus"] == gpus
+    assert manifest.environment["cores"] == 4
 
 
 SCRIPT = """

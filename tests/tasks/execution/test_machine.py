@@ -1,0 +1,80 @@
+import threading
+import time
+
+from tasks.execution.machine import Machine
+
+
+def test_no_more_cores_are_taken_than_there_are():
+    machine, taken, most = Machine(4), 0, []
+    lock = threading.Lock()
+
+    def work(place, share):
+        nonlocal taken
+        with machine.take(share, place) as part:
+            with lock:
+                taken += part.cores
+                most.append(taken)
+            time.sleep(0.01)
+            with lock:
+                taken -= part.cores
+
+    threads = [
+        threading.Thread(target=work, args=item) for item in enumerate((0.5, 1.0, 0.25, 0.1) * 8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert taken == 0
+    assert len(most) == 32
+    assert max(most) <= 4
+
+
+def test_the_lowest_place_is_served_first_however_large_its_share():
+    machine, order = Machine(2), []
+
+    def work(place, share):
+        with machine.take(share, place):
+            order.append(place)
+            time.sleep(0.05)
+
+    with machine.take(0.5, 0):
+        threads = [
+            threading.Thread(target=work, args=item) for item in ((3, 0.5), (2, 0.5), (1, 1.0))
+        ]
+        for thread in reversed(threads):
+            thread.start()
+            time.sleep(0.05)
+        assert order == []
+    for thread in threads:
+        thread.join(10)
+    assert order[0] == 1
+    assert sorted(order) == [1, 2, 3]
+
+
+def test_everybody_gets_one_core_at_least():
+    with Machine(1).take(0.5, 0) as part:
+        assert (part.cores, part.gpus) == (1, ())
+
+
+def test_a_gpu_is_one_steps_at_a_time_and_who_needs_several_is_not_overtaken():
+    machine, order = Machine(8, ["3", "GPU-a"]), []
+
+    def work(place, num_gpus):
+        with machine.take(num_gpus / 2, place, num_gpus) as part:
+            order.append((place, *part.gpus))
+
+    threads = [threading.Thread(target=work, args=item) for item in ((4, 1), (3, 1), (2, 2))]
+    with machine.take(0.5, 0, 1) as first:
+        with machine.take(0.5, 1, 1) as second:
+            assert (first.gpus, second.gpus) == (("3",), ("GPU-a",))
+            for thread in threads:
+                thread.start()
+            while len(machine._waiting) < 3:
+                time.sleep(0.01)
+        time.sleep(0.5)
+        assert order == []  # one of them is free, and the next step needs both
+    for thread in threads:
+        thread.join(20)
+    assert order[0] == (2, "3", "GPU-a")
+    assert sorted(place for place, *_ in order) == [2, 3, 4]
