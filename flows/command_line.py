@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 import tomllib
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,6 +50,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+_DEVICE_SIZES = (80, 40, 24, 16, 8)
+"""Of GPUs, GB."""
 
 _INPUTS_SHOWN = 4
 """In the table of a plan."""
@@ -298,9 +302,20 @@ def plan(
     study_source: Annotated[
         str | None, typer.Option("--study", help="A study's file or name, instead of a preset.")
     ] = None,
+    *,
+    memory: Annotated[
+        bool,
+        typer.Option(
+            "--memory",
+            help="Instead: what the generator's training takes on GPUs of several sizes.",
+        ),
+    ] = False,
 ) -> None:
     """Say for every step whether its artifact is there, and if not, why."""
     store = ArtifactStore(default_root())
+    if memory:
+        _show_memory(configured_run(preset, assignments, config_file))
+        return
     if study_source is None:
         config = configured_run(preset, assignments, config_file)
         request = Request("run", config.preset, config)
@@ -325,6 +340,24 @@ def plan(
             f"{step.kind.name}/{step.identity.key[:8]}",
         )
     Console(width=None if sys.stdout.isatty() else 240).print(table)
+
+
+def _show_memory(config: RunConfig) -> None:
+    """Print what is chosen on each device, and the bytes by part."""
+    typer.echo("counting on tensors without data, about a minute", err=True)
+    counting = import_module("models.training.memory")  # torch, which no other command needs
+    sampling = config.synthesize.sampling
+    source, rows = counting.memory_table(config.train_generator, sampling, _DEVICE_SIZES)
+    table = Table(title=source, show_header=False)
+    for name in dict.fromkeys(name for row in rows for name in row):
+        table.add_row(name, *(_cell(row.get(name)) for row in rows))
+    Console(width=None if sys.stdout.isatty() else 240).print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.2f}" if isinstance(value, float) else str("" if value is None else value)
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """Where to run, and in which precision."""
 
+import gc
 import resource
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -57,6 +58,13 @@ def attention_kernel() -> AbstractContextManager[None]:
     if default_device().type == "cpu":
         return sdpa_kernel(SDPBackend.MATH)
     return nullcontext()
+
+
+def release_memory() -> None:
+    """Give a GPU's memory that is no longer used back to others."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def peak_memory_bytes() -> int:

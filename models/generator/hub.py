@@ -43,6 +43,14 @@ def missing_downloads(name: str, revision: str) -> tuple[str, ...]:
     return (f"{name} (revision {revision}) from the Hugging Face hub",)
 
 
+def folder_here(name: str, revision: str) -> Path | None:
+    """Folder of a model that is one, or whose configurations are in the local cache."""
+    if Path(name).is_dir():
+        return Path(name)
+    config = _cached(name, "unet/config.json", revision)
+    return Path(config).parents[1] if config else None
+
+
 def _cached(name: str, file: str, revision: str) -> str | None:
     from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415  # as above
 

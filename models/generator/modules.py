@@ -9,15 +9,19 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from jaxtyping import Float, UInt8
 from tokenizers import AddedToken, pre_tokenizers
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from data.errors import InvalidConfig, InvalidModel
 from data.layouts.prompts import LocationGrid
 from data.vocabulary.tables import Category
-from models.generator.autoencoder import PatchAutoencoder, pixel_values
+from models.devices import autocast, resolve_precision
+from models.generator.autoencoder import PatchAutoencoder, pixel_values, to_uint8
 from models.generator.conditioning import LayoutEncoder, add_layout_tokens, widen_input
 from models.generator.options import NewModelConfig
+from models.precision import Precision
 
 _LAYOUT_FILE = "layout.json"
 _AUTOENCODERS = {"AutoencoderKL": AutoencoderKL, "PatchAutoencoder": PatchAutoencoder}
@@ -45,6 +49,19 @@ class StableDiffusion:
         """Side of the square images that it draws, pixels."""
         return int(self.unet.config.sample_size) * self.vae_scale_factor
 
+    @torch.no_grad()
+    def decode(
+        self, latents: Float[Tensor, "batch channels rows columns"], precision: Precision
+    ) -> UInt8[np.ndarray, "batch height width 3"]:
+        """Pictures of latents; Stable Diffusion's autoencoder in bfloat16 where that is the precision.
+
+        Float16 has too small a range for some of them.
+        """
+        self.vae.to(latents.device).eval()
+        half = isinstance(self.vae, AutoencoderKL) and resolve_precision(precision) == "bf16"
+        with autocast("bf16" if half else "no"):
+            return to_uint8(self.vae.decode(latents / self.vae.config.scaling_factor).sample)
+
 
 def load_base_model(name: str, revision: str | None = None) -> StableDiffusion:
     """Load a Stable Diffusion folder or hub id.
@@ -65,13 +82,16 @@ def load_base_model(name: str, revision: str | None = None) -> StableDiffusion:
             )
         where = {"pretrained_model_name_or_path": name, "revision": revision}
         full = {"torch_dtype": torch.float32}  # master weights, whatever the folder's precision
+        vae = _AUTOENCODERS[vae_class].from_pretrained(**where, subfolder="vae", **full)
+        if isinstance(vae, AutoencoderKL):
+            vae.enable_slicing()  # image by image: at 512 pixels each takes 0.8 GB
         return StableDiffusion(
             tokenizer=CLIPTokenizer.from_pretrained(**where, subfolder="tokenizer"),
             text_encoder=CLIPTextModel.from_pretrained(
                 **where, subfolder="text_encoder", dtype=torch.float32
             ),
             unet=UNet2DConditionModel.from_pretrained(**where, subfolder="unet", **full),
-            vae=_AUTOENCODERS[vae_class].from_pretrained(**where, subfolder="vae", **full),
+            vae=vae,
             noise_scheduler=DDPMScheduler.from_pretrained(**where, subfolder="scheduler"),
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:

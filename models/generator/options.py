@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from data.artifacts.digests import DigestMemory, combined_digest
 from data.artifacts.options import Options, RuntimeOnly
@@ -211,11 +211,15 @@ class GeneratorConfig(Options):
     latents: Annotated[Literal["cached", "online"], RuntimeOnly] = Field(
         "cached", description="Encode every image once into a file, or whenever it is used."
     )
-    gradient_accumulation_steps: Annotated[int, RuntimeOnly] = Field(
-        1, ge=1, description="Parts that each process cuts its share of a batch into."
+    gradient_accumulation_steps: Annotated[Literal["auto"] | PositiveInt, RuntimeOnly] = Field(
+        "auto",
+        description="Parts that each process cuts its share of a batch into; auto: as few as the GPU's "
+        "memory allows, one on a CPU.",
     )
-    gradient_checkpointing: Annotated[bool, RuntimeOnly] = Field(
-        False, description="Compute activations twice to need less memory."
+    gradient_checkpointing: Annotated[Literal["auto"] | bool, RuntimeOnly] = Field(
+        "auto",
+        description="Compute activations twice to need less memory; auto: where the GPU has too little "
+        "for four images at once without.",
     )
     num_workers: Annotated[int, RuntimeOnly] = Field(
         1,
@@ -236,7 +240,7 @@ class GeneratorConfig(Options):
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
-        parts = self.num_processes * self.gradient_accumulation_steps
+        parts = self.num_processes * self.num_parts
         if self.batch_size % parts:
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of num_processes × "
@@ -253,6 +257,12 @@ class GeneratorConfig(Options):
                 f"{shape.patch_size}"
             )
         return self
+
+    @property
+    def num_parts(self) -> int:
+        """Parts that each process cuts its share of a batch into; one while that is left open."""
+        given = self.gradient_accumulation_steps
+        return 1 if given == "auto" else given
 
     @property
     def rates(self) -> tuple[float, float]:

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from data.layouts.layout import Layout
 from models.devices import autocast, default_device
-from models.generator.autoencoder import to_uint8
 from models.generator.modules import Generator
 from models.generator.options import SamplingConfig
 
@@ -139,7 +138,6 @@ def sample_batch(
     model, encoder, device = generator.model, generator.encoder, default_device()
     model.unet.to(device, memory_format=torch.channels_last).eval()
     model.text_encoder.to(device).eval()
-    model.vae.to(device).eval()
     size = model.unet.config.sample_size
     texts = [encoder.prompt(layout).text for layout in layouts]
     input_ids = encoder.input_ids([""] * len(texts) + texts)
@@ -160,4 +158,4 @@ def sample_batch(
         empty, conditional = prediction.chunk(2)
         guided = empty + config.guidance_scale * (conditional - empty)
         latents = sampler.step(guided, timestep, latents).prev_sample
-    return to_uint8(model.vae.decode(latents / model.vae.config.scaling_factor).sample)
+    return model.decode(latents, config.mixed_precision)

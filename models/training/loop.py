@@ -185,7 +185,7 @@ def process_share(config: GeneratorConfig, rank: int) -> list[range]:
     >>> process_share(GeneratorConfig(batch_size=8, num_processes=2, gradient_accumulation_steps=2), 1)
     [range(1, 8, 4), range(3, 8, 4)]
     """
-    parts = config.gradient_accumulation_steps
+    parts = config.num_parts
     stride = config.num_processes * parts
     return [range(rank + config.num_processes * k, config.batch_size, stride) for k in range(parts)]
 
@@ -293,7 +293,7 @@ def _checked_step(
         raise OutOfMemory(
             f"step {state.step}: the memory of {device} does not suffice. "
             "train_generator.gradient_checkpointing=true and more gradient_accumulation_steps (now "
-            f"{config.gradient_accumulation_steps}) need less and give the same result"
+            f"{config.num_parts}) need less and give the same result"
         ) from error
 
 

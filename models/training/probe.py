@@ -14,7 +14,6 @@ from data.vocabulary.tables import Split
 from models.detector.darknet import DarknetDetector
 from models.detector.detector import Detector, detections_table
 from models.detector.loading import load_detector
-from models.generator.autoencoder import to_uint8
 from models.generator.options import GeneratorConfig, ProbeConfig
 from models.generator.sampling import Picture, draw_pictures, generated_size
 from models.metrics.coco_metrics import detection_recall
@@ -110,10 +109,7 @@ class GeneratorProbe:
         model = state.generator.model
         batch = batch.to(model.unet.device)
         predicted, true = predict_masks(state, batch)
-        with torch.no_grad():
-            model.vae.to(batch.latents.device).eval()
-            decoded = model.vae.decode(batch.latents / model.vae.config.scaling_factor).sample
-        pictures = to_uint8(decoded)
+        pictures = model.decode(batch.latents, config.mixed_precision)
         rows = [
             [_with_masks(*pair) for pair in zip(pictures, masks.cpu().numpy(), strict=True)]
             for masks in (true >= 0.5, predicted)

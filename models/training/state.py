@@ -11,12 +11,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
+from diffusers import UNet2DConditionModel
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from jaxtyping import Float, Int
 from peft import LoraConfig
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from transformers import CLIPTextModel
 
 from data.errors import InvalidConfig, InvalidModel, StorageError
 from models.devices import default_device, resolve_precision
@@ -38,11 +41,18 @@ _CHECKPOINTS = "checkpoint-*.pt"
 class TrainedModules(nn.Module):
     """Text encoder, UNet and perception head as one module, for one data-parallel wrapper."""
 
-    def __init__(self, generator: Generator, head: PerceptionHead | None):
+    def __init__(
+        self, text_encoder: CLIPTextModel, unet: UNet2DConditionModel, head: PerceptionHead | None
+    ):
         super().__init__()
-        self.text_encoder = generator.model.text_encoder
-        self.unet = generator.model.unet
+        self.text_encoder = text_encoder
+        self.unet = unet
         self.head = head
+
+    def enable_checkpointing(self) -> None:
+        """Compute activations twice to need less memory."""
+        self.unet.enable_gradient_checkpointing()
+        self.text_encoder.activation_checkpointing_enable()
 
     def forward(
         self,
@@ -202,7 +212,9 @@ def _accelerator(config: GeneratorConfig) -> Accelerator:
     return Accelerator(
         cpu=device.type == "cpu",
         mixed_precision=precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        gradient_accumulation_steps=config.num_parts,
+        # Else the reduction would hold all gradients once more.
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
 
 
@@ -212,22 +224,29 @@ def _trained_modules(generator: Generator, config: GeneratorConfig) -> TrainedMo
         torch.manual_seed(config.seed)
         head = _new_head(generator, config) if config.perception_weight > 0 else None
         if config.lora_rank is not None:
-            _add_adapters(generator, config.lora_rank)
+            add_adapters(unet, config.lora_rank)
+            if generator.encoder.canvas_channels:  # which its first convolution has to learn
+                unet.conv_in.requires_grad_(requires_grad=True)
     device = default_device()
     unet.to(device, memory_format=torch.channels_last).train()
     text_encoder.to(device).train()
-    text_encoder.requires_grad_(config.text_learning_rate > 0)
-    touched = config.text_learning_rate > 0 and config.embedding_rows == "touched"
-    text_encoder.get_input_embeddings().sparse = touched
-    if config.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-        text_encoder.activation_checkpointing_enable()
-    modules = TrainedModules(generator, head).to(device)
+    release_text_encoder(text_encoder, config)
+    modules = TrainedModules(text_encoder, unet, head).to(device)
+    if config.gradient_checkpointing is True:
+        modules.enable_checkpointing()
     # Gathered row by row instead, see `clip_gradients`.
     ignored = [name for name, item in modules.named_parameters() if item is modules.sparse_table]
     ignore = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model  # noqa: SLF001
     ignore(modules, ignored)  # type: ignore[no-untyped-call]
     return modules
+
+
+def release_text_encoder(text_encoder: CLIPTextModel, config: GeneratorConfig) -> None:
+    """Have it trained or not, all rows of its token embedding or those that a step touches."""
+    trained = config.text_learning_rate > 0
+    text_encoder.requires_grad_(trained)
+    touched = trained and config.embedding_rows == "touched"
+    text_encoder.get_input_embeddings().sparse = touched
 
 
 def _new_head(generator: Generator, config: GeneratorConfig) -> PerceptionHead:
@@ -237,14 +256,11 @@ def _new_head(generator: Generator, config: GeneratorConfig) -> PerceptionHead:
     return InstanceHead(channels, generator.model.text_encoder.config.hidden_size)
 
 
-def _add_adapters(generator: Generator, rank: int) -> None:
-    """Adapt the UNet's attention only; its first convolution learns the canvas where there is one."""
-    unet = generator.model.unet
+def add_adapters(unet: UNet2DConditionModel, rank: int) -> None:
+    """Adapt the UNet's attention, and freeze all else of it."""
     unet.requires_grad_(requires_grad=False)
     targets = ["to_q", "to_k", "to_v", "to_out.0"]
     unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
-    if generator.encoder.canvas_channels:
-        unet.conv_in.requires_grad_(requires_grad=True)
 
 
 def _dense_optimizer(modules: TrainedModules, config: GeneratorConfig) -> torch.optim.Optimizer:

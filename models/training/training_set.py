@@ -1,8 +1,10 @@
 """What the generator is trained on: latents and masks on the latent grid, in memory-mapped files."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,18 +13,22 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
 
 from data.errors import InvalidDataset
 from data.layouts.layout import Layout
 from data.progress import Progress, silent
 from data.vocabulary.images import read_square
 from data.vocabulary.masks import decode_mask
-from models.devices import default_device
+from models.devices import default_device, release_memory
 from models.generator.autoencoder import pixel_values
 from models.generator.modules import StableDiffusion
 
-_CHUNK = 32
-"""Images worked on at once."""
+_CHUNK = 16
+"""Images worked on at once; what waits of them is far below the 64 MB of shared memory that Docker gives."""
+
+_NUM_READERS = 8
+"""Threads that read the images of a batch that is encoded online."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +78,10 @@ class TrainingSet:
         return torch.from_numpy(np.array(self.coverage[first:last]))
 
     def _encode(self, indices: Sequence[int], flips: Bool[Tensor, " batch"]) -> Tensor:
-        images = _read([self.layouts[index] for index in indices], self.image_paths, self.model)
+        files = [self.image_paths[self.layouts[index].image_id] for index in indices]
+        with ThreadPoolExecutor(_NUM_READERS) as readers:
+            read = readers.map(partial(read_square, resolution=self.model.resolution), files)
+        images = pixel_values(np.stack(list(read)))
         pixels = torch.where(flips[:, None, None, None], images.flip(-1), images)
         return _moments(self.model, pixels)
 
@@ -84,6 +93,7 @@ def build_training_set(
     folder: Path,
     latents: Literal["cached", "online"] = "cached",
     on_progress: Progress = silent,
+    num_workers: int = 0,
 ) -> TrainingSet:
     """Encode the images of all layouts and decode their masks into memory-mapped files, once.
 
@@ -95,6 +105,7 @@ def build_training_set(
         image_paths: image id to file.
         folder: for the files, which get their names when they are complete.
         latents: `online` leaves the encoding to the training.
+        num_workers: processes that read images ahead of the encoding; 0: none.
 
     Raises:
         InvalidDataset: there is no layout, or an image cannot be read.
@@ -105,16 +116,20 @@ def build_training_set(
     first_objects = np.cumsum([0, *(len(layout.boxes) for layout in layouts)])
     size = model.unet.config.sample_size
 
-    def masks(images: slice) -> Part:
-        start, stop, _ = images.indices(len(layouts))
-        found = torch.cat([latent_masks(layout, size) for layout in layouts[images]])
-        place = np.s_[first_objects[start] : first_objects[stop]]
-        return place, (found * 255).round().byte().numpy()
+    def masks(first: int) -> Iterator[Part]:
+        for images in _chunks(first, len(layouts)):
+            found = torch.cat([latent_masks(layout, size) for layout in layouts[images]])
+            place = np.s_[first_objects[images.start] : first_objects[images.stop]]
+            yield place, (found * 255).round().byte().numpy()
 
-    def encoded(images: slice) -> Part:
-        pixels = _read(layouts[images], image_paths, model)
-        both = torch.stack([_moments(model, pixels), _moments(model, pixels.flip(-1))])
-        return np.s_[:, images], both.numpy()
+    def encoded(first: int) -> Iterator[Part]:
+        files = [image_paths[layout.image_id] for layout in layouts[first:]]
+        squares = _Squares(files, model.resolution)
+        chunks = DataLoader(squares, _CHUNK, num_workers=num_workers, collate_fn=np.stack)
+        for images, read in zip(_chunks(first, len(layouts)), chunks, strict=True):
+            pixels = pixel_values(read)
+            both = torch.stack([_moments(model, pixels), _moments(model, pixels.flip(-1))])
+            yield np.s_[:, images], both.numpy()
 
     coverage, moments = folder / "masks.npy", folder / "latents.npy"
     if not coverage.exists():
@@ -123,6 +138,8 @@ def build_training_set(
     if latents == "cached" and not moments.exists():
         shape = (2, len(layouts), 2 * model.vae.config.latent_channels, size, size)
         _fill(moments, np.float32, shape, encoded, len(layouts), on_progress)
+        model.vae.to("cpu")
+        release_memory()
     return TrainingSet(
         layouts=layouts,
         model=model,
@@ -141,11 +158,15 @@ def _fill(
     path: Path,
     dtype: type,
     shape: tuple[int, ...],
-    work: Callable[[slice], Part],
+    parts: Callable[[int], Iterator[Part]],
     num_images: int,
     on_progress: Progress = silent,
 ) -> None:
-    """Fill an array file some images at a time; after a kill it goes on with those that are left."""
+    """Fill an array file some images at a time; after a kill it goes on with those that are left.
+
+    Args:
+        parts: what stands there from an image on, chunk by chunk.
+    """
     temporary, record = path.with_suffix(".tmp"), path.with_suffix(".done")
     if not (temporary.exists() and record.exists()):
         record.write_bytes(b"")
@@ -154,24 +175,34 @@ def _fill(
     array = np.lib.format.open_memmap(temporary, mode=mode, dtype=dtype, shape=shape)
     with temporary.open("r+b") as file:  # a sparse file on a full disk would end the process
         os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
-    for start in range(done, num_images, _CHUNK):
-        images = slice(start, min(start + _CHUNK, num_images))
-        place, values = work(images)
+    for place, values in parts(done):
         array[place] = values
         array.flush()
         with record.open("ab") as file:
             file.write(b".")
-        on_progress(images.stop, num_images, "images encoded")
+        done = min(done + _CHUNK, num_images)
+        on_progress(done, num_images, "images encoded")
     record.unlink()
     temporary.replace(path)
 
 
-def _read(
-    layouts: Sequence[Layout], image_paths: dict[int, Path], model: StableDiffusion
-) -> Tensor:
-    resolution = model.resolution
-    images = [read_square(image_paths[layout.image_id], resolution) for layout in layouts]
-    return pixel_values(np.stack(images))
+def _chunks(first: int, num_images: int) -> Iterator[slice]:
+    for start in range(first, num_images, _CHUNK):
+        yield slice(start, min(start + _CHUNK, num_images))
+
+
+@dataclass(frozen=True, slots=True)
+class _Squares(Dataset[np.ndarray]):
+    """Images squashed to squares, uint8 (resolution, resolution, 3)."""
+
+    paths: Sequence[Path]
+    resolution: int
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return read_square(self.paths[index], self.resolution)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,7 +22,7 @@ from data.layouts.prompts import LocationGrid
 from data.progress import silent
 from data.vocabulary.images import read_square
 from data.vocabulary.tables import Dataset
-from models.devices import settled_precision
+from models.devices import release_memory, settled_precision
 from models.generator.modules import (
     Generator,
     StableDiffusion,
@@ -34,6 +35,7 @@ from models.generator.modules import (
 from models.generator.options import GeneratorConfig, NewModelConfig
 from models.processes import is_main_process, run_distributed
 from models.training.loop import train_generator
+from models.training.memory import fitted
 from models.training.metrics_file import METRICS_NAME, Metrics, last_metrics, read_metrics
 from models.training.probe import GeneratorProbe
 from models.training.state import TrainingState
@@ -72,23 +74,27 @@ def run(context: Context) -> Summary:
     options = context.options.model_copy(update={"mixed_precision": precision})
     context = replace(context, options=options)
     prepared = _prepare(context)
+    context, worked = _fitted(context, prepared.generator)
     chosen = dataset_selection(prepared.dataset, "train", options.protocol).counts()
     omitted = _count_omitted(prepared.generator, prepared.layouts)
+    rectangles = sum(item.masks.count(None) for item in prepared.layouts)
     if options.num_processes == 1:
         _train(context, prepared)
     else:
+        del prepared  # each process has its own
+        release_memory()
         with _followed(context):
             _train_in_workers(context)
     shutil.copy(context.work / METRICS_NAME, context.out / METRICS_NAME)
     metrics = read_metrics(context.work / METRICS_NAME)
     rows = _summary_rows(metrics)
-    rectangles = sum(item.masks.count(None) for item in prepared.layouts)
     write_card(
         context.out,
         "Generator training",
         f"{omitted} objects left out of prompts that were too long; "
         f"{rectangles} objects without mask, whose rectangle stands for it.",
         f"## Layouts\n\n{markdown_table([chosen])}",
+        f"## Optimiser\n\n{markdown_table([worked])}",
         markdown_table([{name: row[name] for name in _SHOWN if name in row} for row in rows]),
         "## Are things where the layout has them? And where another layout has some?",
         markdown_table(
@@ -101,8 +107,27 @@ def run(context: Context) -> Summary:
         "objects_omitted": omitted,
         "objects_without_mask": rectangles,
         "precision": precision,
+        "optimizer": worked,
         "progress": rows,
     }
+
+
+def _fitted(context: Context, generator: Generator) -> tuple[Context, dict[str, Any]]:
+    """Settle how a batch is worked on; returns it with the rates, for people."""
+    options, found = fitted(generator, context.options)
+    rate, text_rate = options.rates
+    facts = {
+        "images a step": options.batch_size,
+        "at once": options.batch_size // options.num_processes // options.num_parts,
+        "processes": options.num_processes,
+        "gradient checkpointing": options.gradient_checkpointing is True,
+        "learning rate": rate,
+        "of the text encoder": text_rate,
+    }
+    if found:
+        facts["counted memory, GB"] = found.total / 1e9
+        logger.info("%s", ", ".join(f"{name}: {value}" for name, value in facts.items()))
+    return replace(context, options=options), facts
 
 
 def _prepare(context: Context) -> _Prepared:
@@ -116,6 +141,7 @@ def _prepare(context: Context) -> _Prepared:
         context.work / "training_set",
         context.options.latents,
         context.progress,
+        context.options.num_workers,
     )
     return _Prepared(dataset, layouts, generator, training_set)
 

@@ -15,6 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from data.layouts.layout import read_layouts
 from data.layouts.prompts import LocationGrid
+from flows.run_config import build_run
 from models.devices import peak_memory_bytes
 from models.generator.modules import (
     load_base_model,
@@ -25,12 +26,21 @@ from models.generator.modules import (
 from models.generator.options import GeneratorConfig, ProbeConfig, SamplingConfig
 from models.generator.sampling import sample_batch
 from models.training.loop import train_generator
+from models.training.memory import (
+    STABLE_DIFFUSION_TEXT,
+    STABLE_DIFFUSION_UNET,
+    STABLE_DIFFUSION_VAE,
+    base_shapes,
+    count_training,
+    fit,
+    memory_table,
+)
 from models.training.metrics_file import read_metrics
 from models.training.training_set import build_training_set
 
 logger = logging.getLogger(__name__)
 
-_VOCABULARY_SIZE = 49_408
+_VOCABULARY_SIZE = STABLE_DIFFUSION_TEXT["vocab_size"]
 
 
 def write_tokenizer(folder):
@@ -64,33 +74,9 @@ def base_model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stable-diffusion")
     write_tokenizer(folder / "tokenizer")
     torch.manual_seed(0)
-    UNet2DConditionModel(
-        sample_size=64,
-        block_out_channels=(320, 640, 1280, 1280),
-        cross_attention_dim=768,
-        attention_head_dim=8,
-    ).save_pretrained(folder / "unet")
-    AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        latent_channels=4,
-        sample_size=512,
-    ).save_pretrained(folder / "vae")
-    CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=_VOCABULARY_SIZE,
-            hidden_size=768,
-            intermediate_size=3072,
-            projection_dim=768,
-            num_hidden_layers=12,
-            num_attention_heads=12,
-            bos_token_id=_VOCABULARY_SIZE - 2,
-            eos_token_id=_VOCABULARY_SIZE - 1,
-            pad_token_id=_VOCABULARY_SIZE - 1,
-        )
-    ).save_pretrained(folder / "text_encoder")
+    UNet2DConditionModel(**STABLE_DIFFUSION_UNET).save_pretrained(folder / "unet")
+    AutoencoderKL(**STABLE_DIFFUSION_VAE).save_pretrained(folder / "vae")
+    CLIPTextModel(CLIPTextConfig(**STABLE_DIFFUSION_TEXT)).save_pretrained(folder / "text_encoder")
     DDPMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,
@@ -144,3 +130,29 @@ def test_train_save_reload_resume_and_sample(base_model, dataset, attributes, tm
     sampling = SamplingConfig(sampler="unipc", num_inference_steps=1, mixed_precision="no")
     assert sample_batch(reloaded, layouts[:1], [0], sampling).shape == (1, 64, 64, 3)
     logger.info("peak memory %.1f GB", peak_memory_bytes() / 1e9)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_memory_at_512_pixels():
+    """Counted elsewhere on the same shapes: 1.26 GB an image, 0.20 GB with checkpointing."""
+    config = build_run("coco-512", {}).train_generator
+    shapes = base_shapes(config)
+    count = count_training(shapes.unet, shapes.text_encoder, config, "bf16")
+    num_weights = 859_520_964 + 123_060_480 + (65_536 + 2) * 768
+    assert count.fixed["weights"] == pytest.approx(4 * num_weights, rel=1e-3)
+    assert count.per_image[False] == pytest.approx(1.26e9, rel=0.1)
+    assert count.per_image[True] == pytest.approx(0.20e9, rel=0.25)
+    assert fit(count, config, 80 * 10**9).num_images >= 16
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_24_and_16_and_8_gb_suffice():
+    run = build_run("coco-512", {})
+    _, rows = memory_table(run.train_generator, run.synthesize.sampling, (24, 16, 8))
+    of_24, with_adapters, with_8_bits, of_8 = rows
+    assert (of_24["option"], of_24["gradient checkpointing"]) == ("", True)
+    assert with_adapters["option"] == "lora_rank=16"
+    assert with_8_bits["option"] == "optimizer=adamw-8bit"
+    assert of_8["images drawn at once, at most"] >= 1

@@ -1,0 +1,460 @@
+"""How much device memory the generator's training takes, counted on tensors without data.
+
+The modules and one pass forward and backward are run on PyTorch's fake tensors, which have shapes alone;
+what is alive at once is counted. Nothing is allocated, so that any model can be counted on any machine.
+"""
+
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from data.errors import InvalidConfig, OutOfMemory
+from data.layouts.prompts import ATTRIBUTE_TOKENS
+from models.devices import resolve_precision
+from models.generator.hub import folder_here
+from models.generator.modules import Generator
+from models.generator.options import GeneratorConfig, NewModelConfig, SamplingConfig
+from models.precision import Precision
+from models.training.perception import InstanceHead, up_block_channels
+from models.training.state import TrainedModules, add_adapters, release_text_encoder
+
+STABLE_DIFFUSION_UNET: dict[str, Any] = {
+    "sample_size": 64,
+    "in_channels": 4,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+}
+STABLE_DIFFUSION_VAE: dict[str, Any] = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "sample_size": 512,
+}
+STABLE_DIFFUSION_TEXT: dict[str, Any] = {
+    "vocab_size": 49_408,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "projection_dim": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "bos_token_id": 49_406,
+    "eos_token_id": 49_407,
+    "pad_token_id": 49_407,
+}
+"""Shapes of Stable Diffusion v1.5, in which they differ from the classes' defaults."""
+
+RESERVE = 1_500_000_000
+"""Bytes for what is not counted: CUDA's context and workspaces, fragmentation [D]."""
+
+_FEWEST_PLAIN = 4
+"""Images at once below which recomputed activations are taken rather than smaller parts [D]."""
+
+_THRIFTY: dict[str, dict[str, Any]] = {
+    "lora_rank=16": {"lora_rank": 16},
+    "optimizer=adamw-8bit": {"optimizer": "adamw-8bit"},
+}
+"""Options with which the training needs less, for another result."""
+
+_COUNTED_BATCH = 2
+_MOMENT_BYTES = {"adamw": 8, "adamw-8bit": 2}
+_SMALLEST_8BIT = 4096
+"""Elements from which on bitsandbytes' moments have 8 bits."""
+
+_HALF_BYTES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryCount:
+    """Bytes on one device.
+
+    Attributes:
+        fixed: by what they are for, whatever the batch.
+        per_image: activations of an image, without and with gradient checkpointing.
+    """
+
+    fixed: Mapping[str, int]
+    per_image: Mapping[bool, int]
+
+    def total(self, num_images: int, *, checkpointing: bool) -> int:
+        """Bytes with so many images worked on at once, the reserve included."""
+        return sum(self.fixed.values()) + num_images * self.per_image[checkpointing] + RESERVE
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How a batch is worked on.
+
+    Attributes:
+        num_images: at once.
+        checkpointing: whether activations are computed twice.
+        total: bytes.
+    """
+
+    num_images: int
+    checkpointing: bool
+    total: int
+
+    def options(self, config: GeneratorConfig) -> dict[str, Any]:
+        """Options of a training that works so."""
+        share = config.batch_size // config.num_processes
+        return {
+            "gradient_accumulation_steps": share // self.num_images,
+            "gradient_checkpointing": self.checkpointing,
+        }
+
+
+def fit(count: MemoryCount, config: GeneratorConfig, memory: int) -> Fit:
+    """Choose the largest part of a process' share of the batch that a device holds.
+
+    Activations are kept if that leaves at least four images at once, else computed twice. Options that
+    are given are kept.
+
+    Args:
+        memory: of the device, bytes.
+
+    Raises:
+        OutOfMemory: not even one image fits.
+    """
+    share = config.batch_size // config.num_processes
+    sizes = [n for n in range(share, 0, -1) if share % n == 0]
+    if config.gradient_accumulation_steps != "auto":
+        sizes = [share // config.num_parts]
+    given = config.gradient_checkpointing
+    ways = (False, True) if given == "auto" else (given,)
+    for checkpointing in ways:
+        few = 1 if checkpointing == ways[-1] else min(_FEWEST_PLAIN, sizes[0])
+        for size in sizes:
+            total = count.total(size, checkpointing=checkpointing)
+            if total <= memory and size >= few:
+                return Fit(size, checkpointing, total)
+    least = count.total(sizes[-1], checkpointing=ways[-1])
+    raise OutOfMemory(
+        f"the generator's training needs at least {least / 1e9:.1f} GB on its device, which has "
+        f"{memory / 1e9:.1f} GB. Less is needed, for another result, with train_generator.lora_rank=16, "
+        "optimizer=adamw-8bit or, where weights are averaged, ema_decay=null"
+    )
+
+
+def fitted(generator: Generator, config: GeneratorConfig) -> tuple[GeneratorConfig, Fit | None]:
+    """Settle for the GPUs of this machine what is `auto`; on a CPU nothing is cut or computed twice.
+
+    Raises:
+        OutOfMemory: not even one image fits.
+    """
+    left_open = "auto" in {config.gradient_accumulation_steps, config.gradient_checkpointing}
+    if not torch.cuda.is_available() or not left_open:
+        return config, None
+    devices = map(torch.cuda.get_device_properties, range(config.num_processes))
+    count = count_training(
+        generator.model.unet.config,
+        generator.model.text_encoder.config,
+        config,
+        resolve_precision(config.mixed_precision),
+    )
+    found = fit(count, config, min(item.total_memory for item in devices))
+    return config.model_copy(update=found.options(config)), found
+
+
+def count_training(
+    unet: Mapping[str, Any],
+    text_encoder: CLIPTextConfig,
+    config: GeneratorConfig,
+    precision: Precision,
+) -> MemoryCount:
+    """Count what a training takes.
+
+    Args:
+        unet: configuration of the UNet, of the resolution and the input channels that it is trained with.
+        text_encoder: likewise, with all tokens.
+        precision: of matrix products, not `auto`.
+    """
+    fixed: dict[str, int] = {}
+    per_image: dict[bool, int] = {}
+    for checkpointing in (False, True):
+        modules = _modules(unet, text_encoder, config)
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            modules.to_empty(device="cpu")
+            if checkpointing:
+                modules.enable_checkpointing()
+            fixed = _fixed(modules, config, precision)
+            alive = _activations(modules, precision)
+        per_image[checkpointing] = (alive - fixed["half-precision copies"]) // _COUNTED_BATCH
+    return MemoryCount(fixed, per_image)
+
+
+def count_sampling(
+    unet: Mapping[str, Any],
+    text_encoder: CLIPTextConfig,
+    vae: Mapping[str, Any],
+    precision: Precision,
+) -> MemoryCount:
+    """Count what drawing images takes; each is computed with and without its layout.
+
+    Args:
+        unet: as for `count_training`.
+        vae: configuration of the autoencoder, which decodes one image at a time.
+    """
+    with FakeTensorMode(), torch.no_grad():
+        model, text = UNet2DConditionModel.from_config(unet), CLIPTextModel(text_encoder)
+        autoencoder = AutoencoderKL.from_config(vae)
+        _norm_as_on_cuda(model)
+        size, tokens = model.config.sample_size, text_encoder.max_position_embeddings
+        states = torch.empty(2 * _COUNTED_BATCH, tokens, text_encoder.hidden_size)
+        latents = torch.empty(2 * _COUNTED_BATCH, model.config.in_channels, size, size)
+        channels = autoencoder.config.latent_channels
+        with _autocast(precision):
+            with _LiveBytes() as of_unet:
+                model(latents, torch.zeros(2 * _COUNTED_BATCH, dtype=torch.long), states)
+            with _LiveBytes() as of_decoder:
+                autoencoder.decode(torch.empty(1, channels, size, size))
+        parameters = [*model.parameters(), *text.parameters(), *autoencoder.parameters()]
+    of_image = of_unet.peak // _COUNTED_BATCH
+    fixed = {"weights": _num_bytes(parameters), "decoder": of_decoder.peak}
+    return MemoryCount(fixed, {False: of_image})
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """Configurations of a base model's modules.
+
+    Attributes:
+        source: where they are from, for people.
+    """
+
+    unet: dict[str, Any]
+    text_encoder: CLIPTextConfig
+    vae: dict[str, Any]
+    source: str
+
+
+def base_shapes(config: GeneratorConfig) -> Shapes:
+    """Shapes of a base model with its layout tokens, whether it is on this machine or not.
+
+    Raises:
+        InvalidConfig: the base model is a new, small one, which is made from the data.
+    """
+    name = config.base_model
+    if isinstance(name, NewModelConfig):
+        raise InvalidConfig("the memory of a new model is not counted: it is below 2 GB")
+    folder = folder_here(name, config.base_model_revision)
+    if folder:
+        unet, vae = (
+            dict(kind.load_config(folder, subfolder=part))
+            for kind, part in ((UNet2DConditionModel, "unet"), (AutoencoderKL, "vae"))
+        )
+        text, source = CLIPTextConfig.from_pretrained(folder, subfolder="text_encoder"), name
+    else:
+        unet, vae = dict(STABLE_DIFFUSION_UNET), dict(STABLE_DIFFUSION_VAE)
+        text = CLIPTextConfig(**STABLE_DIFFUSION_TEXT)
+        source = f"Stable Diffusion v1.5, as {name} is not on this machine"
+    unet["sample_size"] = config.resolution // 2 ** (len(vae["block_out_channels"]) - 1)
+    with_places = STABLE_DIFFUSION_TEXT["vocab_size"] + config.location_grid**2
+    text.vocab_size = max(text.vocab_size, with_places) + len(ATTRIBUTE_TOKENS)
+    return Shapes(unet, text, vae, source)
+
+
+def memory_table(
+    config: GeneratorConfig, sampling: SamplingConfig, sizes: Sequence[float]
+) -> tuple[str, list[dict[str, Any]]]:
+    """What is chosen on devices of some sizes, and the count by part.
+
+    Where the training does not fit, it is counted with each of the options that need less and fits with.
+
+    Args:
+        sizes: GB.
+
+    Returns:
+        What was counted, and rows; bytes in GB.
+    """
+    shapes = base_shapes(config)
+    precision = _half(sampling.mixed_precision)
+    drawn = count_sampling(shapes.unet, shapes.text_encoder, shapes.vae, precision)
+
+    @cache
+    def counted(option: str) -> tuple[GeneratorConfig, MemoryCount]:
+        changed = config.model_copy(update=_THRIFTY.get(option, {}))
+        half = _half(config.mixed_precision)
+        return changed, count_training(shapes.unet, shapes.text_encoder, changed, half)
+
+    rows = []
+    for size in sizes:
+        memory = round(size * 1e9)
+        room = memory - drawn.total(0, checkpointing=False)
+        of_sampling = {"images drawn at once, at most": max(room // drawn.per_image[False], 0)}
+        found = _training_row(*counted(""), memory)
+        options = (
+            [] if found else [(name, _training_row(*counted(name), memory)) for name in _THRIFTY]
+        )
+        chosen = (
+            [("", found)]
+            if found
+            else [item for item in options if item[1]] or [("nothing fits", {})]
+        )
+        rows += [
+            {"device, GB": size, "option": option, **row, **of_sampling} for option, row in chosen
+        ]
+    return f"{shapes.source}, {config.resolution} pixels", rows
+
+
+def _half(precision: Precision) -> Precision:
+    """What `auto` comes to on a GPU of today."""
+    return "bf16" if precision == "auto" else precision
+
+
+def _training_row(config: GeneratorConfig, count: MemoryCount, memory: int) -> dict[str, Any]:
+    """What is chosen, empty where nothing fits."""
+    try:
+        found = fit(count, config, memory)
+    except OutOfMemory:
+        return {}
+    parts = {
+        **count.fixed,
+        "activations": found.num_images * count.per_image[found.checkpointing],
+        "reserve": RESERVE,
+        "total": found.total,
+    }
+    return {
+        "images at once": found.num_images,
+        "gradient checkpointing": found.checkpointing,
+        **{name: size / 1e9 for name, size in parts.items()},
+    }
+
+
+def _autocast(precision: Precision) -> torch.autocast:
+    half = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast("cpu", half, enabled=precision != "no")
+
+
+def _modules(
+    unet: Mapping[str, Any], text_encoder: CLIPTextConfig, config: GeneratorConfig
+) -> TrainedModules:
+    """The modules that are trained, without data."""
+    with torch.device("meta"):
+        model, text = UNet2DConditionModel.from_config(unet), CLIPTextModel(text_encoder)
+        release_text_encoder(text, config)
+        head = None
+        if config.perception_weight > 0:
+            head = InstanceHead(up_block_channels(model), text_encoder.hidden_size)
+        if config.lora_rank is not None:
+            add_adapters(model, config.lora_rank)
+    return TrainedModules(text, model, head).train()
+
+
+def _fixed(
+    modules: TrainedModules, config: GeneratorConfig, precision: Precision
+) -> dict[str, int]:
+    trained = [p for p in modules.parameters() if p.requires_grad]
+    table = modules.sparse_table
+    dense = [p for p in trained if p is not table]
+    of_head = () if modules.head is None else tuple(modules.head.parameters())
+    exported = _num_bytes(trained) - _num_bytes(of_head)
+    moments = sum(_moment_bytes(p, config, sparse=p is table) for p in trained)
+    return {
+        "weights": _num_bytes(modules.parameters()),
+        "gradients": _num_bytes(dense),
+        "moments": moments,
+        "average": 0 if config.ema_decay is None else exported,
+        "half-precision copies": 0 if precision == "no" else _half_copies(modules),
+    }
+
+
+def _num_bytes(parameters: Any) -> int:
+    return sum(p.numel() * p.element_size() for p in parameters)
+
+
+def _moment_bytes(parameter: nn.Parameter, config: GeneratorConfig, *, sparse: bool) -> int:
+    small = parameter.numel() < _SMALLEST_8BIT
+    return parameter.numel() * _MOMENT_BYTES["adamw" if sparse or small else config.optimizer]
+
+
+def _half_copies(modules: nn.Module) -> int:
+    """Autocast keeps a copy of trained weights of matrix products from forward to backward."""
+    products = [m for m in modules.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    trained = {p for m in products for p in m.parameters(recurse=False) if p.requires_grad}
+    return sum(p.numel() * _HALF_BYTES for p in trained)
+
+
+def _activations(modules: TrainedModules, precision: Precision) -> int:
+    """Most bytes alive in a pass forward and backward beside weights and gradients."""
+    size = modules.unet.config.sample_size
+    latents = torch.empty(_COUNTED_BATCH, modules.unet.config.in_channels, size, size)
+    tokens = modules.text_encoder.config.max_position_embeddings
+    ids = torch.zeros(_COUNTED_BATCH, tokens, dtype=torch.long)
+    weights = torch.zeros(_COUNTED_BATCH, tokens // 4, tokens)
+    _norm_as_on_cuda(modules)
+    with _LiveBytes() as live:
+        live.leave_out_gradients(modules)
+        with _autocast(precision):
+            outputs = modules(latents, torch.zeros(_COUNTED_BATCH, dtype=torch.long), ids, weights)
+        sum(out.float().square().mean() for out in outputs if out is not None).backward()
+    return live.peak
+
+
+def _norm_as_on_cuda(modules: nn.Module) -> None:
+    """CUDA's autocast computes norms in float32, the CPU's does not."""
+    for module in modules.modules():
+        if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
+            module.register_forward_pre_hook(_in_float32)
+
+
+def _in_float32(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(item.float() for item in inputs)
+
+
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped
+    """Counts the storages that are made while it is on and not gone yet.
+
+    Attributes:
+        peak: most bytes at once, without gradients of parameters.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # likewise
+        self.peak = 0
+        self._now = 0
+        self._seen: set[int] = set()
+
+    def leave_out_gradients(self, modules: nn.Module) -> None:
+        """Count gradients of parameters no longer once they are there."""
+        for parameter in modules.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._forget_gradient)  # type: ignore[no-untyped-call]  # likewise
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run an operator and count what it made."""
+        result = func(*args, **(kwargs or {}))
+        for item in tree_leaves(result):
+            if isinstance(item, Tensor) and not item.is_sparse:
+                self._count(item.untyped_storage())
+        self.peak = max(self.peak, self._now)
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()  # noqa: SLF001  # no public identity
+        if key not in self._seen:
+            self._seen.add(key)
+            self._now += size
+            weakref.finalize(storage, self._gone, key, size)
+
+    def _gone(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self._now -= size
+
+    def _forget_gradient(self, parameter: Tensor) -> None:
+        if parameter.grad is not None and not parameter.grad.is_sparse:
+            self._now -= parameter.grad.numel() * parameter.grad.element_size()

@@ -1,0 +1,158 @@
+"""What a training takes is counted, and a way of working is chosen by it."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import CLIPTextConfig
+
+from data.errors import InvalidConfig, OutOfMemory
+from models.generator.options import GeneratorConfig, NewModelConfig
+from models.training.memory import (
+    RESERVE,
+    MemoryCount,
+    base_shapes,
+    count_sampling,
+    count_training,
+    fit,
+    fitted,
+)
+
+UNET = {
+    "sample_size": 8,
+    "in_channels": 4,
+    "block_out_channels": (32, 64),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "cross_attention_dim": 32,
+    "attention_head_dim": 8,
+    "norm_num_groups": 8,
+}
+VAE = {"block_out_channels": (32, 32), "down_block_types": ("DownEncoderBlock2D",) * 2,
+       "up_block_types": ("UpDecoderBlock2D",) * 2, "latent_channels": 4}  # fmt: skip
+COUNT = MemoryCount({"weights": 10}, {False: 100, True: 20})
+
+
+@pytest.fixture
+def text():
+    return CLIPTextConfig(
+        vocab_size=200,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+
+
+def counted(text, precision="no", **options):
+    return count_training(UNET, text, GeneratorConfig(**options), precision)
+
+
+def test_weights_gradients_and_moments_are_those_of_adam(text):
+    fixed = counted(text, embedding_rows="all", ema_decay=None).fixed
+    assert fixed["gradients"] == fixed["weights"]
+    assert fixed["moments"] == 2 * fixed["weights"]
+    assert fixed["average"] == fixed["half-precision copies"] == 0
+
+
+def test_rows_that_are_touched_have_no_dense_gradient(text):
+    dense, touched = (counted(text, embedding_rows=rows).fixed for rows in ("all", "touched"))
+    assert dense["gradients"] - touched["gradients"] == 4 * 200 * 32
+    assert dense["moments"] == touched["moments"]
+
+
+def test_adapters_and_eight_bits_need_less(text):
+    plain = counted(text).fixed
+    assert counted(text, lora_rank=2).fixed["gradients"] < plain["gradients"]
+    assert counted(text, optimizer="adamw-8bit").fixed["moments"] < plain["moments"]
+
+
+def test_activations_are_less_in_half_precision_and_computed_twice(text):
+    full, half = (counted(text, precision).per_image for precision in ("no", "bf16"))
+    assert half[False] < full[False]
+    assert full[True] < full[False]
+
+
+def test_what_is_kept_for_the_backward_pass_is_counted(text):
+    """Against the bytes that autograd says it saves, on real tensors."""
+    from models.training.memory import _LiveBytes
+
+    layers = torch.nn.Sequential(
+        torch.nn.Conv2d(4, 8, 3, padding=1), torch.nn.SiLU(), torch.nn.Conv2d(8, 4, 3, padding=1)
+    )
+    own, saved = {p.untyped_storage()._cdata for p in layers.parameters()}, {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            saved[storage._cdata] = storage.nbytes()
+        return tensor
+
+    images = torch.zeros(2, 4, 16, 16)
+    own.add(images.untyped_storage()._cdata)
+    with _LiveBytes() as live, torch.autograd.graph.saved_tensors_hooks(keep, lambda item: item):
+        out = layers(images)
+    assert live.peak == sum(saved.values()) + out.untyped_storage().nbytes()
+
+
+def test_drawing_takes_no_moments_and_no_gradients(text):
+    count = count_sampling(UNET, text, VAE, "bf16")
+    assert set(count.fixed) == {"weights", "decoder"}
+    assert 0 < count.per_image[False] < counted(text).per_image[False]
+
+
+@pytest.mark.parametrize(
+    ("room", "options", "expected"),
+    [
+        (6400, {}, (64, False)),
+        (6399, {}, (32, False)),
+        (400, {}, (4, False)),
+        (399, {}, (16, True)),
+        (20, {}, (1, True)),
+        (399, {"gradient_checkpointing": False}, (2, False)),
+        (6400, {"gradient_checkpointing": True}, (64, True)),
+        (400, {"gradient_accumulation_steps": 4}, (16, True)),
+        (1600, {"num_processes": 4}, (16, False)),
+        (100, {"batch_size": 1}, (1, False)),
+    ],
+)
+def test_the_largest_part_that_fits_is_taken(room, options, expected):
+    config = GeneratorConfig(**options)
+    found = fit(COUNT, config, room + 10 + RESERVE)
+    assert (found.num_images, found.checkpointing) == expected
+    assert found.total <= room + 10 + RESERVE
+    chosen = config.model_copy(update=found.options(config))
+    assert chosen.num_parts * found.num_images * config.num_processes == config.batch_size
+
+
+def test_too_small_a_device_is_one_sentence_with_the_options_to_turn():
+    with pytest.raises(OutOfMemory, match=r"at least 1\.5 GB .*lora_rank=16"):
+        fit(COUNT, GeneratorConfig(), 100)
+
+
+def test_a_cpu_cuts_nothing_and_a_gpu_by_its_memory(new_generator, monkeypatch):
+    generator, config = new_generator("tokens"), GeneratorConfig(batch_size=4, mixed_precision="no")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert fitted(generator, config) == (config, None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    of_device = SimpleNamespace(total_memory=16 * 10**9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: of_device)
+    chosen, found = fitted(generator, config)
+    assert (chosen.gradient_accumulation_steps, chosen.gradient_checkpointing) == (1, False)
+    assert found.num_images == 4
+    given = config.model_copy(
+        update={"gradient_accumulation_steps": 2, "gradient_checkpointing": True}
+    )
+    assert fitted(generator, given) == (given, None)
+
+
+def test_a_model_that_is_not_here_is_counted_as_stable_diffusion():
+    shapes = base_shapes(GeneratorConfig(resolution=256))
+    assert shapes.unet["sample_size"] == 32
+    assert shapes.text_encoder.vocab_size == 49_408 + 65_536 + 2
+    assert "is not on this machine" in shapes.source
+    with pytest.raises(InvalidConfig, match="a new model is not counted"):
+        base_shapes(GeneratorConfig(base_model=NewModelConfig()))
