@@ -73,13 +73,10 @@ def load_base_model(name: str, revision: str | None = None) -> StableDiffusion:
         InvalidModel: a part is missing or of another architecture.
     """
     try:
+        _check_families(name, revision)
         vae_class = PatchAutoencoder.load_config(name, subfolder="vae", revision=revision)[
             "_class_name"
         ]
-        if vae_class not in _AUTOENCODERS:
-            raise InvalidModel(
-                f"{name}: autoencoder {vae_class} is none of {sorted(_AUTOENCODERS)}"
-            )
         where = {"pretrained_model_name_or_path": name, "revision": revision}
         full = {"torch_dtype": torch.float32}  # master weights, whatever the folder's precision
         vae = _AUTOENCODERS[vae_class].from_pretrained(**where, subfolder="vae", **full)
@@ -99,6 +96,29 @@ def load_base_model(name: str, revision: str | None = None) -> StableDiffusion:
             f"{name} is not a Stable Diffusion folder or hub id "
             f"(tokenizer, text_encoder, unet, vae, scheduler): {error}"
         ) from error
+
+
+def _check_families(name: str, revision: str | None) -> None:
+    """Refuse what would load with random weights, or train on another noise, without a word.
+
+    Raises:
+        InvalidModel: autoencoder, text encoder or scheduler is of another family than Stable Diffusion's.
+    """
+    vae = PatchAutoencoder.load_config(name, subfolder="vae", revision=revision)
+    scheduler = DDPMScheduler.load_config(name, subfolder="scheduler", revision=revision)
+    text, _ = CLIPTextConfig.get_config_dict(name, subfolder="text_encoder", revision=revision)
+    prediction = scheduler.get("prediction_type", "epsilon")
+    for what, found, known in (
+        ("autoencoder", vae["_class_name"], _AUTOENCODERS),
+        ("text encoder", text.get("model_type", "clip"), ("clip_text_model", "clip")),
+        ("scheduler's prediction", prediction, ("epsilon", "v_prediction")),
+    ):
+        if found not in known:
+            raise InvalidModel(f"{name}: {what} {found} is none of {', '.join(known)}")
+    if "beta_start" not in scheduler:
+        raise InvalidModel(
+            f"{name}: scheduler {scheduler.get('_class_name')} is not of DDPM's family: it has no betas"
+        )
 
 
 def save_base_model(model: StableDiffusion, folder: Path) -> None:

@@ -181,6 +181,30 @@ def test_another_architecture_is_refused_by_what_differs(geodiffusion_folder, da
         prepared(geodiffusion_folder, dataset)
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("text_encoder/config.json", {"model_type": "t5"}, "text encoder t5 is none of"),
+        (
+            "scheduler/scheduler_config.json",
+            {"prediction_type": "sample"},
+            "prediction sample is none of epsilon, v_prediction",
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            {"_class_name": "FlowMatchEulerDiscreteScheduler", "beta_start": None},
+            "FlowMatchEulerDiscreteScheduler is not of DDPM's family",
+        ),
+    ],
+)
+def test_another_family_is_refused_by_name(geodiffusion_folder, dataset, file, change, message):
+    path = geodiffusion_folder / file
+    config = json.loads(path.read_text()) | change
+    path.write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    with pytest.raises(InvalidModel, match=message):
+        prepared(geodiffusion_folder, dataset)
+
+
 def test_a_tokenizer_of_another_text_encoder_is_refused(geodiffusion_folder, dataset):
     path = geodiffusion_folder / "text_encoder"
     config = CLIPTextModel.from_pretrained(path).config
