@@ -224,7 +224,8 @@ class GeneratorConfig(Options):
     num_workers: Annotated[int, RuntimeOnly] = Field(
         1,
         ge=0,
-        description="Processes that assemble batches ahead; 0, also if encoding online: none.",
+        description="Processes that read images and assemble batches ahead; 0: none. While images are "
+        "encoded online a thread does it.",
     )
     num_processes: Annotated[int, RuntimeOnly] = Field(
         1, ge=1, description="Data-parallel processes that share a batch, one for each GPU."

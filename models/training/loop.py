@@ -4,7 +4,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -266,16 +267,32 @@ class _StepBatches(Dataset[list[Batch]]):
 
 def batches_ahead(
     state: TrainingState, training_set: TrainingSet, config: GeneratorConfig
-) -> DataLoader[list[Batch]]:
-    """Batches of the steps that are left."""
-    rank = state.accelerator.process_index
+) -> Iterable[list[Batch]]:
+    """Batches of the steps that are left, assembled while others are worked on.
+
+    Processes do it, or where images are encoded, which needs the device, a thread.
+    """
+    batches = _StepBatches(state.generator, training_set, config, state.accelerator.process_index)
+    steps = range(state.step, config.num_steps)
+    if config.latents == "online":
+        return _one_ahead(batches, steps)
     return DataLoader(
-        _StepBatches(state.generator, training_set, config, rank),
+        batches,
         batch_size=None,
-        sampler=range(state.step, config.num_steps),
-        num_workers=0 if config.latents == "online" else config.num_workers,
+        sampler=steps,
+        num_workers=config.num_workers,
         collate_fn=list,
     )
+
+
+def _one_ahead(batches: _StepBatches, steps: Sequence[int]) -> Iterator[list[Batch]]:
+    with ThreadPoolExecutor(1) as assembler:
+        coming = [assembler.submit(batches.__getitem__, step) for step in steps[:1]]
+        for step in steps[1:]:
+            coming.append(assembler.submit(batches.__getitem__, step))
+            yield coming.pop(0).result()
+        for last in coming:
+            yield last.result()
 
 
 def _checked_step(

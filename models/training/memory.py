@@ -4,6 +4,7 @@ The modules and one pass forward and backward are run on PyTorch's fake tensors,
 what is alive at once is counted. Nothing is allocated, so that any model can be counted on any machine.
 """
 
+import logging
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from models.generator.options import GeneratorConfig, NewModelConfig, SamplingCo
 from models.precision import Precision
 from models.training.perception import InstanceHead, up_block_channels
 from models.training.state import TrainedModules, add_adapters, release_text_encoder
+
+logger = logging.getLogger(__name__)
 
 STABLE_DIFFUSION_UNET: dict[str, Any] = {
     "sample_size": 64,
@@ -157,10 +160,13 @@ def fitted(generator: Generator, config: GeneratorConfig) -> tuple[GeneratorConf
     left_open = "auto" in {config.gradient_accumulation_steps, config.gradient_checkpointing}
     if not torch.cuda.is_available() or not left_open:
         return config, None
-    devices = map(torch.cuda.get_device_properties, range(config.num_processes))
+    num_devices = min(config.num_processes, torch.cuda.device_count())
+    devices = map(torch.cuda.get_device_properties, range(num_devices))
+    logger.info("counting what the training takes")
     count = count_training(
         generator.model.unet.config,
         generator.model.text_encoder.config,
+        generator.model.vae.config,
         config,
         resolve_precision(config.mixed_precision),
     )
@@ -171,6 +177,7 @@ def fitted(generator: Generator, config: GeneratorConfig) -> tuple[GeneratorConf
 def count_training(
     unet: Mapping[str, Any],
     text_encoder: CLIPTextConfig,
+    vae: Mapping[str, Any],
     config: GeneratorConfig,
     precision: Precision,
 ) -> MemoryCount:
@@ -179,6 +186,7 @@ def count_training(
     Args:
         unet: configuration of the UNet, of the resolution and the input channels that it is trained with.
         text_encoder: likewise, with all tokens.
+        vae: of the autoencoder, which is on the device where images are encoded online.
         precision: of matrix products, not `auto`.
     """
     fixed: dict[str, int] = {}
@@ -192,7 +200,18 @@ def count_training(
             fixed = _fixed(modules, config, precision)
             alive = _activations(modules, precision)
         per_image[checkpointing] = (alive - fixed["half-precision copies"]) // _COUNTED_BATCH
+    if config.latents == "online" and vae.get("_class_name", "AutoencoderKL") == "AutoencoderKL":
+        fixed["autoencoder"] = _encoder_bytes(vae, config.resolution)
     return MemoryCount(fixed, per_image)
+
+
+def _encoder_bytes(vae: Mapping[str, Any], resolution: int) -> int:
+    """Weights of the autoencoder, and what encoding an image takes."""
+    with FakeTensorMode(), torch.no_grad():
+        autoencoder = AutoencoderKL.from_config(vae)
+        with _LiveBytes() as live:
+            autoencoder.encode(torch.empty(1, 3, resolution, resolution))
+        return _num_bytes(autoencoder.parameters()) + live.peak
 
 
 def count_sampling(
@@ -287,7 +306,7 @@ def memory_table(
     def counted(option: str) -> tuple[GeneratorConfig, MemoryCount]:
         changed = config.model_copy(update=_THRIFTY.get(option, {}))
         half = _half(config.mixed_precision)
-        return changed, count_training(shapes.unet, shapes.text_encoder, changed, half)
+        return changed, count_training(shapes.unet, shapes.text_encoder, shapes.vae, changed, half)
 
     rows = []
     for size in sizes:

@@ -138,7 +138,7 @@ def test_memory_at_512_pixels():
     """Counted elsewhere on the same shapes: 1.26 GB an image, 0.20 GB with checkpointing."""
     config = build_run("coco-512", {}).train_generator
     shapes = base_shapes(config)
-    count = count_training(shapes.unet, shapes.text_encoder, config, "bf16")
+    count = count_training(shapes.unet, shapes.text_encoder, shapes.vae, config, "bf16")
     num_weights = 859_520_964 + 123_060_480 + (65_536 + 2) * 768
     assert count.fixed["weights"] == pytest.approx(4 * num_weights, rel=1e-3)
     assert count.per_image[False] == pytest.approx(1.26e9, rel=0.1)

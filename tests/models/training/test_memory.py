@@ -48,7 +48,7 @@ def text():
 
 
 def counted(text, precision="no", **options):
-    return count_training(UNET, text, GeneratorConfig(**options), precision)
+    return count_training(UNET, text, VAE, GeneratorConfig(**options), precision)
 
 
 def test_weights_gradients_and_moments_are_those_of_adam(text):
@@ -74,6 +74,11 @@ def test_activations_are_less_in_half_precision_and_computed_twice(text):
     full, half = (counted(text, precision).per_image for precision in ("no", "bf16"))
     assert half[False] < full[False]
     assert full[True] < full[False]
+
+
+def test_encoding_online_needs_the_autoencoder(text):
+    cached, online = (counted(text, latents=kind).fixed for kind in ("cached", "online"))
+    assert set(online) - set(cached) == {"autoencoder"}
 
 
 def test_what_is_kept_for_the_backward_pass_is_counted(text):
@@ -138,6 +143,7 @@ def test_a_cpu_cuts_nothing_and_a_gpu_by_its_memory(new_generator, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert fitted(generator, config) == (config, None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     of_device = SimpleNamespace(total_memory=16 * 10**9)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: of_device)
     chosen, found = fitted(generator, config)
