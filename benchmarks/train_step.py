@@ -119,7 +119,7 @@ def plain_steps(scene: Demo) -> Step:
         head = modules.head
         logits = head(features, states, batch.token_weights, (size, size))
         in_prompt = batch.token_weights.sum(dim=2) > 0
-        true, valid = head.targets(batch.masks, batch.layouts.labels, in_prompt)
+        true, valid = head.targets(batch.masks.float() / 255, batch.layouts.labels, in_prompt)
         perception = perception_loss(*head.losses(logits, true, valid), alphas)
         return denoising_loss(prediction, target, cells, weights) + (
             config.perception_weight * perception

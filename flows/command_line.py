@@ -7,7 +7,8 @@ import signal
 import sys
 import tempfile
 import tomllib
-from importlib import import_module
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +38,7 @@ from flows.run_config import RunConfig, build_run
 from flows.run_graph import REPORT, stage_steps
 from flows.studies import CONCLUSION, read_study
 from models.metrics.options import MAIN
+from tasks.execution.child import call
 from tasks.execution.graph import Graph, Step
 from tasks.execution.machine import available_cores
 from tasks.execution.plan import check, note_places
@@ -313,6 +315,8 @@ def plan(
 ) -> None:
     """Say for every step whether its artifact is there, and if not, why."""
     store = ArtifactStore(default_root())
+    if memory and study_source:
+        raise InvalidConfig("--memory counts one preset's generator: leave --study out")
     if memory:
         _show_memory(configured_run(preset, assignments, config_file))
         return
@@ -345,9 +349,11 @@ def plan(
 def _show_memory(config: RunConfig) -> None:
     """Print what is chosen on each device, and the bytes by part."""
     typer.echo("counting on tensors without data, about a minute", err=True)
-    counting = import_module("models.training.memory")  # torch, which no other command needs
-    sampling = config.synthesize.sampling
-    source, rows = counting.memory_table(config.train_generator, sampling, _DEVICE_SIZES)
+    counted = ("models.training.memory", "memory_table", config.train_generator)
+    with ProcessPoolExecutor(1, get_context("spawn")) as counter:
+        source, rows = counter.submit(
+            call, *counted, config.synthesize.sampling, _DEVICE_SIZES
+        ).result()
     table = Table(title=source, show_header=False)
     for name in dict.fromkeys(name for row in rows for name in row):
         table.add_row(name, *(_cell(row.get(name)) for row in rows))

@@ -186,7 +186,11 @@ def _coco(resolution: int, guidance_scale: float, **rates: float) -> dict[str, A
         "retrain": {
             "detector": _FASTER_RCNN,
             "others": {
-                "rtmdet": {"config": _RTMDET, "image_size": (640, 640), "learning_rate": 0.001}
+                "rtmdet": {
+                    "config": _RTMDET,
+                    "image_size": (640, 640),
+                    "overrides": {"auto_scale_lr.base_batch_size": 256},  # that of its rate
+                }
             },
         },
         "evaluate": {},

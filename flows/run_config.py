@@ -19,7 +19,7 @@ from data.attributes.options import AttributeConfig
 from data.errors import InvalidConfig
 from data.ingest.options import IngestConfig
 from data.layouts.layout import POLICIES, AttributePolicy
-from data.layouts.protocols import Protocol, Rule, protocol_of
+from data.layouts.protocols import Protocol, Rule, RuleOrRuns, protocol_of
 from data.vocabulary.tables import Split
 from flows.presets import PRESETS, PresetName, merge
 from models.detector.config_sources import dotted
@@ -86,11 +86,11 @@ class SynthesisConfig(_Section):
     """
 
     sampling: SamplingConfig = SamplingConfig()
-    train_layouts: Rule | None = Field(
-        None, description="Rule for the training layouts that are drawn; null: the run's."
+    train_layouts: RuleOrRuns = Field(
+        "run", description="Rule for the training layouts that are drawn; run: the run's."
     )
-    val_layouts: Rule | None = Field(
-        None, description="Rule for the validation layouts that are drawn and measured, likewise."
+    val_layouts: RuleOrRuns = Field(
+        "run", description="Rule for the validation layouts that are drawn and measured, likewise."
     )
     attribute_overrides: Path | None = Field(
         None,
@@ -300,12 +300,12 @@ class RunConfig(BaseModel):
 
     def protocol(self, use: Literal["generator"] | Split) -> Protocol:
         """Which layouts the generator is trained on, or which of a split are drawn."""
-        given = {
+        given: dict[str, RuleOrRuns] = {
             "generator": self.train_generator.layouts,
             "train": self.synthesize.train_layouts,
             "val": self.synthesize.val_layouts,
         }
-        return protocol_of(given.get(use) or self.layouts)
+        return protocol_of(given.get(use, "run"), self.layouts)
 
     @model_validator(mode="before")
     @classmethod

@@ -43,6 +43,9 @@ class Protocol(BaseModel):
 Rule = ProtocolName | Protocol
 """A protocol by its name, or one of the user's."""
 
+RuleOrRuns = Rule | Literal["run"]
+"""The same, or the run's."""
+
 SELECTION_COLUMNS = ("image_id", "category_id", "is_thing", "is_crowd", *BOX_COLUMNS)
 """Of the objects, what a selection looks at."""
 
@@ -67,9 +70,10 @@ _PUBLISHED: dict[ProtocolName, str] = {
 }
 
 
-def protocol_of(rule: Rule) -> Protocol:
+def protocol_of(rule: RuleOrRuns, of_run: Rule) -> Protocol:
     """The protocol that is meant."""
-    return rule if isinstance(rule, Protocol) else PROTOCOLS[rule]
+    meant = of_run if rule == "run" else rule
+    return meant if isinstance(meant, Protocol) else PROTOCOLS[meant]
 
 
 def published_counts(protocol: Protocol) -> str | None:

@@ -1,5 +1,6 @@
 """What the diffusion model is told: tokens in the text encoder, the layout canvas at the UNet."""
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache, partial
@@ -198,9 +199,14 @@ def num_canvas_channels(num_categories: int) -> int:
     return num_categories + len(_ATTRIBUTE_INDEX) - 1 + _NUM_GEOMETRY_CHANNELS
 
 
+_tokenizing = threading.Lock()
+"""A tokenizer's padding is a state of its own, and batches may be assembled in a thread."""
+
+
 @lru_cache(maxsize=10_000)
 def _word_ids(tokenizer: CLIPTokenizer, text: str) -> tuple[int, ...]:
-    return tuple(tokenizer(text, add_special_tokens=False).input_ids)
+    with _tokenizing:
+        return tuple(tokenizer(text, add_special_tokens=False).input_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +254,8 @@ class LayoutEncoder:
     ) -> Int[Tensor, "batch tokens"]:
         """Token ids of prompts, padded to the tokenizer's context length or to the longest prompt."""
         padding = "longest" if longest else "max_length"
-        return self.tokenizer(list(texts), padding=padding, return_tensors="pt").input_ids
+        with _tokenizing:
+            return self.tokenizer(list(texts), padding=padding, return_tensors="pt").input_ids
 
     def batch(self, layouts: Sequence[Layout]) -> LayoutBatch:
         """Pad layouts to a common number of objects."""

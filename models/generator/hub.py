@@ -7,6 +7,7 @@ from data.errors import InvalidModel
 _INDEX = "model_index.json"
 _LARGEST_PART = "unet/diffusion_pytorch_model"
 _SECONDS = 1.5
+_NEITHER = "train_generator.base_model {!r} is neither a folder nor a hub id: {}"
 
 
 def hub_commit(name: str, revision: str) -> str:
@@ -23,9 +24,7 @@ def hub_commit(name: str, revision: str) -> str:
             name, _INDEX, revision=revision, etag_timeout=_SECONDS
         )
     except HFValidationError as error:
-        raise InvalidModel(
-            f"train_generator.base_model {name!r} is neither a folder nor a hub id: {error}"
-        ) from error
+        raise InvalidModel(_NEITHER.format(name, error)) from error
     except (OSError, ValueError) as error:  # the hub's errors derive from these
         raise InvalidModel(
             f"train_generator.base_model {name!r} is no folder, and no model of the Hugging Face hub that "
@@ -44,10 +43,19 @@ def missing_downloads(name: str, revision: str) -> tuple[str, ...]:
 
 
 def folder_here(name: str, revision: str) -> Path | None:
-    """Folder of a model that is one, or whose configurations are in the local cache."""
+    """Folder of a model that is one, or whose configurations are in the local cache.
+
+    Raises:
+        InvalidModel: the name is neither a folder nor a hub id.
+    """
     if Path(name).is_dir():
         return Path(name)
-    config = _cached(name, "unet/config.json", revision)
+    from huggingface_hub.errors import HFValidationError  # noqa: PLC0415  # as above
+
+    try:
+        config = _cached(name, "unet/config.json", revision)
+    except HFValidationError as error:
+        raise InvalidModel(_NEITHER.format(name, error)) from error
     return Path(config).parents[1] if config else None
 
 

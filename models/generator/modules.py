@@ -73,10 +73,7 @@ def load_base_model(name: str, revision: str | None = None) -> StableDiffusion:
         InvalidModel: a part is missing or of another architecture.
     """
     try:
-        _check_families(name, revision)
-        vae_class = PatchAutoencoder.load_config(name, subfolder="vae", revision=revision)[
-            "_class_name"
-        ]
+        vae_class = _checked_autoencoder(name, revision)
         where = {"pretrained_model_name_or_path": name, "revision": revision}
         full = {"torch_dtype": torch.float32}  # master weights, whatever the folder's precision
         vae = _AUTOENCODERS[vae_class].from_pretrained(**where, subfolder="vae", **full)
@@ -98,8 +95,11 @@ def load_base_model(name: str, revision: str | None = None) -> StableDiffusion:
         ) from error
 
 
-def _check_families(name: str, revision: str | None) -> None:
+def _checked_autoencoder(name: str, revision: str | None) -> str:
     """Refuse what would load with random weights, or train on another noise, without a word.
+
+    Returns:
+        The class of the autoencoder.
 
     Raises:
         InvalidModel: autoencoder, text encoder or scheduler is of another family than Stable Diffusion's.
@@ -119,6 +119,7 @@ def _check_families(name: str, revision: str | None) -> None:
         raise InvalidModel(
             f"{name}: scheduler {scheduler.get('_class_name')} is not of DDPM's family: it has no betas"
         )
+    return str(vae["_class_name"])
 
 
 def save_base_model(model: StableDiffusion, folder: Path) -> None:

@@ -13,7 +13,7 @@ from data.artifacts.options import Options, RuntimeOnly
 from data.attributes.overrides import check_objects, read_overrides
 from data.errors import InvalidConfig, InvalidModel
 from data.layouts.layout import AttributePolicy, require_layouts, unseen_things
-from data.layouts.protocols import Protocol, Rule, protocol_of
+from data.layouts.protocols import Protocol, RuleOrRuns, protocol_of
 from data.vocabulary.tables import Dataset, Split
 from models.generator.hub import hub_commit, missing_downloads
 from models.precision import PRECISION_HELP, Precision, require_gpu
@@ -152,8 +152,8 @@ class GeneratorConfig(Options):
     )
     prompt_dropout: float = Field(0.1, ge=0, le=1, description="Share of empty prompts.")
     flip_probability: float = Field(0.5, ge=0, le=1)
-    layouts: Rule | None = Field(
-        None, description="Rule for the layouts that are trained on and probed; null: the run's."
+    layouts: RuleOrRuns = Field(
+        "run", description="Rule for the layouts that are trained on and probed; run: the run's."
     )
     num_steps: int = Field(110_000, ge=1, description="Optimiser steps.")
     batch_size: int = Field(64, ge=1, description="Images per optimiser step.")
@@ -283,7 +283,7 @@ class GeneratorConfig(Options):
     @property
     def protocol(self) -> Protocol:
         """Which layouts are trained on and probed."""
-        return protocol_of(self.layouts or Protocol())
+        return protocol_of(self.layouts, Protocol())
 
     def foreign(self, digests: DigestMemory) -> dict[str, str]:
         """Digest of a base model's folder, or the commit of one from the hub.
@@ -333,17 +333,17 @@ class GeneratorConfig(Options):
             require_layouts(dataset, "val", self.protocol, f"{rule}, or set probe.interval=0")
 
     def _rate_of_another_batch(self) -> str | None:
-        """What is to be said where a recipe's rate is given for another batch than the recipe's."""
-        if self.recipe == "ours" or isinstance(self.base_model, NewModelConfig):
+        """What is to be said where a base model's rate seems to be meant for another batch."""
+        if isinstance(self.base_model, NewModelConfig):
             return None
         rate, batch = RELEASED_RATES["learning_rate"], RELEASED_RATES["base_batch_size"]
-        factor = (self.learning_rate / self.base_batch_size) / (rate / batch)
+        factor = (self.rates[0] / self.batch_size) / (rate / batch)
         if 1 / _TOO_FAR < factor < _TOO_FAR:
             return None
         return (
-            f"train_generator.learning_rate {self.learning_rate:g} at base_batch_size "
-            f"{self.base_batch_size} is {factor:.2g} times the rate for each image that was "
-            f"released ({rate:g} at {batch:g}): is it meant for that batch?"
+            f"train_generator.learning_rate is {self.rates[0]:g} for a batch of {self.batch_size}, "
+            f"{factor:.2g} times the rate for each image that was "
+            f"released ({rate:g} at {batch:g}): base_batch_size is the batch that a rate is meant for"
         )
 
 

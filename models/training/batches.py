@@ -53,23 +53,30 @@ def batch_indices(num_images: int, batch_size: int, seed: int, step: int) -> lis
 
 
 def make_batch(
+    generator: Generator, training_set: TrainingSet, config: GeneratorConfig, step: int
+) -> Batch:
+    """Assemble the batch of a step."""
+    whole = [range(config.batch_size)]
+    return make_batches(generator, training_set, config, step, whole)[0]
+
+
+def make_batches(
     generator: Generator,
     training_set: TrainingSet,
     config: GeneratorConfig,
     step: int,
-    samples: Sequence[int] | None = None,
-) -> Batch:
-    """Assemble the batch of a step, or some of its samples.
+    parts: Sequence[Sequence[int]],
+) -> list[Batch]:
+    """Assemble parts of a step's batch.
 
     Random numbers and prompts are made for the whole batch, so that it does not depend on how many
     processes and parts share it. Objects stand in the order of the prompt, which is shuffled.
 
     Args:
-        samples: positions in the batch; None for all.
+        parts: positions in the batch.
     """
     rng = step_generator(config.seed, step)
     size, num_images = config.batch_size, len(training_set.layouts)
-    samples = range(size) if samples is None else samples
     indices = batch_indices(num_images, size, config.seed, step)
     flips = torch.rand(size, generator=rng) < config.flip_probability
     dropped = torch.rand(size, generator=rng) < config.prompt_dropout
@@ -82,13 +89,21 @@ def make_batch(
     ]
     prompts = [generator.encoder.prompt(layout) for layout, _ in layouts]
     texts = ["" if drop else item.text for item, drop in zip(prompts, dropped, strict=True)]
-    longest = config.prompt_padding == "longest"
-    input_ids = generator.encoder.input_ids(texts, longest=longest)
-    chosen = list(samples)
-    items = [_Sample(indices[i], bool(flips[i]), *layouts[i], prompts[i], seeds[i]) for i in chosen]
-    return _collate(
-        generator, training_set, items, input_ids[chosen], dropped[chosen], timesteps[chosen]
-    )
+    input_ids = generator.encoder.input_ids(texts, longest=config.prompt_padding == "longest")
+    items = [
+        _Sample(indices[i], bool(flips[i]), *layouts[i], prompts[i], seeds[i]) for i in range(size)
+    ]
+    return [
+        _collate(
+            generator,
+            training_set,
+            [items[i] for i in part],
+            input_ids[list(part)],
+            dropped[list(part)],
+            timesteps[list(part)],
+        )
+        for part in parts
+    ]
 
 
 @dataclass(frozen=True, slots=True)

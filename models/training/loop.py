@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +16,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from data.errors import OutOfMemory, TrainingDiverged
-from models.devices import attention_kernel, default_device, peak_memory_bytes
+from models.devices import (
+    attention_kernel,
+    default_device,
+    peak_memory_bytes,
+    release_memory,
+)
 from models.generator.modules import Generator
 from models.generator.options import GeneratorConfig
-from models.training.batches import Batch, make_batch
+from models.training.batches import Batch, make_batches
 from models.training.losses import (
     denoising_loss,
     foreground_weights,
@@ -40,9 +45,6 @@ from models.training.state import (
 from models.training.training_set import TrainingSet
 
 logger = logging.getLogger(__name__)
-
-_RATE_NAMES = ("learning_rate", "text_learning_rate")
-"""Of the dense optimiser's groups; the second is not there where the text encoder is frozen."""
 
 _DIVERGED_LOSS = 100.0
 """Predicting zero costs about 1."""
@@ -140,9 +142,14 @@ def train_step(state: TrainingState, config: GeneratorConfig, batches: Sequence[
         _forget_gradients(state)
         raise TrainingDiverged(f"step {state.step}: the loss is {metrics['loss']}")
     norm = _update(state, config)
-    rates = zip(_RATE_NAMES, map(float, state.schedules[0].get_last_lr()), strict=False)
-    metrics |= {"grad_norm": norm, **dict(rates), "step": float(state.step)}
+    metrics |= {"grad_norm": norm, **_rates(state), "step": float(state.step)}
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _rates(state: TrainingState) -> Metrics:
+    """Of the UNet, and of the text encoder's top where it is trained."""
+    rate, *of_text = map(float, state.schedules[0].get_last_lr())
+    return {"learning_rate": rate} | ({"text_learning_rate": max(of_text)} if of_text else {})
 
 
 def _update(state: TrainingState, config: GeneratorConfig) -> float:
@@ -229,6 +236,23 @@ def train_generator(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         truncate_metrics(work / METRICS_NAME, state.step)
+    with _memory_errors(state, config):
+        _train(state, training_set, config, work, fingerprint, on_step, on_probe)
+    if state.average is not None:
+        state.average.copy_to_model()
+    merge_adapters(generator)
+
+
+def _train(
+    state: TrainingState,
+    training_set: TrainingSet,
+    config: GeneratorConfig,
+    work: Path,
+    fingerprint: str,
+    on_step: Callable[[Metrics], None],
+    on_probe: Callable[[TrainingState], Metrics],
+) -> None:
+    accelerator = state.accelerator
     started = time.perf_counter()
     for batches in batches_ahead(state, training_set, config):
         metrics = _checked_step(state, config, batches, work)
@@ -236,7 +260,7 @@ def train_generator(
         metrics["peak_memory_gb"] = peak_memory_bytes() / 1e9
         if accelerator.is_main_process:
             if config.probe.interval and state.step % config.probe.interval == 0:
-                metrics |= _probe(state, on_probe)
+                metrics |= _probe(state, config, on_probe)
             with (work / METRICS_NAME).open("a") as file:
                 file.write(json.dumps(metrics) + "\n")
             if state.step % config.checkpoint_interval == 0 or state.step == config.num_steps:
@@ -244,9 +268,24 @@ def train_generator(
             on_step(metrics)
         accelerator.wait_for_everyone()
         started = time.perf_counter()
-    if state.average is not None:
-        state.average.copy_to_model()
-    merge_adapters(generator)
+
+
+@contextmanager
+def _memory_errors(state: TrainingState, config: GeneratorConfig) -> Iterator[None]:
+    """Say which options need less.
+
+    Raises:
+        OutOfMemory: the device has too little.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(
+            f"step {state.step}: the memory of {default_device()} does not suffice. "
+            "train_generator.gradient_checkpointing=true, more gradient_accumulation_steps (now "
+            f"{config.num_parts}) and, if it was a probe, a smaller probe.sampling.batch_size (now "
+            f"{config.probe.sampling.batch_size}) need less and give the same result"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,10 +298,8 @@ class _StepBatches(Dataset[list[Batch]]):
     rank: int
 
     def __getitem__(self, step: int) -> list[Batch]:
-        return [
-            make_batch(self.generator, self.training_set, self.config, step, samples)
-            for samples in process_share(self.config, self.rank)
-        ]
+        parts = process_share(self.config, self.rank)
+        return make_batches(self.generator, self.training_set, self.config, step, parts)
 
 
 def batches_ahead(
@@ -275,7 +312,7 @@ def batches_ahead(
     batches = _StepBatches(state.generator, training_set, config, state.accelerator.process_index)
     steps = range(state.step, config.num_steps)
     if config.latents == "online":
-        return _one_ahead(batches, steps)
+        return _one_ahead(batches, steps, state.accelerator.device)
     return DataLoader(
         batches,
         batch_size=None,
@@ -285,8 +322,14 @@ def batches_ahead(
     )
 
 
-def _one_ahead(batches: _StepBatches, steps: Sequence[int]) -> Iterator[list[Batch]]:
-    with ThreadPoolExecutor(1) as assembler:
+def _one_ahead(
+    batches: _StepBatches, steps: Sequence[int], device: torch.device
+) -> Iterator[list[Batch]]:
+    def use_device() -> None:
+        if device.type == "cuda":  # a new thread's is the first one
+            torch.cuda.set_device(device)
+
+    with ThreadPoolExecutor(1, initializer=use_device) as assembler:
         coming = [assembler.submit(batches.__getitem__, step) for step in steps[:1]]
         for step in steps[1:]:
             coming.append(assembler.submit(batches.__getitem__, step))
@@ -306,17 +349,16 @@ def _checked_step(
             f"{error}; the last good checkpoint is {newest_checkpoint(work) or 'the start'}. Lower "
             f"learning_rate ({config.learning_rate}) and run again: finished stages are kept"
         ) from error
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemory(
-            f"step {state.step}: the memory of {device} does not suffice. "
-            "train_generator.gradient_checkpointing=true and more gradient_accumulation_steps (now "
-            f"{config.num_parts}) need less and give the same result"
-        ) from error
 
 
-def _probe(state: TrainingState, on_probe: Callable[[TrainingState], Metrics]) -> Metrics:
+def _probe(
+    state: TrainingState, config: GeneratorConfig, on_probe: Callable[[TrainingState], Metrics]
+) -> Metrics:
     with state.average.in_model() if state.average else nullcontext():
         state.modules.eval()
         metrics = on_probe(state)
     state.modules.train()
+    if config.latents == "cached":
+        state.generator.model.vae.to("cpu")
+        release_memory()
     return metrics

@@ -6,7 +6,8 @@ what is alive at once is counted. Nothing is allocated, so that any model can be
 
 import logging
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -19,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from data.errors import InvalidConfig, OutOfMemory
+from data.errors import InvalidConfig, InvalidModel, OutOfMemory
 from data.layouts.prompts import ATTRIBUTE_TOKENS
 from models.devices import resolve_precision
 from models.generator.hub import folder_here
@@ -71,12 +72,12 @@ _THRIFTY: dict[str, dict[str, Any]] = {
 }
 """Options with which the training needs less, for another result."""
 
-_COUNTED_BATCH = 2
+_COUNTED = (1, 2)
+"""Batches; what they differ by is an image's, the rest is any batch's."""
+
 _MOMENT_BYTES = {"adamw": 8, "adamw-8bit": 2}
 _SMALLEST_8BIT = 4096
 """Elements from which on bitsandbytes' moments have 8 bits."""
-
-_HALF_BYTES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +86,18 @@ class MemoryCount:
 
     Attributes:
         fixed: by what they are for, whatever the batch.
-        per_image: activations of an image, without and with gradient checkpointing.
+        copies: of weights in half precision, kept for a pass, without and with gradient checkpointing.
+        per_image: activations of an image, likewise.
     """
 
     fixed: Mapping[str, int]
+    copies: Mapping[bool, int]
     per_image: Mapping[bool, int]
 
     def total(self, num_images: int, *, checkpointing: bool) -> int:
         """Bytes with so many images worked on at once, the reserve included."""
-        return sum(self.fixed.values()) + num_images * self.per_image[checkpointing] + RESERVE
+        in_pass = self.copies[checkpointing] + num_images * self.per_image[checkpointing]
+        return sum(self.fixed.values()) + in_pass + RESERVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,20 +193,21 @@ def count_training(
         vae: of the autoencoder, which is on the device where images are encoded online.
         precision: of matrix products, not `auto`.
     """
-    fixed: dict[str, int] = {}
+    copies: dict[bool, int] = {}
     per_image: dict[bool, int] = {}
-    for checkpointing in (False, True):
-        modules = _modules(unet, text_encoder, config)
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            modules.to_empty(device="cpu")
+    modules = _modules(unet, text_encoder, config)
+    fixed = _fixed(modules, config)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        modules.to_empty(device="cpu")
+        _norm_as_on_cuda(modules)
+        for checkpointing in (False, True):
             if checkpointing:
                 modules.enable_checkpointing()
-            fixed = _fixed(modules, config, precision)
-            alive = _activations(modules, precision)
-        per_image[checkpointing] = (alive - fixed["half-precision copies"]) // _COUNTED_BATCH
+            one, two = (_activations(modules, size, precision) for size in _COUNTED)
+            copies[checkpointing], per_image[checkpointing] = max(2 * one - two, 0), two - one
     if config.latents == "online" and vae.get("_class_name", "AutoencoderKL") == "AutoencoderKL":
         fixed["autoencoder"] = _encoder_bytes(vae, config.resolution)
-    return MemoryCount(fixed, per_image)
+    return MemoryCount(fixed, copies, per_image)
 
 
 def _encoder_bytes(vae: Mapping[str, Any], resolution: int) -> int:
@@ -230,19 +235,27 @@ def count_sampling(
         model, text = UNet2DConditionModel.from_config(unet), CLIPTextModel(text_encoder)
         autoencoder = AutoencoderKL.from_config(vae)
         _norm_as_on_cuda(model)
-        size, tokens = model.config.sample_size, text_encoder.max_position_embeddings
-        states = torch.empty(2 * _COUNTED_BATCH, tokens, text_encoder.hidden_size)
-        latents = torch.empty(2 * _COUNTED_BATCH, model.config.in_channels, size, size)
-        channels = autoencoder.config.latent_channels
-        with _autocast(precision):
-            with _LiveBytes() as of_unet:
-                model(latents, torch.zeros(2 * _COUNTED_BATCH, dtype=torch.long), states)
-            with _LiveBytes() as of_decoder:
-                autoencoder.decode(torch.empty(1, channels, size, size))
+        one, two = (_drawing(model, text_encoder, size, precision) for size in _COUNTED)
+        channels, size = autoencoder.config.latent_channels, model.config.sample_size
+        with _autocast(precision), _LiveBytes() as of_decoder:
+            autoencoder.decode(torch.empty(1, channels, size, size))
         parameters = [*model.parameters(), *text.parameters(), *autoencoder.parameters()]
-    of_image = of_unet.peak // _COUNTED_BATCH
-    fixed = {"weights": _num_bytes(parameters), "decoder": of_decoder.peak}
-    return MemoryCount(fixed, {False: of_image})
+    # The UNet has done when the decoder begins.
+    copies = max(2 * one - two, of_decoder.peak - (two - one), 0)
+    return MemoryCount({"weights": _num_bytes(parameters)}, {False: copies}, {False: two - one})
+
+
+def _drawing(
+    unet: UNet2DConditionModel, text_encoder: CLIPTextConfig, num_images: int, precision: Precision
+) -> int:
+    """Most bytes alive in a step of the sampler beside weights."""
+    size, num_passes = unet.config.sample_size, 2 * num_images
+    latents = torch.empty(num_passes, unet.config.in_channels, size, size)
+    timesteps = torch.zeros(num_passes, dtype=torch.long)
+    states = torch.empty(num_passes, text_encoder.max_position_embeddings, text_encoder.hidden_size)
+    with _autocast(precision), _LiveBytes() as live:
+        unet(latents, timesteps, states)
+    return live.peak
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +276,7 @@ def base_shapes(config: GeneratorConfig) -> Shapes:
     """Shapes of a base model with its layout tokens, whether it is on this machine or not.
 
     Raises:
+        InvalidModel: it is a folder without them.
         InvalidConfig: the base model is a new, small one, which is made from the data.
     """
     name = config.base_model
@@ -270,11 +284,15 @@ def base_shapes(config: GeneratorConfig) -> Shapes:
         raise InvalidConfig("the memory of a new model is not counted: it is below 2 GB")
     folder = folder_here(name, config.base_model_revision)
     if folder:
-        unet, vae = (
-            dict(kind.load_config(folder, subfolder=part))
-            for kind, part in ((UNet2DConditionModel, "unet"), (AutoencoderKL, "vae"))
-        )
-        text, source = CLIPTextConfig.from_pretrained(folder, subfolder="text_encoder"), name
+        try:
+            unet, vae = (
+                dict(kind.load_config(folder, subfolder=part))
+                for kind, part in ((UNet2DConditionModel, "unet"), (AutoencoderKL, "vae"))
+            )
+            text = CLIPTextConfig.from_pretrained(folder, subfolder="text_encoder")
+        except OSError as error:
+            raise InvalidModel(f"train_generator.base_model {folder}: {error}") from error
+        source = name
     else:
         unet, vae = dict(STABLE_DIFFUSION_UNET), dict(STABLE_DIFFUSION_VAE)
         text = CLIPTextConfig(**STABLE_DIFFUSION_TEXT)
@@ -341,6 +359,7 @@ def _training_row(config: GeneratorConfig, count: MemoryCount, memory: int) -> d
         return {}
     parts = {
         **count.fixed,
+        "half-precision copies": count.copies[found.checkpointing],
         "activations": found.num_images * count.per_image[found.checkpointing],
         "reserve": RESERVE,
         "total": found.total,
@@ -372,9 +391,7 @@ def _modules(
     return TrainedModules(text, model, head).train()
 
 
-def _fixed(
-    modules: TrainedModules, config: GeneratorConfig, precision: Precision
-) -> dict[str, int]:
+def _fixed(modules: TrainedModules, config: GeneratorConfig) -> dict[str, int]:
     trained = [p for p in modules.parameters() if p.requires_grad]
     table = modules.sparse_table
     dense = [p for p in trained if p is not table]
@@ -386,7 +403,6 @@ def _fixed(
         "gradients": _num_bytes(dense),
         "moments": moments,
         "average": 0 if config.ema_decay is None else exported,
-        "half-precision copies": 0 if precision == "no" else _half_copies(modules),
     }
 
 
@@ -399,26 +415,18 @@ def _moment_bytes(parameter: nn.Parameter, config: GeneratorConfig, *, sparse: b
     return parameter.numel() * _MOMENT_BYTES["adamw" if sparse or small else config.optimizer]
 
 
-def _half_copies(modules: nn.Module) -> int:
-    """Autocast keeps a copy of trained weights of matrix products from forward to backward."""
-    products = [m for m in modules.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-    trained = {p for m in products for p in m.parameters(recurse=False) if p.requires_grad}
-    return sum(p.numel() * _HALF_BYTES for p in trained)
-
-
-def _activations(modules: TrainedModules, precision: Precision) -> int:
+def _activations(modules: TrainedModules, num_images: int, precision: Precision) -> int:
     """Most bytes alive in a pass forward and backward beside weights and gradients."""
     size = modules.unet.config.sample_size
-    latents = torch.empty(_COUNTED_BATCH, modules.unet.config.in_channels, size, size)
+    latents = torch.empty(num_images, modules.unet.config.in_channels, size, size)
     tokens = modules.text_encoder.config.max_position_embeddings
-    ids = torch.zeros(_COUNTED_BATCH, tokens, dtype=torch.long)
-    weights = torch.zeros(_COUNTED_BATCH, tokens // 4, tokens)
-    _norm_as_on_cuda(modules)
-    with _LiveBytes() as live:
-        live.leave_out_gradients(modules)
+    ids = torch.zeros(num_images, tokens, dtype=torch.long)
+    weights = torch.zeros(num_images, tokens // 4, tokens)
+    with _LiveBytes() as live, live.without_gradients(modules):
         with _autocast(precision):
-            outputs = modules(latents, torch.zeros(_COUNTED_BATCH, dtype=torch.long), ids, weights)
+            outputs = modules(latents, torch.zeros(num_images, dtype=torch.long), ids, weights)
         sum(out.float().square().mean() for out in outputs if out is not None).backward()
+    modules.zero_grad()
     return live.peak
 
 
@@ -446,11 +454,16 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped
         self._now = 0
         self._seen: set[int] = set()
 
-    def leave_out_gradients(self, modules: nn.Module) -> None:
-        """Count gradients of parameters no longer once they are there."""
-        for parameter in modules.parameters():
-            if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(self._forget_gradient)  # type: ignore[no-untyped-call]  # likewise
+    @contextmanager
+    def without_gradients(self, modules: nn.Module) -> Iterator[None]:
+        """Count gradients of parameters no longer once they are there; there must be none before."""
+        trained = [p for p in modules.parameters() if p.requires_grad]
+        handles = [p.register_post_accumulate_grad_hook(self._forget_gradient) for p in trained]  # type: ignore[no-untyped-call]  # likewise
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None

@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -57,6 +58,11 @@ class _Reporter:
         if done >= total or now - self._last >= _MIN_SECONDS_BETWEEN_REPORTS:
             self._last = now
             self._channel.send((done, total, status))
+
+
+def call(module: str, function: str, *arguments: Any) -> Any:
+    """Call a function of a module that is slow to import, or that this process may not import."""
+    return getattr(importlib.import_module(module), function)(*arguments)
 
 
 def run_step(spec: StepSpec, channel: Connection) -> None:

@@ -73,15 +73,16 @@ def run(context: Context) -> Summary:
     precision = settled_precision(context.work, context.options.mixed_precision)
     options = context.options.model_copy(update={"mixed_precision": precision})
     context = replace(context, options=options)
-    prepared = _prepare(context)
-    context, worked = _fitted(context, prepared.generator)
+    dataset, layouts, generator = _generator(context)
+    context, worked = _fitted(context, generator)
+    prepared = _prepare(context, dataset, layouts, generator)
     chosen = dataset_selection(prepared.dataset, "train", options.protocol).counts()
     omitted = _count_omitted(prepared.generator, prepared.layouts)
     rectangles = sum(item.masks.count(None) for item in prepared.layouts)
     if options.num_processes == 1:
         _train(context, prepared)
     else:
-        del prepared  # each process has its own
+        del prepared, generator  # each process has its own
         release_memory()
         with _followed(context):
             _train_in_workers(context)
@@ -130,10 +131,16 @@ def _fitted(context: Context, generator: Generator) -> tuple[Context, dict[str, 
     return replace(context, options=options), facts
 
 
-def _prepare(context: Context) -> _Prepared:
+def _generator(context: Context) -> tuple[Dataset, list[Layout], Generator]:
+    """What is trained, and the layouts that it is trained on."""
     dataset = Dataset(context.inputs["ingest"])
     layouts = _training_layouts(context, dataset)
-    generator = _new_generator(context, dataset, layouts)
+    return dataset, layouts, _new_generator(context, dataset, layouts)
+
+
+def _prepare(
+    context: Context, dataset: Dataset, layouts: list[Layout], generator: Generator
+) -> _Prepared:
     training_set = build_training_set(
         generator.model,
         layouts,
@@ -195,7 +202,7 @@ def _train_in_worker(context: Context, failure: Path) -> None:
     if failure.exists():
         raise StepFailed("started again after an error of the user's")
     try:
-        _train(context, _prepare(context))
+        _train(context, _prepare(context, *_generator(context)))
     except PipelineError as error:
         failure.write_text(json.dumps([type(error).__name__, str(error)]))
         raise

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from data.artifacts.digests import DigestMemory
 from data.artifacts.store import ArtifactStore
 from data.errors import InvalidConfig, InvalidDataset, InvalidModel, PipelineError
 from data.ingest.ingestion import ingest
 from data.layouts.protocols import PROTOCOLS, Protocol
+from flows.command_line import app
 from flows.presets import merge
 from flows.run_config import build_run
 from flows.run_graph import STAGES, run_graph, stage_steps
@@ -364,7 +366,8 @@ def coco_shaped(folder):
 
 
 @pytest.mark.parametrize("preset", ["coco-256", "coco-512"])
-def test_the_coco_presets_are_planned_without_a_warning(preset, tmp_path, caplog):
+def test_the_coco_presets_are_planned_without_a_warning(preset, tmp_path, caplog, monkeypatch):
+    """README's command, with `plan` in place of `run`."""
     base = tmp_path / "stable-diffusion"
     for part in MODEL_PARTS:
         (base / part).mkdir(parents=True)
@@ -376,8 +379,18 @@ def test_the_coco_presets_are_planned_without_a_warning(preset, tmp_path, caplog
     ingest(graph.find("ingest").options, tmp_path / "tables")
     publish_tables(store, graph, tmp_path / "tables")
     caplog.clear()
-    check(store, graph)
-    assert [record.message for record in caplog.records] == []
+    monkeypatch.setenv("DETDIFFUSION_HOME", str(store.root))
+    rows = [
+        f"{name} = {{ instances = {split['instances']!r}, images = {split['images']!r} }}"
+        for name, split in splits.items()
+    ]
+    (tmp_path / "coco.toml").write_text("\n".join(["[ingest]", *rows]))
+    arguments = [preset, "--config", tmp_path / "coco.toml", "--set"]
+    arguments += [f"train_generator.base_model={base}"]
+    found = CliRunner().invoke(app, ["plan", *map(str, arguments)])
+    assert found.exit_code == 0
+    said = [line for line in found.stderr.splitlines() if not line.startswith("to be downloaded")]
+    assert said == [] == [record.message for record in caplog.records]
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,7 @@ def test_a_protocol_chooses_layouts_of_things_and_stuff(tmp_path):
 
 
 def test_a_named_protocol_has_its_published_counts_and_no_other_has():
-    assert "3,097" in published_counts(protocol_of("lama-val"))
+    assert "3,097" in published_counts(protocol_of("run", "lama-val"))
     assert published_counts(Protocol(min_objects=3)) is None
 
 

@@ -9,7 +9,14 @@ from data.artifacts.digests import DigestMemory
 from data.errors import InvalidConfig, InvalidDataset, InvalidModel
 from data.layouts.layout import read_layouts
 from data.layouts.protocols import Protocol
-from models.generator.options import MODEL_PARTS, GeneratorConfig, ProbeConfig, SyntheticSetOptions
+from models.generator.options import (
+    MODEL_PARTS,
+    RELEASED_RATES,
+    GeneratorConfig,
+    NewModelConfig,
+    ProbeConfig,
+    SyntheticSetOptions,
+)
 
 
 @pytest.fixture
@@ -145,7 +152,9 @@ def test_a_recipe_fills_in_what_is_not_given():
     [
         ({"learning_rate": 1.5e-4}, ["4 times the rate for each image"]),
         ({"learning_rate": 1.5e-4, "base_batch_size": 256}, []),
-        ({"learning_rate": 1.5e-4, "recipe": "ours"}, []),
+        ({"learning_rate": 1.5e-4, "recipe": "ours"}, ["4 times the rate for each image"]),
+        ({**RELEASED_RATES, "rate_scaling": "none"}, ["4 times the rate for each image"]),
+        ({"learning_rate": 1.5e-4, "base_model": NewModelConfig()}, []),
     ],
 )
 def test_a_rate_of_another_batch_is_told(dataset, caplog, options, told):

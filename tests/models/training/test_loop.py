@@ -8,7 +8,7 @@ import torch
 
 from data.errors import InvalidConfig, InvalidModel, OutOfMemory, StorageError, TrainingDiverged
 from models.generator.options import GeneratorConfig, NewModelConfig, ProbeConfig
-from models.training.batches import batch_indices, make_batch, mirror
+from models.training.batches import batch_indices, make_batch, make_batches, mirror
 from models.training.loop import (
     predict_masks,
     process_share,
@@ -237,9 +237,7 @@ def one_step(prepare, **options):
     generator, training_set = prepare()
     config = SMALL.model_copy(update={"num_warmup_steps": 0, **options})
     state = new_state(generator, config)
-    batches = [
-        make_batch(generator, training_set, config, 0, share) for share in process_share(config, 0)
-    ]
+    batches = make_batches(generator, training_set, config, 0, process_share(config, 0))
     return train_step(state, config, batches), state
 
 
@@ -248,7 +246,8 @@ def test_latents_encoded_online_give_the_same_training(prepare, tmp_path):
     for latents in ("cached", "online"):
         generator, training_set = prepare(latents=latents)
         (tmp_path / latents).mkdir()
-        train_generator(generator, training_set, SMALL, tmp_path / latents, "run")
+        config = SMALL.model_copy(update={"latents": latents})
+        train_generator(generator, training_set, config, tmp_path / latents, "run")
         losses.append([row["loss"] for row in read_metrics(tmp_path / latents / "metrics.jsonl")])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
