@@ -5,11 +5,12 @@ what is alive at once is counted. Nothing is allocated, so that any model can be
 """
 
 import logging
+import math
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -72,8 +73,8 @@ _THRIFTY: dict[str, dict[str, Any]] = {
 }
 """Options with which the training needs less, for another result."""
 
-_COUNTED = (1, 2)
-"""Batches; what they differ by is an image's, the rest is any batch's."""
+_MOST_COUNTED = 64
+"""Images at once. The count is linear from one on; what it is of is convex, so that it is never too low."""
 
 _MOMENT_BYTES = {"adamw": 8, "adamw-8bit": 2}
 _SMALLEST_8BIT = 4096
@@ -203,8 +204,9 @@ def count_training(
         for checkpointing in (False, True):
             if checkpointing:
                 modules.enable_checkpointing()
-            one, two = (_activations(modules, size, precision) for size in _COUNTED)
-            copies[checkpointing], per_image[checkpointing] = max(2 * one - two, 0), two - one
+            copies[checkpointing], per_image[checkpointing] = _linear(
+                partial(_activations, modules, precision)
+            )
     if config.latents == "online" and vae.get("_class_name", "AutoencoderKL") == "AutoencoderKL":
         fixed["autoencoder"] = _encoder_bytes(vae, config.resolution)
     return MemoryCount(fixed, copies, per_image)
@@ -235,18 +237,25 @@ def count_sampling(
         model, text = UNet2DConditionModel.from_config(unet), CLIPTextModel(text_encoder)
         autoencoder = AutoencoderKL.from_config(vae)
         _norm_as_on_cuda(model)
-        one, two = (_drawing(model, text_encoder, size, precision) for size in _COUNTED)
+        copies, per_image = _linear(partial(_drawing, model, text_encoder, precision))
         channels, size = autoencoder.config.latent_channels, model.config.sample_size
         with _autocast(precision), _LiveBytes() as of_decoder:
             autoencoder.decode(torch.empty(1, channels, size, size))
         parameters = [*model.parameters(), *text.parameters(), *autoencoder.parameters()]
     # The UNet has done when the decoder begins.
-    copies = max(2 * one - two, of_decoder.peak - (two - one), 0)
-    return MemoryCount({"weights": _num_bytes(parameters)}, {False: copies}, {False: two - one})
+    copies = max(copies, of_decoder.peak - per_image)
+    return MemoryCount({"weights": _num_bytes(parameters)}, {False: copies}, {False: per_image})
+
+
+def _linear(count: Callable[[int], int]) -> tuple[int, int]:
+    """Bytes whatever the batch, and for each image."""
+    one, most = count(1), count(_MOST_COUNTED)
+    per_image = math.ceil((most - one) / (_MOST_COUNTED - 1))
+    return max(one - per_image, 0), per_image
 
 
 def _drawing(
-    unet: UNet2DConditionModel, text_encoder: CLIPTextConfig, num_images: int, precision: Precision
+    unet: UNet2DConditionModel, text_encoder: CLIPTextConfig, precision: Precision, num_images: int
 ) -> int:
     """Most bytes alive in a step of the sampler beside weights."""
     size, num_passes = unet.config.sample_size, 2 * num_images
@@ -415,7 +424,7 @@ def _moment_bytes(parameter: nn.Parameter, config: GeneratorConfig, *, sparse: b
     return parameter.numel() * _MOMENT_BYTES["adamw" if sparse or small else config.optimizer]
 
 
-def _activations(modules: TrainedModules, num_images: int, precision: Precision) -> int:
+def _activations(modules: TrainedModules, precision: Precision, num_images: int) -> int:
     """Most bytes alive in a pass forward and backward beside weights and gradients."""
     size = modules.unet.config.sample_size
     latents = torch.empty(num_images, modules.unet.config.in_channels, size, size)

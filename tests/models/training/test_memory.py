@@ -114,19 +114,18 @@ def test_drawing_takes_no_moments_and_no_gradients(text):
 
 
 @pytest.mark.parametrize("options", [{}, {"lora_rank": 2}])
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_larger_batch_takes_what_two_sizes_say(text, options, checkpointing):
-    config = GeneratorConfig(**options)
+def test_between_the_sizes_counted_the_count_is_close_and_not_too_low(text, options):
+    count, config = counted(text, "bf16", **options), GeneratorConfig(**options)
     modules = memory._modules(UNET, text, config)
     with FakeTensorMode(allow_non_fake_inputs=True):
         modules.to_empty(device="cpu")
         memory._norm_as_on_cuda(modules)
-        if checkpointing:
-            modules.enable_checkpointing()
-        alive = memory._activations(modules, 4, "bf16")
-    count = counted(text, "bf16", **options)
-    expected = count.copies[checkpointing] + 4 * count.per_image[checkpointing]
-    assert alive == pytest.approx(expected, rel=0.03)
+        for checkpointing in (False, True):
+            if checkpointing:
+                modules.enable_checkpointing()
+            alive = memory._activations(modules, "bf16", 4)
+            expected = count.copies[checkpointing] + 4 * count.per_image[checkpointing]
+            assert 0.8 * expected < alive <= expected
 
 
 @pytest.mark.parametrize(
@@ -187,5 +186,5 @@ def test_a_model_that_is_not_here_is_counted_as_stable_diffusion():
 def test_a_base_model_that_is_nowhere_is_refused(tmp_path):
     with pytest.raises(InvalidModel, match="neither a folder nor a hub id"):
         base_shapes(GeneratorConfig(base_model="/no/such/folder"))
-    with pytest.raises(InvalidModel, match="unet"):
+    with pytest.raises(InvalidModel, match=r"base_model .* no file named config\.json"):
         base_shapes(GeneratorConfig(base_model=str(tmp_path)))
