@@ -135,15 +135,18 @@ def test_train_save_reload_resume_and_sample(base_model, dataset, attributes, tm
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_memory_at_512_pixels():
-    """Counted elsewhere on the same shapes: 1.26 GB an image, 0.20 GB with checkpointing."""
+    """Counted elsewhere on the same shapes: 1.26 GB an image, 0.20 GB with checkpointing.
+
+    Here the perception head is there too, and the count with checkpointing is an upper bound.
+    """
     config = build_run("coco-512", {}).train_generator
     shapes = base_shapes(config)
     count = count_training(shapes.unet, shapes.text_encoder, shapes.vae, config, "bf16")
     num_weights = 859_520_964 + 123_060_480 + (65_536 + 2) * 768
     assert count.fixed["weights"] == pytest.approx(4 * num_weights, rel=1e-3)
     assert count.per_image[False] == pytest.approx(1.26e9, rel=0.1)
-    assert count.per_image[True] == pytest.approx(0.20e9, rel=0.25)
-    assert fit(count, config, 80 * 10**9).num_images >= 16
+    assert 0.20e9 < count.per_image[True] < 0.30e9
+    assert fit(count, config, 80 * 10**9).num_images == 32
 
 
 @pytest.mark.slow
@@ -155,4 +158,5 @@ def test_24_and_16_and_8_gb_suffice():
     assert (of_24["option"], of_24["gradient checkpointing"]) == ("", True)
     assert with_adapters["option"] == "lora_rank=16"
     assert with_8_bits["option"] == "optimizer=adamw-8bit"
-    assert of_8["images drawn at once, at most"] >= 1
+    assert [row["images at once"] for row in rows[:3]] == [8, 4, 8]
+    assert (of_8["option"], of_8["images drawn at once, at most"]) == ("nothing fits", 2)
