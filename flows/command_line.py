@@ -349,7 +349,7 @@ def plan(
 def _show_memory(config: RunConfig) -> None:
     """Print what is chosen on each device, and the bytes by part."""
     typer.echo("counting on tensors without data, one to two minutes", err=True)
-    counted = ("models.training.memory", "memory_table", config.train_generator)
+    counted = ("models.training.memory_table", "memory_table", config.train_generator)
     with ProcessPoolExecutor(1, get_context("spawn")) as counter:
         source, rows = counter.submit(
             call, *counted, config.synthesize.sampling, _DEVICE_SIZES

@@ -160,6 +160,8 @@ def unseen_things(
     dataset: Dataset, split: Split, protocol: Protocol, trained: Protocol
 ) -> str | None:
     """What is to be said where a protocol has things of a split that another, trained on, leaves out."""
+    if protocol == trained:
+        return None
     asked, known = (
         _thing_ids(_light_selection(dataset, split, item)) for item in (protocol, trained)
     )

@@ -19,6 +19,7 @@ from data.layouts.prompts import ATTRIBUTE_TOKENS, PREFIX, LocationGrid, Prompt,
 from data.vocabulary.tables import Category
 
 LayoutConditioning = Literal["tokens", "canvas", "both"]
+LocationEmbedding = Literal["word-norm", "raw"]
 
 _ATTRIBUTE_INDEX = {None: 0, PerceptionAttribute.EASY: 1, PerceptionAttribute.HARD: 2}
 _SHORTEST_PHRASE = 4
@@ -53,7 +54,7 @@ def add_layout_tokens(
     tokenizer: CLIPTokenizer,
     text_encoder: CLIPTextModel,
     grid: LocationGrid,
-    location_embedding: Literal["word-norm", "raw"] = "word-norm",
+    location_embedding: LocationEmbedding = "word-norm",
 ) -> None:
     """Add location and attribute tokens that the tokenizer lacks, and rows for them to the encoder.
 

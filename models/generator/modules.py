@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,12 @@ from data.layouts.prompts import LocationGrid
 from data.vocabulary.tables import Category
 from models.devices import autocast, resolve_precision
 from models.generator.autoencoder import PatchAutoencoder, pixel_values, to_uint8
-from models.generator.conditioning import LayoutEncoder, add_layout_tokens, widen_input
+from models.generator.conditioning import (
+    LayoutEncoder,
+    LocationEmbedding,
+    add_layout_tokens,
+    widen_input,
+)
 from models.generator.options import NewModelConfig
 from models.precision import Precision
 
@@ -240,7 +245,7 @@ def prepare_generator(
     *,
     resolution: int,
     perception_attributes: bool = True,
-    location_embedding: Literal["word-norm", "raw"] = "word-norm",
+    location_embedding: LocationEmbedding = "word-norm",
 ) -> Generator:
     """Teach a base model the layout tokens and widen its input for the canvas, in place.
 

@@ -237,37 +237,24 @@ def train_generator(
     if accelerator.is_main_process:
         truncate_metrics(work / METRICS_NAME, state.step)
     with _memory_errors(state, config):
-        _train(state, training_set, config, work, fingerprint, on_step, on_probe)
+        started = time.perf_counter()
+        for batches in batches_ahead(state, training_set, config):
+            metrics = _checked_step(state, config, batches, work)
+            metrics["images_per_second"] = config.batch_size / (time.perf_counter() - started)
+            metrics["peak_memory_gb"] = peak_memory_bytes() / 1e9
+            if accelerator.is_main_process:
+                if config.probe.interval and state.step % config.probe.interval == 0:
+                    metrics |= _probe(state, config, on_probe)
+                with (work / METRICS_NAME).open("a") as file:
+                    file.write(json.dumps(metrics) + "\n")
+                if state.step % config.checkpoint_interval == 0 or state.step == config.num_steps:
+                    save_checkpoint(state, fingerprint, work, config.keep_checkpoints)
+                on_step(metrics)
+            accelerator.wait_for_everyone()
+            started = time.perf_counter()
     if state.average is not None:
         state.average.copy_to_model()
     merge_adapters(generator)
-
-
-def _train(
-    state: TrainingState,
-    training_set: TrainingSet,
-    config: GeneratorConfig,
-    work: Path,
-    fingerprint: str,
-    on_step: Callable[[Metrics], None],
-    on_probe: Callable[[TrainingState], Metrics],
-) -> None:
-    accelerator = state.accelerator
-    started = time.perf_counter()
-    for batches in batches_ahead(state, training_set, config):
-        metrics = _checked_step(state, config, batches, work)
-        metrics["images_per_second"] = config.batch_size / (time.perf_counter() - started)
-        metrics["peak_memory_gb"] = peak_memory_bytes() / 1e9
-        if accelerator.is_main_process:
-            if config.probe.interval and state.step % config.probe.interval == 0:
-                metrics |= _probe(state, config, on_probe)
-            with (work / METRICS_NAME).open("a") as file:
-                file.write(json.dumps(metrics) + "\n")
-            if state.step % config.checkpoint_interval == 0 or state.step == config.num_steps:
-                save_checkpoint(state, fingerprint, work, config.keep_checkpoints)
-            on_step(metrics)
-        accelerator.wait_for_everyone()
-        started = time.perf_counter()
 
 
 @contextmanager

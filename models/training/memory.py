@@ -7,10 +7,10 @@ what is alive at once is counted. Nothing is allocated, so that any model can be
 import logging
 import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,57 +21,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from data.errors import InvalidConfig, InvalidModel, OutOfMemory
-from data.layouts.prompts import ATTRIBUTE_TOKENS
+from data.errors import OutOfMemory
 from models.devices import resolve_precision
-from models.generator.hub import folder_here
 from models.generator.modules import Generator
-from models.generator.options import GeneratorConfig, NewModelConfig, SamplingConfig
+from models.generator.options import GeneratorConfig
 from models.precision import Precision
 from models.training.perception import InstanceHead, up_block_channels
 from models.training.state import TrainedModules, add_adapters, release_text_encoder
 
 logger = logging.getLogger(__name__)
 
-STABLE_DIFFUSION_UNET: dict[str, Any] = {
-    "sample_size": 64,
-    "in_channels": 4,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-}
-STABLE_DIFFUSION_VAE: dict[str, Any] = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-    "latent_channels": 4,
-    "sample_size": 512,
-}
-STABLE_DIFFUSION_TEXT: dict[str, Any] = {
-    "vocab_size": 49_408,
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "projection_dim": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "bos_token_id": 49_406,
-    "eos_token_id": 49_407,
-    "pad_token_id": 49_407,
-}
-"""Shapes of Stable Diffusion v1.5, in which they differ from the classes' defaults."""
-
 RESERVE = 1_500_000_000
 """Bytes for what is not counted: CUDA's context and workspaces, fragmentation [D]."""
 
 _FEWEST_PLAIN = 4
 """Images at once below which recomputed activations are taken rather than smaller parts [D]."""
-
-_THRIFTY: dict[str, dict[str, Any]] = {
-    "lora_rank=16": {"lora_rank": 16},
-    "optimizer=adamw-8bit": {"optimizer": "adamw-8bit"},
-}
-"""Options with which the training needs less, for another result."""
 
 _MOST_COUNTED = 64
 """Images at once. The count is linear from one on; what it is of is convex, so that it is never too low."""
@@ -194,10 +158,33 @@ def count_training(
         vae: of the autoencoder, which is on the device where images are encoded online.
         precision: of matrix products, not `auto`.
     """
+    fixed = fixed_bytes(unet, text_encoder, vae, config)
+    return MemoryCount(fixed, *pass_bytes(unet, text_encoder, config, precision))
+
+
+def fixed_bytes(
+    unet: Mapping[str, Any],
+    text_encoder: CLIPTextConfig,
+    vae: Mapping[str, Any],
+    config: GeneratorConfig,
+) -> dict[str, int]:
+    """Bytes that a training takes whatever the batch, by what they are for."""
+    fixed = _fixed(_modules(unet, text_encoder, config), config)
+    if config.latents == "online" and vae.get("_class_name", "AutoencoderKL") == "AutoencoderKL":
+        fixed["autoencoder"] = _encoder_bytes(vae, config.resolution)
+    return fixed
+
+
+def pass_bytes(
+    unet: Mapping[str, Any],
+    text_encoder: CLIPTextConfig,
+    config: GeneratorConfig,
+    precision: Precision,
+) -> tuple[dict[bool, int], dict[bool, int]]:
+    """Bytes of a pass, whatever the optimiser: copies, and activations of an image, as in `MemoryCount`."""
     copies: dict[bool, int] = {}
     per_image: dict[bool, int] = {}
     modules = _modules(unet, text_encoder, config)
-    fixed = _fixed(modules, config)
     with FakeTensorMode(allow_non_fake_inputs=True):
         modules.to_empty(device="cpu")
         _norm_as_on_cuda(modules)
@@ -207,9 +194,7 @@ def count_training(
             copies[checkpointing], per_image[checkpointing] = _linear(
                 partial(_activations, modules, precision)
             )
-    if config.latents == "online" and vae.get("_class_name", "AutoencoderKL") == "AutoencoderKL":
-        fixed["autoencoder"] = _encoder_bytes(vae, config.resolution)
-    return MemoryCount(fixed, copies, per_image)
+    return copies, per_image
 
 
 def _encoder_bytes(vae: Mapping[str, Any], resolution: int) -> int:
@@ -265,119 +250,6 @@ def _drawing(
     with _autocast(precision), _LiveBytes() as live:
         unet(latents, timesteps, states)
     return live.peak
-
-
-@dataclass(frozen=True, slots=True)
-class Shapes:
-    """Configurations of a base model's modules.
-
-    Attributes:
-        source: where they are from, for people.
-    """
-
-    unet: dict[str, Any]
-    text_encoder: CLIPTextConfig
-    vae: dict[str, Any]
-    source: str
-
-
-def base_shapes(config: GeneratorConfig) -> Shapes:
-    """Shapes of a base model with its layout tokens, whether it is on this machine or not.
-
-    Raises:
-        InvalidModel: it is a folder without them.
-        InvalidConfig: the base model is a new, small one, which is made from the data.
-    """
-    name = config.base_model
-    if isinstance(name, NewModelConfig):
-        raise InvalidConfig("the memory of a new model is not counted: it is below 2 GB")
-    folder = folder_here(name, config.base_model_revision)
-    if folder:
-        try:
-            unet, vae = (
-                dict(kind.load_config(folder, subfolder=part))
-                for kind, part in ((UNet2DConditionModel, "unet"), (AutoencoderKL, "vae"))
-            )
-            text = CLIPTextConfig.from_pretrained(folder, subfolder="text_encoder")
-        except OSError as error:
-            raise InvalidModel(f"train_generator.base_model {folder}: {error}") from error
-        source = name
-    else:
-        unet, vae = dict(STABLE_DIFFUSION_UNET), dict(STABLE_DIFFUSION_VAE)
-        text = CLIPTextConfig(**STABLE_DIFFUSION_TEXT)
-        source = f"Stable Diffusion v1.5, as {name} is not on this machine"
-    unet["sample_size"] = config.resolution // 2 ** (len(vae["block_out_channels"]) - 1)
-    with_places = STABLE_DIFFUSION_TEXT["vocab_size"] + config.location_grid**2
-    text.vocab_size = max(text.vocab_size, with_places) + len(ATTRIBUTE_TOKENS)
-    return Shapes(unet, text, vae, source)
-
-
-def memory_table(
-    config: GeneratorConfig, sampling: SamplingConfig, sizes: Sequence[float]
-) -> tuple[str, list[dict[str, Any]]]:
-    """What is chosen on devices of some sizes, and the count by part.
-
-    Where the training does not fit, it is counted with each of the options that need less and fits with.
-
-    Args:
-        sizes: GB.
-
-    Returns:
-        What was counted, and rows; bytes in GB.
-    """
-    shapes = base_shapes(config)
-    precision = _half(sampling.mixed_precision)
-    drawn = count_sampling(shapes.unet, shapes.text_encoder, shapes.vae, precision)
-
-    @cache
-    def counted(option: str) -> tuple[GeneratorConfig, MemoryCount]:
-        changed = config.model_copy(update=_THRIFTY.get(option, {}))
-        half = _half(config.mixed_precision)
-        return changed, count_training(shapes.unet, shapes.text_encoder, shapes.vae, changed, half)
-
-    rows = []
-    for size in sizes:
-        memory = round(size * 1e9)
-        room = memory - drawn.total(0, checkpointing=False)
-        of_sampling = {"images drawn at once, at most": max(room // drawn.per_image[False], 0)}
-        found = _training_row(*counted(""), memory)
-        options = (
-            [] if found else [(name, _training_row(*counted(name), memory)) for name in _THRIFTY]
-        )
-        chosen = (
-            [("", found)]
-            if found
-            else [item for item in options if item[1]] or [("nothing fits", {})]
-        )
-        rows += [
-            {"device, GB": size, "option": option, **row, **of_sampling} for option, row in chosen
-        ]
-    return f"{shapes.source}, {config.resolution} pixels", rows
-
-
-def _half(precision: Precision) -> Precision:
-    """What `auto` comes to on a GPU of today."""
-    return "bf16" if precision == "auto" else precision
-
-
-def _training_row(config: GeneratorConfig, count: MemoryCount, memory: int) -> dict[str, Any]:
-    """What is chosen, empty where nothing fits."""
-    try:
-        found = fit(count, config, memory)
-    except OutOfMemory:
-        return {}
-    parts = {
-        **count.fixed,
-        "half-precision copies": count.copies[found.checkpointing],
-        "activations": found.num_images * count.per_image[found.checkpointing],
-        "reserve": RESERVE,
-        "total": found.total,
-    }
-    return {
-        "images at once": found.num_images,
-        "gradient checkpointing": found.checkpointing,
-        **{name: size / 1e9 for name, size in parts.items()},
-    }
 
 
 def _autocast(precision: Precision) -> torch.autocast:

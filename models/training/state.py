@@ -181,7 +181,7 @@ def new_state(generator: Generator, config: GeneratorConfig) -> TrainingState:
     modules = _trained_modules(generator, config)
     optimizers = [_dense_optimizer(modules, config)]
     if modules.sparse_table is not None:
-        rate = _table_rate(modules, config)
+        rate = _text_rate(modules, config, layer=0)
         optimizers.append(torch.optim.SparseAdam([modules.sparse_table], rate))
     average = None if config.ema_decay is None else WeightAverage(modules, config.ema_decay)
     schedules = [
@@ -278,11 +278,7 @@ def _dense_optimizer(modules: TrainedModules, config: GeneratorConfig) -> torch.
 
 
 def _text_groups(modules: TrainedModules, config: GeneratorConfig) -> list[dict[str, Any]]:
-    """The text encoder's parameters, by layer where the layers' rates differ and by weight decay.
-
-    Layer k of n, counted from the bottom, has the rate times the decay to the power of n + 1 - k; k is 0
-    for the embeddings and n + 1 for what follows the layers [G, from BEiT].
-    """
+    """The text encoder's parameters, by layer where the layers' rates differ and by weight decay."""
     encoder = modules.text_encoder
     layers = encoder.encoder.layers
     depth = {id(p): k for k, layer in enumerate(layers, 1) for p in layer.parameters()}
@@ -292,21 +288,24 @@ def _text_groups(modules: TrainedModules, config: GeneratorConfig) -> list[dict[
     for parameter in encoder.parameters():
         if not parameter.requires_grad or parameter is modules.sparse_table:
             continue
-        below = len(layers) + 1 - depth.get(id(parameter), len(layers) + 1)
+        layer = depth.get(id(parameter), len(layers) + 1)
         bare = not config.text_vector_decay and (parameter.ndim == 1 or parameter is positions)
-        key = config.text_layer_decay**below, 0.0 if bare else config.weight_decay
+        key = _text_rate(modules, config, layer), 0.0 if bare else config.weight_decay
         groups.setdefault(key, []).append(parameter)
-    rate = config.rates[1]
     return [
-        {"params": parameters, "lr": rate * factor, "weight_decay": decay}
-        for (factor, decay), parameters in groups.items()
+        {"params": parameters, "lr": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
     ]
 
 
-def _table_rate(modules: TrainedModules, config: GeneratorConfig) -> float:
-    """Of a sparse token table: that of the embeddings."""
-    num_layers = len(modules.text_encoder.encoder.layers)
-    return config.rates[1] * config.text_layer_decay ** (num_layers + 1)
+def _text_rate(modules: TrainedModules, config: GeneratorConfig, layer: int) -> float:
+    """Learning rate of a layer of the text encoder, times the decay once for each above it [G, from BEiT].
+
+    Args:
+        layer: counted from the bottom, from 1; 0: the embeddings; one above the last: what follows them.
+    """
+    num_above = len(modules.text_encoder.encoder.layers) + 1 - layer
+    return config.rates[1] * config.text_layer_decay**num_above
 
 
 def clip_gradients(state: TrainingState, max_norm: float) -> tuple[float, Int[Tensor, " touched"]]:

@@ -26,13 +26,12 @@ from models.generator.modules import (
 from models.generator.options import GeneratorConfig, ProbeConfig, SamplingConfig
 from models.generator.sampling import sample_batch
 from models.training.loop import train_generator
-from models.training.memory import (
+from models.training.memory import count_training, fit
+from models.training.memory_table import (
     STABLE_DIFFUSION_TEXT,
     STABLE_DIFFUSION_UNET,
     STABLE_DIFFUSION_VAE,
     base_shapes,
-    count_training,
-    fit,
     memory_table,
 )
 from models.training.metrics_file import read_metrics

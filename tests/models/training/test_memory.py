@@ -7,13 +7,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import CLIPTextConfig
 
-from data.errors import InvalidConfig, InvalidModel, OutOfMemory
-from models.generator.options import GeneratorConfig, NewModelConfig
+from data.errors import OutOfMemory
+from models.generator.options import GeneratorConfig
 from models.training import memory
 from models.training.memory import (
     RESERVE,
     MemoryCount,
-    base_shapes,
     count_sampling,
     count_training,
     fit,
@@ -172,19 +171,3 @@ def test_a_cpu_cuts_nothing_and_a_gpu_by_its_memory(new_generator, monkeypatch):
         update={"gradient_accumulation_steps": 2, "gradient_checkpointing": True}
     )
     assert fitted(generator, given) == (given, None)
-
-
-def test_a_model_that_is_not_here_is_counted_as_stable_diffusion():
-    shapes = base_shapes(GeneratorConfig(resolution=256))
-    assert shapes.unet["sample_size"] == 32
-    assert shapes.text_encoder.vocab_size == 49_408 + 65_536 + 2
-    assert "is not on this machine" in shapes.source
-    with pytest.raises(InvalidConfig, match="a new model is not counted"):
-        base_shapes(GeneratorConfig(base_model=NewModelConfig()))
-
-
-def test_a_base_model_that_is_nowhere_is_refused(tmp_path):
-    with pytest.raises(InvalidModel, match="neither a folder nor a hub id"):
-        base_shapes(GeneratorConfig(base_model="/no/such/folder"))
-    with pytest.raises(InvalidModel, match=r"base_model .* no file named config\.json"):
-        base_shapes(GeneratorConfig(base_model=str(tmp_path)))
