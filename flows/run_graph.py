@@ -1,7 +1,6 @@
 """The graph of a run: the one place that knows the whole of it."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,14 @@ from data.errors import InvalidConfig
 from data.ingest.options import IngestConfig, ScenesConfig
 from data.layouts.layout import POLICIES, AttributePolicy
 from data.vocabulary.tables import Split
+from flows.arms import TrainedArm, arms_of, training_policies
 from flows.run_config import (
-    Arm,
     GivenScorer,
     RunConfig,
     ScorerResults,
     changes_to_preset,
-    policy_of,
-    ruler_arm,
 )
 from models.detector.options import (
-    Budget,
     DetectionOptions,
     DetectionsFile,
     DetectorConfig,
@@ -34,7 +30,6 @@ from models.detector.options import (
 from models.generator.options import SyntheticSetOptions, check_classes
 from models.metrics.options import (
     DETECTOR,
-    MAIN,
     SCORER,
     ComparisonOptions,
     FeatureOptions,
@@ -94,7 +89,7 @@ def lost_detectors(config: RunConfig, digests: DigestMemory, store: ArtifactStor
         identity = graph.find(name).identity
         return store.has(identity.kind, identity.key)
 
-    arms = list(_arms(config))
+    arms = list(arms_of(config.retrain))
     lost = [arm.place for arm in arms if not is_there(f"validate {arm.step}")]
     return lost if is_there("measure") and len(lost) < len(arms) else []
 
@@ -124,7 +119,7 @@ def _check(config: RunConfig, digests: DigestMemory) -> None:
         for split in splits.values():
             split.require_paths()
         check_classes(config.synthesize.class_policies, config.ingest.thing_names(digests))
-    if config.synthesize.attribute_overrides and "origin" not in _training_policies(config):
+    if config.synthesize.attribute_overrides and "origin" not in training_policies(config.retrain):
         raise InvalidConfig(
             "synthesize.attribute_overrides has effect on the arm real+origin alone: add it to retrain.arms"
         )
@@ -144,9 +139,9 @@ def _nodes(config: RunConfig, missing: Collection[str]) -> Iterator[Node]:
         {"ingest": _INGEST, "attributes": _ATTRIBUTES}
         | ({"detector": detector} if detector else {}),
     )
-    for policy in _training_policies(config):
+    for policy in training_policies(config.retrain):
         yield _set(config, "train", policy)
-    arms = [arm for arm in _arms(config) if arm.place not in missing]
+    arms = [arm for arm in arms_of(config.retrain) if arm.place not in missing]
     for arm in arms:  # the longest way to the end goes first
         yield from _arm_nodes(config, arm)
     for policy in POLICIES:
@@ -267,70 +262,7 @@ def _set(config: RunConfig, split: Split, policy: AttributePolicy) -> Node:
     return Node(_set_name(split, policy), "synthesize", "synthesize", options, inputs)
 
 
-@dataclass(frozen=True, slots=True)
-class _Arm:
-    """One detector to train and to compare.
-
-    Attributes:
-        name: of the arm, as people read it.
-        detector: its name.
-        seed: of the training.
-        options: what it is trained on.
-        policy: of the synthetic images that it needs; None for none.
-    """
-
-    name: str
-    detector: str
-    seed: int
-    options: Mapping[str, Any]
-    policy: AttributePolicy | None = None
-
-    @property
-    def step(self) -> str:
-        """What its steps are about."""
-        detector = "" if self.detector == MAIN else f"{self.detector} "
-        return f"{detector}{self.name} seed {self.seed}"
-
-    @property
-    def place(self) -> str:
-        """Its name among a comparison's inputs."""
-        return f"{self.detector}/{self.name}/{self.seed}"
-
-
-def _arms(config: RunConfig) -> Iterator[_Arm]:
-    """All detectors of the comparison: arms, then the ruler's."""
-    retrain = config.retrain
-    for seed in retrain.seeds:
-        for detector in retrain.detectors:
-            for name, (arm, budget) in retrain.trained_arms.items():
-                options, policy = _arm_options(config, arm, budget)
-                yield _Arm(name, detector, seed, options, policy)
-            for multiple in retrain.ruler:
-                options = {"real_multiple": multiple}
-                yield _Arm(ruler_arm(multiple), detector, seed, options)
-
-
-def _arm_options(
-    config: RunConfig, arm: Arm, budget: Budget
-) -> tuple[dict[str, Any], AttributePolicy | None]:
-    """Options of an arm's training over those of its detector, and the policy of its synthetic images."""
-    images = {"synthetic-only": "synthetic", "more-real": "real+spare"}
-    if arm in images:
-        return {"images": images[arm]}, config.retrain.policy
-    if arm == "real-repeated":
-        return {"budget": budget}, config.retrain.policy
-    if policy := policy_of(arm):
-        return {"images": "real+synthetic", "budget": budget}, policy
-    return {"augmentation": "copy-paste"} if arm == "real+copy-paste" else {}, None
-
-
-def _training_policies(config: RunConfig) -> list[AttributePolicy]:
-    """Those of the synthetic training sets that the arms need."""
-    needed = {arm.policy for arm in _arms(config)}
-    return [policy for policy in POLICIES if policy in needed]
-
-
-def _arm_nodes(config: RunConfig, arm: _Arm) -> Iterator[Node]:
+def _arm_nodes(config: RunConfig, arm: TrainedArm) -> Iterator[Node]:
     """An arm's detector, and what it finds in the real validation images."""
     detector = config.retrain.detectors[arm.detector]
     synthetic = _set_name("train", arm.policy) if arm.policy else None
@@ -406,7 +338,7 @@ def _features(config: RunConfig, name: str, inputs: Mapping[str, str], split: Sp
     return Node(name, "evaluate", "image-features", options, inputs)
 
 
-def _comparison(config: RunConfig, arms: Sequence[_Arm], missing: Collection[str]) -> Node:
+def _comparison(config: RunConfig, arms: Sequence[TrainedArm], missing: Collection[str]) -> Node:
     inputs = {"ingest": _INGEST}
     inputs |= {f"trained/{arm.place}": f"retrain {arm.step}" for arm in arms}
     inputs |= {f"found/{arm.place}": f"validate {arm.step}" for arm in arms}
