@@ -56,6 +56,8 @@ def _arm_options(
     retrain: RetrainConfig, arm: Arm, budget: Budget
 ) -> tuple[dict[str, Any], AttributePolicy | None]:
     """Options of an arm's training over those of its detector, and the policy of its synthetic images."""
+    if arm == "self-training":
+        return {"images": "real+pseudo"}, None
     images = {"synthetic-only": "synthetic", "more-real": "real+spare"}
     if arm in images:
         return {"images": images[arm]}, retrain.policy

@@ -21,11 +21,12 @@ Arm = Literal[
     "real+hard",
     "synthetic-only",
     "more-real",
+    "self-training",
 ]
 """What a detector is trained on.
 
 `real+origin`, `real+easy` and `real+hard` have synthetic images of that policy; the others that need some, by
-content or by number, have those of `RetrainConfig.policy`.
+content or by number, have those of `RetrainConfig.policy`. `self-training` has pseudo-labelled images.
 """
 
 

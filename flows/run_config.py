@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from data.attributes.options import AttributeConfig
+from data.attributes.options import AttributeConfig, PseudoLabelConfig
 from data.errors import InvalidConfig
 from data.ingest.options import IngestConfig
 from data.layouts.layout import AttributePolicy
@@ -152,6 +152,7 @@ class RunConfig(BaseModel):
     train_detector: DetectorConfig
     train_scorer: DetectorConfig
     extract_attributes: AttributeStageConfig
+    pseudo_labels: PseudoLabelConfig = PseudoLabelConfig()
     train_generator: GeneratorConfig
     synthesize: SynthesisConfig
     retrain: RetrainConfig

@@ -54,6 +54,8 @@ REPORT = "report"
 """Name of a run's last step."""
 
 _INGEST = "ingest"
+_UNLABELLED = "ingest unlabelled"
+_PSEUDO_LABELS = "pseudo-label"
 _ATTRIBUTES = "label attributes"
 _GENERATOR = "train generator"
 _SCORER = "train scorer"
@@ -142,6 +144,8 @@ def _nodes(config: RunConfig, missing: Collection[str]) -> Iterator[Node]:
     for policy in training_policies(config.retrain):
         yield _set(config, "train", policy)
     arms = [arm for arm in arms_of(config.retrain) if arm.place not in missing]
+    if any(arm.name == "self-training" for arm in arms):
+        yield from _pseudo_label_nodes(config, detector)
     for arm in arms:  # the longest way to the end goes first
         yield from _arm_nodes(config, arm)
     for policy in POLICIES:
@@ -152,8 +156,10 @@ def _nodes(config: RunConfig, missing: Collection[str]) -> Iterator[Node]:
 
 
 def _ingest_options(config: IngestConfig) -> IngestConfig:
-    """A user's data set is the same whatever Scenes a preset would have made."""
-    return config.model_copy(update={"scenes": ScenesConfig()}) if config.splits else config
+    """The labelled images alone; a user's are the same whatever Scenes a preset would have made."""
+    labelled = config.scenes.model_copy(update={"num_unlabelled": 0})
+    scenes = ScenesConfig() if config.splits else labelled
+    return config.model_copy(update={"scenes": scenes, "unlabelled": ()})
 
 
 def _training(
@@ -161,6 +167,8 @@ def _training(
 ) -> Node:
     options = DetectorTraining.model_validate(config.model_dump() | more)
     inputs = {"ingest": _INGEST} | ({"synthetic": synthetic} if synthetic else {})
+    if options.images == "real+pseudo":
+        inputs |= {"unlabelled": _UNLABELLED, "pseudo-labels": _PSEUDO_LABELS}
     return Node(name, stage, "train-detector", options, inputs)
 
 
@@ -174,15 +182,16 @@ def _detection(
     fold: Fold | None = None,
     synthetic: str | None = None,
 ) -> Node:
-    """What a detector finds; weak detections of training images serve nobody."""
+    """What a detector finds; weak detections serve nobody but COCO's metrics."""
     scoring = config.extract_attributes.scoring
     options = DetectionOptions(
         split=split,
         fold=fold,
-        score_threshold=scoring.score_threshold if split == "train" else 0.0,
+        score_threshold=0.0 if split == "val" else scoring.score_threshold,
         batch_size=scoring.batch_size if synthetic is None else config.evaluate.batch_size,
     )
-    images = {"set": synthetic} if synthetic else {"ingest": _INGEST}
+    real = _UNLABELLED if split == "unlabelled" else _INGEST
+    images = {"set": synthetic} if synthetic else {"ingest": real}
     return Node(name, stage, "detect", options, images | {"detector": detector})
 
 
@@ -231,6 +240,36 @@ def _training_image_nodes(config: RunConfig, detector: str) -> Iterator[Node]:
         trained = f"train detector without {what}"
         yield _training(trained, stage, config.train_detector, fold=fold)
         yield _detection(config, f"detect train {what}", stage, trained, split="train", fold=fold)
+
+
+def _pseudo_label_nodes(config: RunConfig, detector: str | None) -> Iterator[Node]:
+    """The images without labels, what the attribute detector finds in them, and what is kept of it.
+
+    Raises:
+        InvalidConfig: there are no such images, no detector, or it keeps less than the labels need.
+    """
+    images, scoring = config.ingest.unlabelled_images, config.extract_attributes.scoring
+    if images is None:
+        raise InvalidConfig(
+            "the arm self-training needs images without labels: give folders of them as "
+            "ingest.unlabelled (of Scenes their number, ingest.scenes.num_unlabelled), or leave the arm out"
+        )
+    if detector is None:
+        raise InvalidConfig(
+            "the arm self-training needs a detector that looks at ingest.unlabelled, and "
+            "extract_attributes.scoring.results gives detections alone: give scoring.detector in its place, "
+            "or leave the arm out"
+        )
+    if config.pseudo_labels.score_threshold < scoring.score_threshold:
+        raise InvalidConfig(
+            f"pseudo_labels.score_threshold {config.pseudo_labels.score_threshold} is below "
+            f"extract_attributes.scoring.score_threshold {scoring.score_threshold}: lower the latter too"
+        )
+    stage, found = "extract-attributes", "detect unlabelled"
+    yield Node(_UNLABELLED, "ingest", "ingest-unlabelled", images)
+    yield _detection(config, found, stage, detector, split="unlabelled")
+    inputs = {"ingest": _INGEST, "unlabelled": _UNLABELLED, "detections": found}
+    yield Node(_PSEUDO_LABELS, stage, "pseudo-label", config.pseudo_labels, inputs)
 
 
 def _set_name(split: Split, policy: str) -> str:

@@ -1,7 +1,7 @@
 """The kinds of steps that there are."""
 
-from data.attributes.options import AttributeConfig
-from data.ingest.options import IngestConfig
+from data.attributes.options import AttributeConfig, PseudoLabelConfig
+from data.ingest.options import IngestConfig, UnlabelledConfig
 from models.detector import options as detector
 from models.generator import options as generator
 from models.metrics.options import (
@@ -28,10 +28,22 @@ KINDS: dict[str, Kind] = {
             preload=False,
         ),
         Kind(
+            "ingest-unlabelled",
+            "tasks.kinds.ingest_unlabelled",
+            UnlabelledConfig,
+            share=1.0,
+            preload=False,
+        ),
+        Kind(
             "train-detector",
             "tasks.kinds.train_detector",
             detector.DetectorTraining,
-            {"ingest": "one", "synthetic": "optional"},
+            {
+                "ingest": "one",
+                "synthetic": "optional",
+                "unlabelled": "optional",
+                "pseudo-labels": "optional",
+            },
             {"step": 1} | _DETECTOR,
         ),
         Kind(
@@ -60,6 +72,13 @@ KINDS: dict[str, Kind] = {
             "tasks.kinds.label_attributes",
             AttributeConfig,
             {"ingest": "one", "detections": "many"},
+        ),
+        Kind(
+            "pseudo-label",
+            "tasks.kinds.pseudo_label",
+            PseudoLabelConfig,
+            {"ingest": "one", "unlabelled": "one", "detections": "one"},
+            preload=False,
         ),
         Kind(
             "train-generator",
@@ -103,6 +122,7 @@ KINDS: dict[str, Kind] = {
             "tasks.kinds.compare",
             ComparisonOptions,
             {"ingest": "one", "trained": "many", "found": "many"},
+            {"step": 2},
             preload=False,
         ),
         Kind(

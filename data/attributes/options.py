@@ -1,4 +1,4 @@
-"""Options of the perception-aware attributes. Light: the command line imports it."""
+"""Options of the perception-aware attributes and of pseudo-labels. Light: the command line imports it."""
 
 from typing import Literal
 
@@ -25,4 +25,12 @@ class AttributeConfig(Options):
         "unlabelled",
         description="Stuff has no attribute, or is scored like things: hard unless the detector "
         "knows stuff.",
+    )
+
+
+class PseudoLabelConfig(Options):
+    """Which detections become labels of images that have none."""
+
+    score_threshold: float = Field(
+        0.5, ge=0, lt=1, description="Detections that score more are kept as things."
     )

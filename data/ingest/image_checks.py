@@ -14,7 +14,7 @@ from data.coco.stream import CocoIndex
 from data.coco.workers import Workers
 from data.ingest.id_set import IdSet
 from data.ingest.refusals import Refusals
-from data.vocabulary.images import MAX_PIXELS, image_problem
+from data.vocabulary.images import MAX_PIXELS, image_problem, shown_size
 from data.vocabulary.tables import IMAGES, Split
 
 _BATCH = 256
@@ -65,6 +65,13 @@ def image_rows(context: ImageContext, records: list[CocoImage]) -> ImageRows:
     arrays = [pa.array(column, kind) for column, kind in zip(columns, IMAGES.types, strict=True)]
     batch = pa.RecordBatch.from_arrays(arrays, schema=IMAGES)
     return ImageRows(batch, offences, len(records))
+
+
+def unlabelled_rows(context: ImageContext, files: list[tuple[int, str]]) -> ImageRows:
+    """Check image files of which nothing is stated, by id and name; their size is their own."""
+    sizes = [shown_size(context.root / name) or (1, 1) for _, name in files]  # found out anyway
+    records = [CocoImage(*file, *size) for file, size in zip(files, sizes, strict=True)]
+    return image_rows(context, records)
 
 
 def _printable(name: str) -> str:

@@ -95,7 +95,8 @@ def _make_scenes(
     config: ScenesConfig, out: Path, num_workers: int, on_progress: Progress
 ) -> dict[Split, SplitConfig]:
     root = out / "scenes"
-    write_scenes(root, **config.model_dump(), num_workers=num_workers, on_progress=on_progress)
+    options = config.model_dump(exclude={"num_unlabelled"})
+    write_scenes(root, **options, num_workers=num_workers, on_progress=on_progress)
 
     def split(name: Split) -> SplitConfig:
         folder = root / "annotations"

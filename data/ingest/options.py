@@ -1,5 +1,7 @@
 """Options of `ingest`: where a data set lies, and how it is read."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -92,12 +94,80 @@ class SplitConfig(Options):
             raise InvalidDataset(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+"""What names of image files end in, where nothing else says what is an image."""
+
+
+class UnlabelledConfig(Options):
+    """Images without labels: those of the user's folders, or Scenes where there are none."""
+
+    folders: tuple[Path, ...] = ()
+    num_scenes: int = Field(0, ge=0)
+    size: int = Field(64, ge=32, description="Image side of Scenes, pixels.")
+    seed: int = 0
+
+    @property
+    def root(self) -> Path:
+        """The folder that all folders are in, which file names are relative to."""
+        return Path(os.path.commonpath(map(os.path.abspath, self.folders)))
+
+    def file_names(self) -> list[str]:
+        """Names of the image files in the folders and in theirs; hidden ones are none.
+
+        Raises:
+            InvalidDataset: a folder does not exist, or has no image file.
+        """
+        names, root = set[str](), self.root
+        for folder in self.folders:
+            if not folder.is_dir():
+                raise InvalidDataset(
+                    f"{folder} does not exist or is no folder: correct ingest.unlabelled"
+                )
+            found = {os.path.relpath(path, root) for path in _image_files(folder)}
+            if not found:
+                raise InvalidDataset(
+                    f"{folder} has no image file ({', '.join(sorted(IMAGE_SUFFIXES))}): correct "
+                    "ingest.unlabelled"
+                )
+            names |= found
+        return sorted(names)
+
+    def foreign(self, digests: DigestMemory) -> dict[str, str]:
+        """Digest of the user's images.
+
+        Raises:
+            InvalidDataset: as `file_names`.
+        """
+        if not self.folders:
+            return {}
+        from data.ingest.source import images_digest  # noqa: PLC0415  # loads what Scenes need not
+
+        return {"folders": images_digest(self.root, self.file_names(), digests)}
+
+    def note_places(self, artifact: Path) -> None:
+        """Note where the user's images lie."""
+        if self.folders:
+            note_places(artifact, {"unlabelled": self.root})
+
+
+def _image_files(folder: Path) -> Iterator[Path]:
+    for path in folder.rglob("*"):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in IMAGE_SUFFIXES and not hidden and not path.is_dir():
+            yield path
+
+
 class ScenesConfig(Options):
     """The embedded data set."""
 
     num_train: int = Field(3500, ge=1)
     num_val: int = Field(500, ge=1)
     num_spare: Annotated[int, AddedLater] = Field(0, ge=0, description="See ingest.spare.")
+    num_unlabelled: Annotated[int, AddedLater] = Field(
+        0, ge=0, description="See ingest.unlabelled."
+    )
     size: int = Field(64, ge=32, description="Image side, pixels.")
     seed: int = 0
 
@@ -110,6 +180,11 @@ class IngestConfig(Options):
     spare: Annotated[SplitConfig | None, AddedLater] = Field(
         None,
         description="More labelled images, which only the ruler and the arm more-real of `retrain` use.",
+    )
+    unlabelled: Annotated[tuple[Path, ...], AddedLater] = Field(
+        (),
+        description="Folders of images without labels, which only the arm self-training uses: all in "
+        "them, and in the folders in them. Images of ingest.val have no place there.",
     )
     scenes: ScenesConfig = ScenesConfig()
     policy: Literal["report", "strict"] = Field(
@@ -140,6 +215,18 @@ class IngestConfig(Options):
             )
         spare: dict[Split, SplitConfig] = {"spare": self.spare} if self.spare else {}
         return {"train": self.train, "val": self.val, **spare}
+
+    @property
+    def unlabelled_images(self) -> UnlabelledConfig | None:
+        """The images without labels, which are a data set of their own; None where there are none."""
+        if self.unlabelled:
+            return UnlabelledConfig(folders=self.unlabelled)
+        if self.splits or not self.scenes.num_unlabelled:
+            return None
+        scenes = self.scenes
+        return UnlabelledConfig(
+            num_scenes=scenes.num_unlabelled, size=scenes.size, seed=scenes.seed
+        )
 
     def foreign(self, digests: DigestMemory) -> dict[str, str]:
         """Digests of the user's splits."""

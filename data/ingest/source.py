@@ -58,6 +58,11 @@ def source_digest(
     return combined_digest(lines)
 
 
+def images_digest(folder: Path, names: Iterable[str], digests: DigestMemory) -> str:
+    """Digest of image files' names in their folder and of their content."""
+    return combined_digest(_contents(folder, names, digests))
+
+
 def category_names(files: Iterable[Path], digests: DigestMemory) -> set[str]:
     """Names of all categories of COCO files.
 

@@ -26,6 +26,8 @@ from data.vocabulary.masks import encode_mask
 _SUPERSAMPLING = 3
 _MIN_VISIBLE_PIXELS = 16
 _PLACEMENT_ATTEMPTS = 40
+_UNLABELLED = 3
+"""Number of the split; train, val and spare are 0 to 2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,16 +353,41 @@ def write_scenes(
     counts = {"train": num_train, "val": num_val, **({"spare": num_spare} if num_spare else {})}
     done = 0
     for split, (name, count) in enumerate(counts.items()):
-        folder = root / name
-        folder.mkdir(exist_ok=True)
         records = []
-        with ProcessPoolExecutor(num_workers) as pool:
-            write = partial(_write_scene, folder, seed, split, size)
-            for record in pool.map(write, range(count), chunksize=32):
-                records.append(record)
-                done += 1
-                on_progress(done, sum(counts.values()), "images")
+        for record in _write_images(root / name, count, split, size, seed, num_workers):
+            records.append(record)
+            done += 1
+            on_progress(done, sum(counts.values()), "images")
         _write_annotations(root / "annotations", name, records)
+
+
+def write_unlabelled_scenes(
+    folder: Path,
+    count: int,
+    *,
+    size: int = 64,
+    seed: int = 0,
+    num_workers: int = 1,
+    on_progress: Progress = silent,
+) -> None:
+    """Write images alone, of a split that `write_scenes` has not.
+
+    Args:
+        size: image side in pixels.
+        on_progress: told of the images.
+    """
+    written = _write_images(folder, count, _UNLABELLED, size, seed, num_workers)
+    for done, _ in enumerate(written, start=1):
+        on_progress(done, count, "images")
+
+
+def _write_images(
+    folder: Path, count: int, split: int, size: int, seed: int, num_workers: int
+) -> Iterator[dict[str, Any]]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(num_workers) as pool:
+        write = partial(_write_scene, folder, seed, split, size)
+        yield from pool.map(write, range(count), chunksize=32)
 
 
 def _write_annotations(folder: Path, split: str, records: list[dict[str, Any]]) -> None:

@@ -60,6 +60,19 @@ def _problem(file: BinaryIO, width: int, height: int) -> str | None:
     return None
 
 
+def shown_size(path: Path) -> tuple[int, int] | None:
+    """Width and height of an image file as it is shown; None where it cannot be read."""
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                return _shown_size(image)
+    except Exception:  # noqa: BLE001  # decoders raise anything over a broken header
+        return None
+
+
 def _shown_size(image: Image.Image) -> tuple[int, int]:
     """Width and height after the rotation that EXIF asks for."""
     if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):

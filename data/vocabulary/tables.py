@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from data.errors import ArtifactMissing
 
-Split = Literal["train", "val", "spare"]
+Split = Literal["train", "val", "spare", "unlabelled"]
 
 
 def _field(
@@ -27,7 +27,7 @@ def _field(
 
 IMAGES = pa.schema(
     [
-        _field("split", pa.string(), "train, val or spare"),
+        _field("split", pa.string(), "train, val, spare or unlabelled"),
         _field("image_id", pa.int64(), "COCO image id, unique within its split"),
         _field("file_name", pa.string(), "path relative to the split's image folder"),
         _field("width", pa.int32(), "as the image is shown", unit="pixels"),
@@ -36,7 +36,7 @@ IMAGES = pa.schema(
 )
 OBJECTS = pa.schema(
     [
-        _field("split", pa.string(), "train, val or spare"),
+        _field("split", pa.string(), "train, val, spare or unlabelled"),
         _field("object_id", pa.int64(), "COCO annotation id, unique within its split and kind"),
         _field("image_id", pa.int64(), "COCO image id"),
         _field("category_id", pa.int64(), "COCO category id"),
@@ -69,7 +69,7 @@ REFUSED = pa.schema(
 )
 DETECTIONS = pa.schema(
     [
-        _field("split", pa.string(), "train, val or spare"),
+        _field("split", pa.string(), "train, val, spare or unlabelled"),
         _field("image_id", pa.int64(), "COCO image id"),
         _field("category_id", pa.int64(), "predicted COCO category id; -1: not of the data set"),
         _field("score", pa.float32(), "confidence in [0, 1]"),
@@ -82,7 +82,7 @@ DETECTIONS = pa.schema(
 )
 ATTRIBUTES = pa.schema(
     [
-        _field("split", pa.string(), "train, val or spare"),
+        _field("split", pa.string(), "train, val, spare or unlabelled"),
         _field("object_id", pa.int64(), "COCO annotation id, unique within its split and kind"),
         _field("image_id", pa.int64(), "COCO image id"),
         _field("category_id", pa.int64(), "COCO category id"),
@@ -145,10 +145,13 @@ class Dataset:
 
     Attributes:
         folder: holds `images.parquet`, `objects.parquet`, `categories.parquet`, `refused.parquet`,
-            `instances_{split}.json`, the accepted things as COCO files, and for Scenes `scenes/`.
+            `instances_{split}.json`, the accepted things as COCO files, and for Scenes `scenes/`. That of
+            unlabelled images, which `ingest-unlabelled` wrote, has neither objects nor categories.
+        images_of: artifact whose images these are, where it is another one, as for pseudo-labels.
     """
 
     folder: Path
+    images_of: Path | None = None
 
     @cached_property
     def images(self) -> pa.Table:
@@ -183,10 +186,11 @@ class Dataset:
         Raises:
             ArtifactMissing: it is not known on this machine.
         """
-        inside = self.folder / split_folder(split)
+        source = self.images_of or self.folder
+        inside = source / split_folder(split)
         if inside.is_dir():
             return inside
-        places = _places_file(self.folder)
+        places = _places_file(source)
         try:
             return Path(json.loads(places.read_text())[split])
         except (OSError, ValueError, KeyError) as error:

@@ -180,9 +180,10 @@ class DetectorTraining(DetectorConfig):
         description="Real images, in multiples of the training images: below 1 some of those, above 1 "
         "spare ones with them.",
     )
-    images: Literal["real", "real+synthetic", "synthetic", "real+spare"] = Field(
+    images: Literal["real", "real+synthetic", "synthetic", "real+spare", "real+pseudo"] = Field(
         "real",
-        description="Which of the real and the set's; or as many spare real ones as the set has images.",
+        description="Which of the real and the set's; or as many spare real ones as the set has images; "
+        "or the pseudo-labelled ones too.",
     )
     budget: Budget = Field(
         "iterations",

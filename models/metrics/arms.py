@@ -38,6 +38,7 @@ class ArmResult:
         seed: of the training.
         num_real: real training images.
         num_synthetic: synthetic ones.
+        num_pseudo_labelled: real ones with a detector's labels.
         iterations: optimiser steps.
         passes: how often it saw each of its images.
         augmentation: what else it saw of them, as its options name it.
@@ -49,6 +50,7 @@ class ArmResult:
     seed: int
     num_real: int
     num_synthetic: int
+    num_pseudo_labelled: int
     iterations: int
     passes: float
     augmentation: str
@@ -186,10 +188,10 @@ def arm_worth(results: Sequence[ArmResult], arm: str) -> Worth | None:
         None where the ruler has less than two sizes, or a seed is missing somewhere.
     """
     found = by_seed(results, arm)
-    like = {(r.num_synthetic, r.augmentation, r.iterations) for r in results if r.arm == REAL}
+    like = {_apart_from_size(item) for item in results if item.arm == REAL}
     ruler: dict[int, dict[int, float]] = {}
     for item in results:
-        if (item.num_synthetic, item.augmentation, item.iterations) in like:
+        if _apart_from_size(item) in like:
             ruler.setdefault(item.num_real, {})[item.seed] = item.map
     seeds = sorted(found)
     complete = all(scores.keys() >= found.keys() for scores in ruler.values())
@@ -202,3 +204,8 @@ def arm_worth(results: Sequence[ArmResult], arm: str) -> Worth | None:
         example.num_real,
         example.num_synthetic,
     )
+
+
+def _apart_from_size(item: ArmResult) -> tuple[int, int, str, int]:
+    """What detectors on real images alone have in common."""
+    return item.num_synthetic, item.num_pseudo_labelled, item.augmentation, item.iterations

@@ -114,12 +114,14 @@ def _result(
 ) -> ArmResult:
     images = trained.summary["images"]
     num_real = sum(count for what, count in images.items() if what.endswith("real"))
+    num_pseudo_labelled = images.get("pseudo-labelled", 0)
     return ArmResult(
         detector=detector,
         arm=arm,
         seed=seed,
         num_real=num_real,
-        num_synthetic=sum(images.values()) - num_real,
+        num_synthetic=sum(images.values()) - num_real - num_pseudo_labelled,
+        num_pseudo_labelled=num_pseudo_labelled,
         iterations=trained.summary["iterations"],
         passes=trained.summary["passes"],
         augmentation=trained.options["augmentation"],
@@ -164,6 +166,7 @@ def _arm_row(
         "seeds": len(own),
         "real images": example.num_real,
         "synthetic images": example.num_synthetic,
+        "pseudo-labelled images": example.num_pseudo_labelled,
         "iterations": example.iterations,
         "passes": example.passes,
         "map_low": interval.low,
@@ -195,7 +198,7 @@ def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
     gain = row["gain"] if row["gain"] is not None else math.nan
     interval = Interval(row["map"], row["map_low"], row["map_high"])
     shown = {name: row[name] for name in ("detector", "arm", "seeds", "real images", "synthetic images",
-                                          "iterations", "passes")}  # fmt: skip
+                                          "pseudo-labelled images", "iterations", "passes")}  # fmt: skip
     return {
         **shown,
         "mAP": format_interval(interval),

@@ -1,4 +1,4 @@
-"""Kind `train-detector`: a detector on real images, or some of them, and on a synthetic set."""
+"""Kind `train-detector`: a detector on real images, or some of them, and on synthetic or pseudo-labelled."""
 
 from dataclasses import dataclass
 
@@ -89,6 +89,10 @@ def _parts(context: Context, dataset: Dataset) -> list[_Part]:
         policy = context.manifest("synthetic").options["policy"]
         folder = CocoFolder(synthetic.instances, synthetic.image_folder)
         parts.append(_Part(f"synthetic ({policy})", folder, synthetic.provenance.num_rows))
+    if options.images == "real+pseudo":
+        pseudo = Dataset(context.inputs["pseudo-labels"], images_of=context.inputs["unlabelled"])
+        folder = CocoFolder(pseudo.instances_file("unlabelled"), pseudo.image_folder("unlabelled"))
+        parts.append(_Part("pseudo-labelled", folder, pseudo.images.num_rows))
     return parts
 
 

@@ -92,6 +92,7 @@ def arm_table(arms: Rows, detectors: Rows) -> Table:
             "seeds": row["seeds"],
             "real images": row["real images"],
             "synthetic images": row["synthetic images"],
+            "pseudo-labelled images": row["pseudo-labelled images"],
             "iterations": row["iterations"],
             "passes": row["passes"],
             "worth in real images": _worth(row),

@@ -113,6 +113,48 @@ def test_every_arm_is_trained_alike_on_what_its_name_says():
     assert "found/main/real x 0.5/0" in compared.inputs
 
 
+SELF_TRAINING = {"retrain": {"arms": ["real", "self-training"]}}
+UNLABELLED = {"ingest": {"scenes": {"num_unlabelled": 30}}}
+
+
+def test_self_training_is_on_what_the_attribute_detector_is_sure_of():
+    threshold = {"pseudo_labels": {"score_threshold": 0.6}}
+    graph = graph_of(merge(merge(SELF_TRAINING, UNLABELLED), threshold))
+    trained = graph.find("retrain self-training seed 0")
+    real = graph.find("retrain real seed 0").options.keyed()
+    changed = {k: v for k, v in trained.options.keyed().items() if v != real[k]}
+    assert changed == {"images": "real+pseudo"}
+    labels, images = (trained.inputs[name] for name in ("pseudo-labels", "unlabelled"))
+    assert labels.options.score_threshold == 0.6
+    assert labels.inputs["unlabelled"] is images
+    assert images.options.num_scenes == 30
+    found = labels.inputs["detections"]
+    assert found.inputs == {"ingest": images, "detector": graph.find("train detector")}
+    assert (found.options.split, found.options.score_threshold) == ("unlabelled", 0.05)
+    assert graph.find("compare").options.contrasts == (("self-training", "real"),)
+    folds = {"extract_attributes": {"scoring": {"num_folds": 3}}}
+    graph = graph_of(merge(merge(SELF_TRAINING, UNLABELLED), folds))
+    assert graph.find("detect unlabelled").inputs["detector"] is graph.find("train detector")
+
+
+def test_images_without_labels_leave_all_that_does_not_use_them(tmp_path):
+    arm = merge(SELF_TRAINING, UNLABELLED)
+    assert graph_of(UNLABELLED).find("compare").identity == graph_of().find("compare").identity
+    assert new_steps(graph_of({"retrain": {"arms": ["real"]}}), graph_of(arm)) == {
+        "ingest unlabelled", "detect unlabelled", "pseudo-label", "retrain self-training seed 0",
+        "validate self-training seed 0", "compare", "report",
+    }  # fmt: skip
+    Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
+    folder = merge(SELF_TRAINING, {"ingest": {"unlabelled": [str(tmp_path)]}})
+    before, after = graph_of(folder), graph_of(arm)
+    assert before.find("ingest").identity == after.find("ingest").identity
+    Image.new("RGB", (8, 7)).save(tmp_path / "b.png")
+    assert new_steps(before, graph_of(folder)) == {
+        "ingest unlabelled", "detect unlabelled", "pseudo-label", "retrain self-training seed 0",
+        "validate self-training seed 0", "compare", "report",
+    }  # fmt: skip
+
+
 def test_every_detector_is_compared_and_every_scorer_judges(results):
     second = {
         "num_epochs": 0,
@@ -293,6 +335,20 @@ def test_a_data_set_is_the_same_whatever_the_preset_says_of_scenes(tmp_path):
         ),
         ({"train_generator": {"optimizer": "adamw-8bit"}}, InvalidConfig, "pip install bitsandbytes"),
         ({"ingest": {"train": {"instances": "no.json", "images": "."}}}, InvalidDataset, "ingest.val"),
+        (SELF_TRAINING, InvalidConfig, "needs images without labels: .* ingest.unlabelled"),
+        (
+            merge(SELF_TRAINING, {"ingest": {"unlabelled": ["nowhere"]}}),
+            InvalidDataset, "nowhere does not exist .* ingest.unlabelled",
+        ),
+        (
+            merge(merge(SELF_TRAINING, UNLABELLED), {"extract_attributes": {"scoring": {"results": {
+                "train": "no.json", "val": "no.json"}}}}),
+            InvalidConfig, "the arm self-training needs a detector",
+        ),
+        (
+            merge(merge(SELF_TRAINING, UNLABELLED), {"pseudo_labels": {"score_threshold": 0.01}}),
+            InvalidConfig, "0.01 is below extract_attributes.scoring.score_threshold 0.05",
+        ),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_refused_before_anything_runs(overrides, error, message):

@@ -269,3 +269,18 @@ def test_detections_of_another_framework_are_a_table_like_ours(context, tmp_path
     assert table["score"].to_pylist() == pytest.approx([0.8, 0.9, 0.8])
     assert table["detector"][0].as_py().startswith("results/results.json@")
     assert "map" in summary["metrics"]
+
+
+def test_images_without_labels_are_scored_like_others(context, trained, tmp_path):
+    from data.ingest.options import UnlabelledConfig
+    from data.ingest.unlabelled import ingest_unlabelled
+
+    images = tmp_path / "unlabelled"
+    images.mkdir()
+    ingest_unlabelled(UnlabelledConfig(num_scenes=3), images)
+    options = DetectionOptions(split="unlabelled", score_threshold=0.0)
+    given = context("unlabelled detections", options, {"ingest": images, "detector": trained})
+    found, summary = detections(given)
+    assert summary == {}
+    assert set(found["split"].to_pylist()) == {"unlabelled"}
+    assert set(found["image_id"].to_pylist()) == {1, 2, 3}

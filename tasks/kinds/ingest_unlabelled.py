@@ -1,0 +1,19 @@
+"""Kind `ingest-unlabelled`: images without labels, looked at and listed."""
+
+from data.ingest.options import UnlabelledConfig
+from data.ingest.unlabelled import ingest_unlabelled
+from tasks.execution.context import StepContext, Summary
+from tasks.pages.cards import markdown_table, write_card
+
+
+def run(context: StepContext[UnlabelledConfig]) -> Summary:
+    """Write the table of images and a card with their number and what was refused."""
+    summary = ingest_unlabelled(context.options, context.out, context.num_workers, context.progress)
+    write_card(
+        context.out,
+        "Images without labels",
+        f"{summary['images']} images",
+        "## Left out",
+        markdown_table(summary["refused"]),
+    )
+    return summary

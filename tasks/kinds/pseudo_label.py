@@ -1,0 +1,78 @@
+"""Kind `pseudo-label`: detections that a detector is sure of, as labels of images that have none."""
+
+import logging
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.attributes.options import PseudoLabelConfig
+from data.attributes.pseudo_labels import pseudo_objects, sure_detections
+from data.coco.export import export_boxes
+from data.layouts.gallery import layout_sheet
+from data.layouts.layout import evenly_spaced, read_layouts
+from data.vocabulary.tables import Dataset, write_table
+from tasks.execution.context import StepContext, Summary
+from tasks.pages.cards import markdown_picture, markdown_table, write_card
+from tasks.pages.detections import DETECTIONS_NAME
+
+logger = logging.getLogger(__name__)
+
+_SCORES = (0.3, 0.5, 0.7, 0.9)
+
+
+def run(context: StepContext[PseudoLabelConfig]) -> Summary:
+    """Write the tables of a data set whose images stay where they are, and its COCO file."""
+    labelled, unlabelled, out = context.inputs["ingest"], context.inputs["unlabelled"], context.out
+    threshold = context.options.score_threshold
+    things, images = Dataset(labelled).things, Dataset(unlabelled).images
+    found = pq.read_table(context.inputs["detections"] / DETECTIONS_NAME)
+    kept, dropped = sure_detections(found, images, things, threshold)
+    if not kept.num_rows:
+        logger.warning(
+            "no detection in unlabelled images is kept: lower pseudo_labels.score_threshold, %g",
+            threshold,
+        )
+    shutil.copyfile(labelled / "categories.parquet", out / "categories.parquet")
+    shutil.copyfile(unlabelled / "images.parquet", out / "images.parquet")
+    write_table(pseudo_objects(kept), out / "objects.parquet")
+    dataset = Dataset(out, images_of=unlabelled)
+    export_boxes(out, "unlabelled", dataset.instances_file("unlabelled"), context.num_workers)
+    without = 1 - len(np.unique(kept["image_id"])) / images.num_rows
+    write_card(
+        out,
+        "Pseudo-labels",
+        f"{kept.num_rows} boxes in {images.num_rows} images; {without:.1%} of the images have none.",
+        markdown_table(_counts(kept, things)),
+        "## Detections left out",
+        markdown_table([{"reason": reason, "count": count} for reason, count in dropped.items()]),
+        "## Images with their boxes",
+        markdown_picture(_sheet(dataset), "unlabelled images with their pseudo-labels"),
+    )
+    return {
+        "images": images.num_rows,
+        "boxes": kept.num_rows,
+        "share_without_box": without,
+        "left_out": dropped,
+    }
+
+
+def _counts(kept: pa.Table, things: dict[int, str]) -> list[dict[str, str | int]]:
+    """Boxes by class, and how many of them score above some limits."""
+    ids, scores = kept["category_id"].to_numpy(), kept["score"].to_numpy()
+    rows = {name: scores[ids == key] for key, name in things.items()} | {"all": scores}
+    return [
+        {
+            "class": name,
+            "boxes": len(own),
+            **{f"score above {limit:g}": int((own > limit).sum()) for limit in _SCORES},
+        }
+        for name, own in rows.items()
+    ]
+
+
+def _sheet(dataset: Dataset) -> np.ndarray:
+    paths = dict(dataset.image_paths("unlabelled"))
+    layouts = evenly_spaced(read_layouts(dataset, None, "unlabelled"), 24)
+    return layout_sheet((paths[item.image_id], item) for item in layouts)
