@@ -33,6 +33,7 @@ from models.generator.options import (
     RECIPES,
     GeneratorConfig,
     ImageSize,
+    PretrainingConfig,
     SamplingConfig,
 )
 from models.metrics.options import DETECTOR, SCORER
@@ -153,6 +154,7 @@ class RunConfig(BaseModel):
     train_scorer: DetectorConfig
     extract_attributes: AttributeStageConfig
     pseudo_labels: PseudoLabelConfig = PseudoLabelConfig()
+    pretrain_generator: PretrainingConfig = PretrainingConfig()
     train_generator: GeneratorConfig
     synthesize: SynthesisConfig
     retrain: RetrainConfig

@@ -27,7 +27,7 @@ from models.detector.options import (
     Fold,
     ScoringConfig,
 )
-from models.generator.options import SyntheticSetOptions, check_classes
+from models.generator.options import SyntheticSetOptions, check_classes, pretraining_options
 from models.metrics.options import (
     DETECTOR,
     SCORER,
@@ -57,6 +57,7 @@ _INGEST = "ingest"
 _UNLABELLED = "ingest unlabelled"
 _PSEUDO_LABELS = "pseudo-label"
 _ATTRIBUTES = "label attributes"
+_PRETRAINING = "pre-train generator"
 _GENERATOR = "train generator"
 _SCORER = "train scorer"
 
@@ -133,19 +134,11 @@ def _nodes(config: RunConfig, missing: Collection[str]) -> Iterator[Node]:
     yield from nodes
     if config.evaluate.scorer is None:
         yield _training(_SCORER, "train-scorer", config.train_scorer)
-    yield Node(
-        _GENERATOR,
-        "train-generator",
-        "train-generator",
-        config.train_generator.model_copy(update={"layouts": config.protocol("generator")}),
-        {"ingest": _INGEST, "attributes": _ATTRIBUTES}
-        | ({"detector": detector} if detector else {}),
-    )
+    arms = [arm for arm in arms_of(config.retrain) if arm.place not in missing]
+    yield from _unlabelled_nodes(config, detector, {arm.name for arm in arms})
+    yield from _generator_nodes(config, detector)
     for policy in training_policies(config.retrain):
         yield _set(config, "train", policy)
-    arms = [arm for arm in arms_of(config.retrain) if arm.place not in missing]
-    if any(arm.name == "self-training" for arm in arms):
-        yield from _pseudo_label_nodes(config, detector)
     for arm in arms:  # the longest way to the end goes first
         yield from _arm_nodes(config, arm)
     for policy in POLICIES:
@@ -242,23 +235,37 @@ def _training_image_nodes(config: RunConfig, detector: str) -> Iterator[Node]:
         yield _detection(config, f"detect train {what}", stage, trained, split="train", fold=fold)
 
 
-def _pseudo_label_nodes(config: RunConfig, detector: str | None) -> Iterator[Node]:
-    """The images without labels, what the attribute detector finds in them, and what is kept of it.
+def _unlabelled_nodes(
+    config: RunConfig, detector: str | None, arms: Collection[str]
+) -> Iterator[Node]:
+    """The images without labels where something needs them, and their labels by the attribute detector.
 
     Raises:
         InvalidConfig: there are no such images, no detector, or it keeps less than the labels need.
     """
+    pretraining = config.pretrain_generator
+    labelled = {"the arm self-training": "self-training" in arms}
+    labelled["pretrain_generator.boxes=pseudo"] = (
+        pretraining.num_steps > 0 and pretraining.boxes == "pseudo"
+    )
+    needing = [what for what, needs in labelled.items() if needs]
+    if not (needing or pretraining.num_steps):
+        return
     images, scoring = config.ingest.unlabelled_images, config.extract_attributes.scoring
     if images is None:
         raise InvalidConfig(
-            "the arm self-training needs images without labels: give folders of them as "
-            "ingest.unlabelled (of Scenes their number, ingest.scenes.num_unlabelled), or leave the arm out"
+            f"{needing[0] if needing else 'pretrain_generator.num_steps'} needs images without labels: give "
+            "folders of them as ingest.unlabelled (of Scenes their number, ingest.scenes.num_unlabelled), or "
+            "leave it out"
         )
+    yield Node(_UNLABELLED, "ingest", "ingest-unlabelled", images)
+    if not needing:
+        return
     if detector is None:
         raise InvalidConfig(
-            "the arm self-training needs a detector that looks at ingest.unlabelled, and "
+            f"{needing[0]} needs a detector that looks at ingest.unlabelled, and "
             "extract_attributes.scoring.results gives detections alone: give scoring.detector in its place, "
-            "or leave the arm out"
+            "or leave it out"
         )
     if config.pseudo_labels.score_threshold < scoring.score_threshold:
         raise InvalidConfig(
@@ -266,10 +273,25 @@ def _pseudo_label_nodes(config: RunConfig, detector: str | None) -> Iterator[Nod
             f"extract_attributes.scoring.score_threshold {scoring.score_threshold}: lower the latter too"
         )
     stage, found = "extract-attributes", "detect unlabelled"
-    yield Node(_UNLABELLED, "ingest", "ingest-unlabelled", images)
     yield _detection(config, found, stage, detector, split="unlabelled")
     inputs = {"ingest": _INGEST, "unlabelled": _UNLABELLED, "detections": found}
     yield Node(_PSEUDO_LABELS, stage, "pseudo-label", config.pseudo_labels, inputs)
+
+
+def _generator_nodes(config: RunConfig, detector: str | None) -> Iterator[Node]:
+    """The generator, and before it where there is one its pre-training."""
+    stage, protocol = "train-generator", config.protocol("generator")
+    options = config.train_generator.model_copy(update={"layouts": protocol})
+    inputs = {"ingest": _INGEST, "attributes": _ATTRIBUTES}
+    inputs |= {"detector": detector} if detector else {}
+    if config.pretrain_generator.num_steps:
+        images = {"unlabelled": _UNLABELLED}
+        if config.pretrain_generator.boxes == "pseudo":
+            images["pseudo-labels"] = _PSEUDO_LABELS
+        changed = pretraining_options(options, config.pretrain_generator)
+        yield Node(_PRETRAINING, stage, "train-generator", changed, {"ingest": _INGEST, **images})
+        inputs["pretrained"] = _PRETRAINING
+    yield Node(_GENERATOR, stage, "train-generator", options, inputs)
 
 
 def _set_name(split: Split, policy: str) -> str:

@@ -149,6 +149,23 @@ def read_layouts(
     return layouts
 
 
+def blank_layouts(dataset: Dataset, split: Split) -> list[Layout]:
+    """Layouts of images of which nothing is known, by image id: without boxes."""
+    return [
+        Layout(
+            image_id=image["image_id"],
+            width=image["width"],
+            height=image["height"],
+            boxes=np.zeros((0, 4)),
+            category_ids=np.zeros(0, dtype=np.int64),
+            is_thing=np.zeros(0, dtype=bool),
+            attributes=(),
+            masks=(),
+        )
+        for image in dataset.split_images(split)
+    ]
+
+
 def dataset_selection(dataset: Dataset, split: Split, protocol: Protocol) -> Selection:
     """The images and objects of a split that a protocol uses, and what it leaves out."""
     of_split = pc.field("split") == split

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from data.errors import InvalidDataset, LayoutOverflow
+from data.errors import LayoutOverflow
 from data.layouts.layout import Layout, PerceptionAttribute
 
 PREFIX = "An image with"
@@ -97,6 +97,8 @@ def build_prompt(
 ) -> Prompt:
     """Write a layout as a prompt of at most `max_length` tokens, start and end included.
 
+    That of a layout without boxes is empty, as in training where a prompt is dropped: nothing is known.
+
     Args:
         class_names: category id to name.
         grid: location tokens; None leaves places out.
@@ -105,11 +107,10 @@ def build_prompt(
             boxes and name the others in `Prompt.omitted`.
 
     Raises:
-        InvalidDataset: the layout has no boxes.
         LayoutOverflow: the layout does not fit and the policy is `error`, or no box fits.
     """
     if len(layout.boxes) == 0:
-        raise InvalidDataset(f"the layout of image {layout.image_id} has no boxes: leave it out")
+        return Prompt("", (), (), ())
     phrases = [phrase(layout, index, class_names, grid) for index in range(len(layout.boxes))]
     lengths = [len(tokenize(words)) + len(tokens) for words, tokens in phrases]
     start = 1 + len(tokenize(PREFIX))

@@ -259,9 +259,9 @@ class LayoutEncoder:
             return self.tokenizer(list(texts), padding=padding, return_tensors="pt").input_ids
 
     def batch(self, layouts: Sequence[Layout]) -> LayoutBatch:
-        """Pad layouts to a common number of objects."""
+        """Pad layouts to a common number of objects, at least one."""
         index = {item.category_id: i for i, item in enumerate(self.categories)}
-        size = (len(layouts), max((len(layout.boxes) for layout in layouts), default=0))
+        size = (len(layouts), max(1, *(len(layout.boxes) for layout in layouts)))
         boxes = np.zeros((*size, 4), dtype=np.float32)
         labels = np.full(size, -1)
         attributes, is_thing = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=bool)

@@ -11,23 +11,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
 from data import errors
 from data.attributes.options import ATTRIBUTES_NAME
 from data.errors import PipelineError, StepFailed
-from data.layouts.layout import Layout, dataset_selection, evenly_spaced, read_layouts
+from data.layouts.layout import (
+    Layout,
+    blank_layouts,
+    dataset_selection,
+    evenly_spaced,
+    read_layouts,
+)
 from data.layouts.prompts import LocationGrid
+from data.layouts.protocols import Protocol
 from data.progress import silent
 from data.vocabulary.images import read_square
-from data.vocabulary.tables import Dataset
+from data.vocabulary.tables import Dataset, Split
 from models.devices import release_memory, settled_precision
 from models.generator.modules import (
     Generator,
     StableDiffusion,
     create_base_model,
     load_base_model,
+    load_generator,
     prepare_generator,
     save_base_model,
     save_generator,
@@ -59,11 +68,31 @@ Context = StepContext[GeneratorConfig]
 
 
 @dataclass(frozen=True, slots=True)
+class _Images:
+    """What is trained on: labelled images, or in a pre-training unlabelled ones.
+
+    Attributes:
+        dataset: with the labels, or with what a detector found.
+        split: of it.
+        layouts: of the images that the protocol chooses; without boxes where nothing is known of them.
+        counts: of what it chooses and leaves out.
+    """
+
+    dataset: Dataset
+    split: Split
+    layouts: list[Layout]
+    counts: dict[str, int]
+
+    @property
+    def paths(self) -> dict[int, Path]:
+        """Image id to file."""
+        return dict(self.dataset.image_paths(self.split))
+
+
+@dataclass(frozen=True, slots=True)
 class _Prepared:
     """What the training starts from; each process makes it for itself, from the same files."""
 
-    dataset: Dataset
-    layouts: list[Layout]
     generator: Generator
     training_set: TrainingSet
 
@@ -73,12 +102,13 @@ def run(context: Context) -> Summary:
     precision = settled_precision(context.work, context.options.mixed_precision)
     options = context.options.model_copy(update={"mixed_precision": precision})
     context = replace(context, options=options)
-    dataset, layouts, generator = _generator(context)
+    images = _images(context)
+    generator = _new_generator(context, images)
     context, worked = _fitted(context, generator)
-    prepared = _prepare(context, dataset, layouts, generator)
-    chosen = dataset_selection(prepared.dataset, "train", options.protocol).counts()
-    omitted = _count_omitted(prepared.generator, prepared.layouts)
-    rectangles = sum(item.masks.count(None) for item in prepared.layouts)
+    prepared = _prepare(context, images, generator)
+    logger.info("%d images are trained on", len(images.layouts))
+    omitted = _count_omitted(generator, images.layouts)
+    rectangles = sum(item.masks.count(None) for item in images.layouts)
     if options.num_processes == 1:
         _train(context, prepared)
     else:
@@ -94,7 +124,7 @@ def run(context: Context) -> Summary:
         "Generator training",
         f"{omitted} objects left out of prompts that were too long; "
         f"{rectangles} objects without mask, whose rectangle stands for it.",
-        f"## Layouts\n\n{markdown_table([chosen])}",
+        f"## Layouts\n\n{markdown_table([images.counts])}",
         f"## Optimiser\n\n{markdown_table([worked])}",
         markdown_table([{name: row[name] for name in _SHOWN if name in row} for row in rows]),
         "## Are things where the layout has them? And where another layout has some?",
@@ -104,7 +134,7 @@ def run(context: Context) -> Summary:
         *_pictures(context.out),
     )
     return {
-        "layouts": chosen,
+        "layouts": images.counts,
         "objects_omitted": omitted,
         "objects_without_mask": rectangles,
         "precision": precision,
@@ -131,32 +161,45 @@ def _fitted(context: Context, generator: Generator) -> tuple[Context, dict[str, 
     return replace(context, options=options), facts
 
 
-def _generator(context: Context) -> tuple[Dataset, list[Layout], Generator]:
-    """What is trained, and the layouts that it is trained on."""
-    dataset = Dataset(context.inputs["ingest"])
-    layouts = _training_layouts(context, dataset)
-    return dataset, layouts, _new_generator(context, dataset, layouts)
+def _images(context: Context) -> _Images:
+    """The images of the pre-training where there are unlabelled ones among the inputs."""
+    inputs, protocol = context.inputs, context.options.protocol
+    if "unlabelled" not in inputs:
+        dataset = Dataset(inputs["ingest"])
+        attributes = pq.read_table(inputs["attributes"] / ATTRIBUTES_NAME)
+        return _chosen(dataset, "train", attributes, protocol)
+    if "pseudo-labels" not in inputs:
+        dataset = Dataset(inputs["unlabelled"])
+        layouts = blank_layouts(dataset, "unlabelled")
+        return _Images(dataset, "unlabelled", layouts, {"images": len(layouts)})
+    dataset = Dataset(inputs["pseudo-labels"], images_of=inputs["unlabelled"])
+    return _chosen(dataset, "unlabelled", None, protocol)
 
 
-def _prepare(
-    context: Context, dataset: Dataset, layouts: list[Layout], generator: Generator
-) -> _Prepared:
+def _chosen(
+    dataset: Dataset, split: Split, attributes: pa.Table | None, protocol: Protocol
+) -> _Images:
+    counts = dataset_selection(dataset, split, protocol).counts()
+    return _Images(dataset, split, read_layouts(dataset, attributes, split, protocol), counts)
+
+
+def _prepare(context: Context, images: _Images, generator: Generator) -> _Prepared:
     training_set = build_training_set(
         generator.model,
-        layouts,
-        dict(dataset.image_paths("train")),
+        images.layouts,
+        images.paths,
         context.work / "training_set",
         context.options.latents,
         context.progress,
         context.options.num_workers,
     )
-    return _Prepared(dataset, layouts, generator, training_set)
+    return _Prepared(generator, training_set)
 
 
 def _train(context: Context, prepared: _Prepared) -> None:
     """Train in this process, alone or as one of several; the first one exports the generator."""
     options = context.options
-    probe = _new_probe(context, prepared.dataset) if is_main_process() else None
+    probe = _new_probe(context) if options.probe.interval and is_main_process() else None
 
     def on_step(metrics: Metrics) -> None:
         context.progress(int(metrics["step"]), options.num_steps, _status(metrics))
@@ -202,7 +245,8 @@ def _train_in_worker(context: Context, failure: Path) -> None:
     if failure.exists():
         raise StepFailed("started again after an error of the user's")
     try:
-        _train(context, _prepare(context, *_generator(context)))
+        images = _images(context)
+        _train(context, _prepare(context, images, _new_generator(context, images)))
     except PipelineError as error:
         failure.write_text(json.dumps([type(error).__name__, str(error)]))
         raise
@@ -232,8 +276,8 @@ def _status(metrics: Metrics) -> str:
     return f"loss {metrics['loss']:.3f}, {metrics['images_per_second']:.0f} images/s"
 
 
-def _new_probe(context: Context, dataset: Dataset) -> GeneratorProbe:
-    options = context.options
+def _new_probe(context: Context) -> GeneratorProbe:
+    options, dataset = context.options, Dataset(context.inputs["ingest"])
     attributes = pq.read_table(context.inputs["attributes"] / ATTRIBUTES_NAME)
     layouts = read_layouts(dataset, attributes, "val", options.protocol)
     detector = context.inputs.get("detector")
@@ -245,19 +289,15 @@ def _new_probe(context: Context, dataset: Dataset) -> GeneratorProbe:
     )
 
 
-def _training_layouts(context: Context, dataset: Dataset) -> list[Layout]:
-    attributes = pq.read_table(context.inputs["attributes"] / ATTRIBUTES_NAME)
-    layouts = read_layouts(dataset, attributes, "train", context.options.protocol)
-    logger.info("%d of the training images have a usable layout", len(layouts))
-    return layouts
-
-
-def _new_generator(context: Context, dataset: Dataset, layouts: list[Layout]) -> Generator:
-    options = context.options
+def _new_generator(context: Context, images: _Images) -> Generator:
+    """The pre-trained one where there is one, else a base model that learns of layouts."""
+    if "pretrained" in context.inputs:
+        return load_generator(context.inputs["pretrained"] / "generator")
+    options, categories = context.options, Dataset(context.inputs["ingest"]).categories
     grid = LocationGrid(options.location_grid, options.location_grid, options.binning)
     return prepare_generator(
-        _base_model(context, dataset, layouts),
-        dataset.categories,
+        _base_model(context, images, [item.name for item in categories]),
+        categories,
         options.layout_conditioning,
         grid,
         options.overflow,
@@ -267,7 +307,7 @@ def _new_generator(context: Context, dataset: Dataset, layouts: list[Layout]) ->
     )
 
 
-def _base_model(context: Context, dataset: Dataset, layouts: list[Layout]) -> StableDiffusion:
+def _base_model(context: Context, images: _Images, names: list[str]) -> StableDiffusion:
     """The base model; a new one is made once, in the work folder."""
     shape, folder = context.options.base_model, context.work / "base_model"
     if not isinstance(shape, NewModelConfig):
@@ -275,13 +315,11 @@ def _base_model(context: Context, dataset: Dataset, layouts: list[Layout]) -> St
             return load_base_model(shape)
         return load_base_model(shape, context.foreign["base_model"].rpartition("@")[2])
     if not folder.exists():
-        paths = dict(dataset.image_paths("train"))
-        chosen = evenly_spaced(layouts, _AUTOENCODER_IMAGES)
-        size = context.options.resolution
-        images = np.stack([read_square(paths[item.image_id], size) for item in chosen])
-        names = [item.name for item in dataset.categories]
+        paths, size = images.paths, context.options.resolution
+        chosen = evenly_spaced(images.layouts, _AUTOENCODER_IMAGES)
+        pixels = np.stack([read_square(paths[item.image_id], size) for item in chosen])
         unfinished = context.work / "base_model.tmp"
-        save_base_model(create_base_model(shape, images, names, context.options.seed), unfinished)
+        save_base_model(create_base_model(shape, pixels, names, context.options.seed), unfinished)
         unfinished.rename(folder)
     return load_base_model(str(folder))
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.errors import InvalidDataset, LayoutOverflow
+from data.errors import LayoutOverflow
 from data.layouts.layout import Layout, PerceptionAttribute
-from data.layouts.prompts import LocationGrid, build_prompt
+from data.layouts.prompts import LocationGrid, Prompt, build_prompt
 
 NAMES = {1: "traffic-light", 2: "cat", 3: "sky"}
 
@@ -61,10 +61,9 @@ def test_without_a_grid_places_stay_out():
     assert "<l" not in build_prompt(layout(), NAMES, None, words, 77).text
 
 
-def test_a_layout_without_boxes_is_refused():
+def test_the_prompt_of_a_layout_without_boxes_is_empty():
     empty = replace(layout(), boxes=np.zeros((0, 4)), category_ids=np.zeros(0), attributes=())
-    with pytest.raises(InvalidDataset, match="image 7 has no boxes"):
-        build_prompt(empty, NAMES, LocationGrid(4, 4), words, 77)
+    assert build_prompt(empty, NAMES, LocationGrid(4, 4), words, 77) == Prompt("", (), ())
 
 
 def test_a_prompt_with_room_for_no_box_is_refused():
