@@ -69,7 +69,7 @@ def image_rows(context: ImageContext, records: list[CocoImage]) -> ImageRows:
 
 def unlabelled_rows(context: ImageContext, files: list[tuple[int, str]]) -> ImageRows:
     """Check image files of which nothing is stated, by id and name; their size is their own."""
-    sizes = [shown_size(context.root / name) or (1, 1) for _, name in files]  # found out anyway
+    sizes = [shown_size(context.root / name) or (1, 1) for _, name in files]  # refused by reason
     records = [CocoImage(*file, *size) for file, size in zip(files, sizes, strict=True)]
     return image_rows(context, records)
 

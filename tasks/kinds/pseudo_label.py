@@ -44,7 +44,7 @@ def run(context: StepContext[PseudoLabelConfig]) -> Summary:
         out,
         "Pseudo-labels",
         f"{kept.num_rows} boxes in {images.num_rows} images; {without:.1%} of the images have none.",
-        markdown_table(_counts(kept, things)),
+        markdown_table(_counts(kept, things, threshold)),
         "## Detections left out",
         markdown_table([{"reason": reason, "count": count} for reason, count in dropped.items()]),
         "## Images with their boxes",
@@ -58,15 +58,19 @@ def run(context: StepContext[PseudoLabelConfig]) -> Summary:
     }
 
 
-def _counts(kept: pa.Table, things: dict[int, str]) -> list[dict[str, str | int]]:
-    """Boxes by class, and how many of them score above some limits."""
+def _counts(kept: pa.Table, things: dict[int, str], threshold: float) -> list[dict[str, str | int]]:
+    """Boxes by class, and how many of them score above some limits beyond the threshold."""
     ids, scores = kept["category_id"].to_numpy(), kept["score"].to_numpy()
     rows = {name: scores[ids == key] for key, name in things.items()} | {"all": scores}
     return [
         {
             "class": name,
             "boxes": len(own),
-            **{f"score above {limit:g}": int((own > limit).sum()) for limit in _SCORES},
+            **{
+                f"score above {limit:g}": int((own > limit).sum())
+                for limit in _SCORES
+                if limit > threshold
+            },
         }
         for name, own in rows.items()
     ]

@@ -83,7 +83,8 @@ def test_pseudo_labels_are_a_data_set(made, dataset, tmp_path):
     )
     card = (given.out / "card.md").read_text()
     assert "3 boxes in 4 images; 50.0% of the images have none." in card
-    assert "| all | 3 | 3 | 3 | 2 | 0 |" in card
+    assert "| class | boxes | score above 0.7 | score above 0.9 |" in card
+    assert "| all | 3 | 2 | 0 |" in card
     assert "data:image/png" in card
 
 
