@@ -389,6 +389,11 @@ class SyntheticSetOptions(Options):
     drawn_by: Annotated[Drawer, AddedLater] = Field("generator", description=DRAWER_HELP)
     sampling: SamplingConfig = SamplingConfig()
 
+    @property
+    def num_gpus(self) -> int:
+        """None for the renderer."""
+        return 1 if self.drawn_by == "generator" else 0
+
     def foreign(self, digests: DigestMemory) -> dict[str, str]:
         """Digest of the overrides.
 

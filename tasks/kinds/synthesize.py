@@ -96,10 +96,11 @@ def run(context: Context) -> Summary:
         counts["hidden objects"] = sum(image.provenance["num_omitted"] for image in labelled)
     chosen = _chosen_layouts(dataset, options)
     sheet = layout_sheet((item.path, item.layout) for item in images[:_PICTURES])
+    how = {"drawn by": options.drawn_by, "layouts": options.layout_source}
     write_card(
         context.out,
         f"Synthetic data set: {options.split}, {options.policy}",
-        markdown_table([counts]),
+        markdown_table([how | counts]),
         f"## Layouts\n\n{_warnings(dataset, options, chosen)}{markdown_table([chosen])}",
         markdown_picture(sheet, "generated images with the boxes asked for"),
     )

@@ -271,3 +271,4 @@ def test_things_that_no_generator_was_trained_on_are_no_matter_to_the_renderer(d
     assert "is not trained on" in by_generator.unseen_things(dataset)
     by_renderer = SyntheticSetOptions(split="train", trained_on=trained, drawn_by="scenes")
     assert by_renderer.unseen_things(dataset) is None
+    assert (by_generator.num_gpus, by_renderer.num_gpus) == (1, 0)
