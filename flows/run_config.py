@@ -18,6 +18,7 @@ from data.errors import InvalidConfig
 from data.ingest.options import IngestConfig
 from data.layouts.layout import AttributePolicy
 from data.layouts.protocols import Protocol, Rule, RuleOrRuns, protocol_of
+from data.layouts.variation import LayoutSource
 from data.vocabulary.tables import Split
 from flows.presets import PRESETS, PresetName, merge
 from flows.retrain_config import RetrainConfig, named
@@ -29,8 +30,11 @@ from models.detector.options import (
     ScoringConfig,
 )
 from models.generator.options import (
+    DRAWER_HELP,
     IMAGE_SIZE_HELP,
+    LAYOUT_SOURCE_HELP,
     RECIPES,
+    Drawer,
     GeneratorConfig,
     ImageSize,
     PretrainingConfig,
@@ -82,7 +86,11 @@ class SynthesisConfig(_Section):
         default_factory=dict,
         description="Policies of single classes in the training sets, over the set's own.",
     )
-    num_train_layouts: int | None = Field(None, ge=1, description="Evenly spread; null is all.")
+    drawn_by: Drawer = Field("generator", description=f"Of the training sets. {DRAWER_HELP}")
+    train_layout_source: LayoutSource = Field("real", description=LAYOUT_SOURCE_HELP)
+    num_train_layouts: int | None = Field(
+        None, ge=1, description="Real ones evenly spread; null is as many as there are."
+    )
     num_val_layouts: int | None = Field(None, ge=1, description="Evenly spread; null is all.")
     images_per_train_layout: int = Field(1, ge=1)
     images_per_val_layout: int = Field(5, ge=1, description="Five in the paper's protocol.")

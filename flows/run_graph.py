@@ -27,7 +27,12 @@ from models.detector.options import (
     Fold,
     ScoringConfig,
 )
-from models.generator.options import SyntheticSetOptions, check_classes, pretraining_options
+from models.generator.options import (
+    SamplingConfig,
+    SyntheticSetOptions,
+    check_classes,
+    pretraining_options,
+)
 from models.metrics.options import (
     DETECTOR,
     SCORER,
@@ -117,6 +122,11 @@ def _check(config: RunConfig, digests: DigestMemory) -> None:
     if config.preset.startswith("coco") and not splits:
         raise InvalidConfig(
             f"preset {config.preset} needs your data: give ingest.train and ingest.val, see README"
+        )
+    if config.synthesize.drawn_by == "scenes" and splits:
+        raise InvalidConfig(
+            "synthesize.drawn_by=scenes draws the embedded data set alone: leave ingest.train out, or draw "
+            "with the generator"
         )
     if config.synthesize.class_policies:
         for split in splits.values():
@@ -300,9 +310,16 @@ def _set_name(split: Split, policy: str) -> str:
 
 def _set(config: RunConfig, split: Split, policy: AttributePolicy) -> Node:
     given = config.synthesize
+    inputs = {"ingest": _INGEST, "attributes": _ATTRIBUTES, "generator": _GENERATOR}
+    drawing: dict[str, Any] = {"image_size": given.image_size, "sampling": given.sampling}
+    if split == "train" and given.drawn_by == "scenes":
+        del inputs["generator"]
+        sampling = SamplingConfig(seed=given.sampling.seed)
+        drawing = {"drawn_by": "scenes", "image_size": "source", "sampling": sampling}
     of_training = {
         "class_policies": given.class_policies,
         "attribute_overrides": given.attribute_overrides if policy == "origin" else None,
+        "layout_source": given.train_layout_source,
         "num_layouts": given.num_train_layouts,
         "images_per_layout": given.images_per_train_layout,
     }
@@ -315,11 +332,9 @@ def _set(config: RunConfig, split: Split, policy: AttributePolicy) -> Node:
         policy=policy,
         protocol=config.protocol(split),
         trained_on=config.protocol("generator"),
-        image_size=given.image_size,
-        sampling=given.sampling,
+        **drawing,
         **(of_training if split == "train" else of_validation),
     )
-    inputs = {"ingest": _INGEST, "attributes": _ATTRIBUTES, "generator": _GENERATOR}
     return Node(_set_name(split, policy), "synthesize", "synthesize", options, inputs)
 
 

@@ -99,7 +99,7 @@ KINDS: dict[str, Kind] = {
             "synthesize",
             "tasks.kinds.synthesize",
             generator.SyntheticSetOptions,
-            {"ingest": "one", "attributes": "one", "generator": "one"},
+            {"ingest": "one", "attributes": "one", "generator": "optional"},
             {"step": 2} | _GENERATOR,
         ),
         Kind(

@@ -46,7 +46,7 @@ class SyntheticSet:
 
     Attributes:
         folder: holds `images/`, `instances.json` and `provenance.parquet`, a row an image with its
-            prompt, seed and the real image that its layout is of.
+            seed, the real image that its layout is of, and its prompt where the generator drew it.
     """
 
     folder: Path

@@ -20,14 +20,19 @@ from scipy.ndimage import gaussian_filter
 from data.progress import Progress, silent
 from data.scenes.classes import FIRST_STUFF_ID, STUFF, THINGS
 from data.scenes.sprites import ASPECTS, SPRITES, rgb
-from data.vocabulary.boxes import area, mask_to_box, xyxy_to_xywh
+from data.vocabulary.boxes import area, mask_to_box, overlap, xyxy_to_xywh
 from data.vocabulary.masks import encode_mask
 
 _SUPERSAMPLING = 3
-_MIN_VISIBLE_PIXELS = 16
 _PLACEMENT_ATTEMPTS = 40
 _UNLABELLED = 3
 """Number of the split; train, val and spare are 0 to 2."""
+
+MIN_VISIBLE_PIXELS = 16
+"""Of what has a label."""
+
+_PLAIN = 0.9
+"""Contrast and brightness from which on nothing is faded or dark."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,11 @@ class SceneObject:
     contrast: float
     blur: float
     tint: np.ndarray
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is neither faded nor blurred."""
+        return self.contrast >= _PLAIN and self.blur == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +83,11 @@ class Scene:
     phase: float
     brightness: float
     litter: np.ndarray
+
+    @property
+    def is_dark(self) -> bool:
+        """Whether darkness hides what is in it."""
+        return self.brightness < _PLAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +121,13 @@ def sample_scene(rng: np.random.Generator) -> Scene:
         grounds=grounds,
         hue=rng.random(),
         phase=rng.uniform(0, 2 * np.pi),
-        brightness=rng.uniform(0.35, 0.6) if rng.random() < 0.15 else rng.uniform(0.9, 1.0),
-        litter=_sample_litter(rng, horizon, int(rng.integers(30, 70)) if rng.random() < 0.2 else 0),
+        brightness=rng.uniform(0.35, 0.6) if rng.random() < 0.15 else rng.uniform(_PLAIN, 1.0),
+        litter=sample_litter(rng, horizon, int(rng.integers(30, 70)) if rng.random() < 0.2 else 0),
     )
 
 
-def _sample_litter(rng: np.random.Generator, horizon: float, num_spots: int) -> np.ndarray:
+def sample_litter(rng: np.random.Generator, horizon: float, num_spots: int) -> np.ndarray:
+    """Draw spots below the horizon, as `Scene` has them."""
     low, high = (0.0, horizon, 0.012, 20, 20, 20), (1.0, 1.0, 0.04, 250, 250, 250)
     return rng.uniform(low, high, size=(num_spots, 6))
 
@@ -121,14 +137,15 @@ def _sample_objects(rng: np.random.Generator, num_objects: int) -> tuple[SceneOb
     for _ in range(num_objects * _PLACEMENT_ATTEMPTS):
         if len(objects) == num_objects:
             break
-        candidate = _sample_object(rng)
+        candidate = sample_object(rng)
         allowed_overlap = 0.5 if rng.random() < 0.2 else 0.05
-        if all(_overlap(candidate.box, placed.box) <= allowed_overlap for placed in objects):
+        if all(overlap(candidate.box, placed.box) <= allowed_overlap for placed in objects):
             objects.append(candidate)
     return tuple(sorted(objects, key=lambda item: float(item.box[3])))
 
 
-def _sample_object(rng: np.random.Generator) -> SceneObject:
+def sample_object(rng: np.random.Generator) -> SceneObject:
+    """Draw a thing: its class, its place and how it looks."""
     category = int(rng.integers(len(THINGS)))
     side = rng.uniform(0.2, 0.46)
     aspect = np.sqrt(ASPECTS[category] * rng.uniform(0.87, 1.15))
@@ -139,16 +156,10 @@ def _sample_object(rng: np.random.Generator) -> SceneObject:
     return SceneObject(
         category=category,
         box=np.array([left, top, left + width, top + height]),
-        contrast=rng.uniform(0.08, 0.4) if rng.random() < 0.45 else rng.uniform(0.9, 1.0),
+        contrast=rng.uniform(0.08, 0.4) if rng.random() < 0.45 else rng.uniform(_PLAIN, 1.0),
         blur=rng.uniform(0.015, 0.05) if rng.random() < 0.15 else 0.0,
         tint=rng.uniform(0.88, 1.08, size=3),
     )
-
-
-def _overlap(box: np.ndarray, other: np.ndarray) -> float:
-    """Intersection over the smaller of the two areas."""
-    corners = np.concatenate([np.maximum(box[:2], other[:2]), np.minimum(box[2:], other[2:])])
-    return float(area(corners) / min(area(box), area(other)))
 
 
 def render_scene(scene: Scene, size: int) -> RenderedScene:
@@ -260,17 +271,18 @@ def _render_background(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def _labelled_scene(seed: int, split: int, size: int, index: int) -> tuple[Scene, RenderedScene]:
-    """Draw until every object shows at least `_MIN_VISIBLE_PIXELS` pixels."""
+    """Draw until every object shows at least `MIN_VISIBLE_PIXELS` pixels."""
     rng = np.random.default_rng([seed, split, index])
     while True:
         scene = sample_scene(rng)
         rendered = render_scene(scene, size)
         visible = rendered.masks.sum(axis=(1, 2))
-        if len(scene.objects) >= 3 and visible.min() >= _MIN_VISIBLE_PIXELS:
+        if len(scene.objects) >= 3 and visible.min() >= MIN_VISIBLE_PIXELS:
             return scene, rendered
 
 
-def _annotations(scene: Scene, rendered: RenderedScene) -> Iterator[dict[str, Any]]:
+def thing_annotations(scene: Scene, rendered: RenderedScene) -> Iterator[dict[str, Any]]:
+    """COCO annotations of the objects, all of which are seen, without ids."""
     for item, mask, full_area in zip(
         scene.objects, rendered.masks, rendered.full_areas, strict=True
     ):
@@ -308,7 +320,7 @@ def _stuff_annotations(rendered: RenderedScene) -> Iterator[dict[str, Any]]:
     background = ~rendered.masks.any(axis=0)
     for index in np.unique(rendered.stuff):
         mask = (rendered.stuff == index) & background
-        if mask.sum() >= _MIN_VISIBLE_PIXELS:
+        if mask.sum() >= MIN_VISIBLE_PIXELS:
             yield {
                 "category_id": FIRST_STUFF_ID + int(index),
                 "bbox": xyxy_to_xywh(mask_to_box(mask)).tolist(),
@@ -324,7 +336,7 @@ def _write_scene(folder: Path, seed: int, split: int, size: int, index: int) -> 
     Image.fromarray(rendered.image).save(folder / file_name, compress_level=1)
     return {
         "image": {"id": index + 1, "file_name": file_name, "width": size, "height": size},
-        "things": list(_annotations(scene, rendered)),
+        "things": list(thing_annotations(scene, rendered)),
         "stuff": list(_stuff_annotations(rendered)),
     }
 

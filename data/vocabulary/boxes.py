@@ -79,6 +79,22 @@ def iou(
     return iou_xywh(boxes_xywh[:, None], xyxy_to_xywh(other.astype(np.float64))[None])
 
 
+def overlap(
+    boxes: Float[np.ndarray, "*#batch 4"], other: Float[np.ndarray, "*#batch 4"]
+) -> Float[np.ndarray, "*#batch"]:
+    """Intersection of boxes with their partners over the smaller of the two areas, which are not empty.
+
+    >>> overlap(np.array([[0.0, 0, 4, 4]]), np.array([[3.0, 0, 5, 1], [1, 1, 2, 2]]))
+    array([0.5, 1. ])
+    """
+    corners = (
+        np.maximum(boxes[..., :2], other[..., :2]),
+        np.minimum(boxes[..., 2:], other[..., 2:]),
+    )
+    smaller = np.minimum(area(boxes), area(other))
+    return np.asarray(area(np.concatenate(corners, axis=-1)) / smaller)
+
+
 def mask_to_box(mask: np.ndarray) -> np.ndarray:
     """Tightest half-open box around a non-empty boolean mask of shape (height, width).
 

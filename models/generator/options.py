@@ -9,11 +9,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from data.artifacts.digests import DigestMemory, combined_digest
-from data.artifacts.options import Options, RuntimeOnly
+from data.artifacts.options import AddedLater, Options, RuntimeOnly
 from data.attributes.overrides import check_objects, read_overrides
 from data.errors import InvalidConfig, InvalidModel
 from data.layouts.layout import AttributePolicy, require_layouts, unseen_things
 from data.layouts.protocols import Protocol, RuleOrRuns, protocol_of
+from data.layouts.variation import LayoutSource
+from data.scenes.classes import THINGS
 from data.vocabulary.tables import Dataset, Split
 from models.generator.hub import hub_commit, missing_downloads
 from models.precision import PRECISION_HELP, Precision, require_gpu
@@ -29,6 +31,18 @@ ImageSize = Literal["generator", "source"]
 IMAGE_SIZE_HELP = (
     "Of the files; generator: in the source image's proportions, with no more pixels than are drawn "
     "and than it has; source: its own size, whatever is drawn."
+)
+
+Drawer = Literal["generator", "scenes"]
+
+DRAWER_HELP = (
+    "The generator, or the renderer of Scenes, which is what a perfect generator would be; for the embedded "
+    "data set alone."
+)
+
+LAYOUT_SOURCE_HELP = (
+    "Layouts that are drawn: of real images, jittered (things scaled and shifted), or recombined (of things "
+    "of several images)."
 )
 
 RecipeName = Literal["ours", "geodiffusion"]
@@ -388,10 +402,21 @@ class SyntheticSetOptions(Options):
     trained_on: Annotated[Protocol, RuntimeOnly] = Field(
         Protocol(), description="The generator's rule, which is part of the generator's key."
     )
-    num_layouts: int | None = Field(None, ge=1, description="Evenly spread; null is all.")
+    num_layouts: int | None = Field(
+        None, ge=1, description="Real ones evenly spread; null is as many as the protocol leaves."
+    )
+    layout_source: Annotated[LayoutSource, AddedLater] = Field(
+        "real", description=LAYOUT_SOURCE_HELP
+    )
     images_per_layout: int = Field(1, ge=1)
     image_size: ImageSize = Field("generator", description=IMAGE_SIZE_HELP)
+    drawn_by: Annotated[Drawer, AddedLater] = Field("generator", description=DRAWER_HELP)
     sampling: SamplingConfig = SamplingConfig()
+
+    @property
+    def num_gpus(self) -> int:
+        """None for the renderer."""
+        return 1 if self.drawn_by == "generator" else 0
 
     def foreign(self, digests: DigestMemory) -> dict[str, str]:
         """Digest of the overrides.
@@ -408,18 +433,28 @@ class SyntheticSetOptions(Options):
         """Refuse classes and objects that do not exist, and a rule that leaves no layout.
 
         Raises:
-            InvalidConfig: a class is none of the data set's things.
+            InvalidConfig: a class is none of the data set's things, or these are not those of Scenes.
             InvalidDataset: no layout is left, or an overridden object is no thing of the split.
         """
         check_classes(self.class_policies, set(dataset.things.values()))
+        if self.drawn_by == "scenes" and dataset.things != dict(enumerate(THINGS, 1)):
+            raise InvalidConfig(
+                f"synthesize.drawn_by=scenes draws {', '.join(THINGS)}: other data sets need the generator"
+            )
         if self.attribute_overrides:
             things = dataset.object_columns(self.split, ["object_id", "is_thing"])
             known = things.filter(things["is_thing"])["object_id"].to_pylist()
             check_objects(read_overrides(self.attribute_overrides), known, self.split)
         rule = f"layouts or synthesize.{self.split}_layouts"
         require_layouts(dataset, self.split, self.protocol, rule)
-        if unseen := unseen_things(dataset, self.split, self.protocol, self.trained_on):
+        if unseen := self.unseen_things(dataset):
             logger.warning("synthesize.%s_layouts: %s", self.split, unseen)
+
+    def unseen_things(self, dataset: Dataset) -> str | None:
+        """What is to be said where the generator draws things of a kind that it is not trained on."""
+        if self.drawn_by == "scenes":
+            return None
+        return unseen_things(dataset, self.split, self.protocol, self.trained_on)
 
 
 def check_classes(policies: Iterable[str], things: Collection[str]) -> None:

@@ -96,7 +96,7 @@ def draw_pictures(
             layouts, seeds = [item.layout for item in batch], [item.seed for item in batch]
             images = sample_batch(generator, layouts, seeds, config)
             in_flight.append(
-                [pool.submit(_write, *pair) for pair in zip(batch, images, strict=True)]
+                [pool.submit(write_picture, *pair) for pair in zip(batch, images, strict=True)]
             )
             if len(in_flight) == _BATCHES_IN_FLIGHT:
                 yield _num_written(in_flight.popleft())
@@ -104,8 +104,8 @@ def draw_pictures(
             yield _num_written(in_flight.popleft())
 
 
-def _write(picture: Picture, pixels: UInt8[np.ndarray, "height width 3"]) -> None:
-    """Save in one rename."""
+def write_picture(picture: Picture, pixels: UInt8[np.ndarray, "height width 3"]) -> None:
+    """Save at the picture's size, in one rename."""
     image, temporary = Image.fromarray(pixels), picture.path.with_suffix(".tmp")
     if image.size != picture.size:
         image = image.resize(picture.size, Image.Resampling.BICUBIC)

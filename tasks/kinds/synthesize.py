@@ -1,5 +1,6 @@
-"""Kind `synthesize`: a synthetic COCO data set from the real layouts at a chosen difficulty."""
+"""Kind `synthesize`: a synthetic COCO data set of real or new layouts at a chosen difficulty."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +22,21 @@ from data.layouts.layout import (
     few_layouts,
     image_seed,
     read_layouts,
-    unseen_things,
 )
 from data.layouts.protocols import published_counts
+from data.layouts.variation import new_layouts
+from data.scenes.layout_scene import draw_layout
 from data.vocabulary.boxes import area, xyxy_to_xywh
 from data.vocabulary.tables import Dataset, write_table
 from models.devices import settled_precision
 from models.generator.modules import Generator, load_generator
 from models.generator.options import SyntheticSetOptions
-from models.generator.sampling import Picture, draw_pictures, generated_size
+from models.generator.sampling import (
+    Picture,
+    draw_pictures,
+    generated_size,
+    write_picture,
+)
 from tasks.execution.context import StepContext, Summary
 from tasks.pages.cards import markdown_picture, markdown_table, write_card
 
@@ -40,7 +47,7 @@ Context = StepContext[SyntheticSetOptions]
 
 @dataclass(frozen=True, slots=True)
 class SyntheticImage(Picture):
-    """One image to be generated; its layout has the attributes to ask for and the real image's id.
+    """One image to be drawn; its layout has the attributes to ask for and the real image's id.
 
     Attributes:
         image_id: id in the synthetic data set.
@@ -56,57 +63,104 @@ class SyntheticImage(Picture):
         return self.path.name
 
 
+@dataclass(frozen=True, slots=True)
+class _Labelled:
+    """An image that is drawn.
+
+    Attributes:
+        item: what was to be drawn.
+        annotations: COCO annotations without ids.
+        provenance: what is to be said of it beside what was to be drawn.
+    """
+
+    item: SyntheticImage
+    annotations: list[dict[str, Any]]
+    provenance: dict[str, Any]
+
+
 def run(context: Context) -> Summary:
-    """Generate the set; finished batches survive a crash."""
+    """Draw the set; finished batches survive a crash."""
     options = context.options
     dataset = Dataset(context.inputs["ingest"])
-    generator = load_generator(context.inputs["generator"] / "generator")
     synthetic = SyntheticSet(context.out)
-    images = _planned(context, dataset, generator.model.resolution, synthetic.image_folder)
-    sampling = options.sampling.model_copy(
-        update={
-            "mixed_precision": settled_precision(context.work, options.sampling.mixed_precision)
-        }
+    synthetic.image_folder.mkdir(exist_ok=True)
+    facts: dict[str, Any] = {}
+    if options.drawn_by == "scenes":
+        labelled = _rendered(context, dataset, synthetic.image_folder)
+    else:
+        labelled, facts = _generated(context, dataset, synthetic.image_folder)
+    _describe(dataset, labelled, options, synthetic)
+    images = [image.item for image in labelled]
+    counts = {"images": len(images), "objects": count_objects(item.layout for item in images)}
+    if options.drawn_by == "scenes":
+        counts["hidden objects"] = sum(image.provenance["num_omitted"] for image in labelled)
+    chosen = _chosen_layouts(dataset, options)
+    sheet = layout_sheet((item.path, item.layout) for item in images[:_PICTURES])
+    how = {"drawn by": options.drawn_by, "layouts": options.layout_source}
+    write_card(
+        context.out,
+        f"Synthetic data set: {options.split}, {options.policy}",
+        markdown_table([how | counts]),
+        f"## Layouts\n\n{_warnings(dataset, options, chosen)}{markdown_table([chosen])}",
+        markdown_picture(sheet, "generated images with the boxes asked for"),
     )
-    missing = _missing(images, sampling.batch_size, synthetic.image_folder)
+    return {"counts": counts, "layouts": chosen, **facts}
+
+
+def _generated(
+    context: Context, dataset: Dataset, folder: Path
+) -> tuple[list[_Labelled], dict[str, Any]]:
+    """Draw with the generator; return the images, and how they were drawn."""
+    generator = load_generator(context.inputs["generator"] / "generator")
+    images = _planned(context, dataset, folder, generator.model.resolution)
+    given = context.options.sampling
+    precision = settled_precision(context.work, given.mixed_precision)
+    sampling = given.model_copy(update={"mixed_precision": precision})
+    missing = _missing(images, sampling.batch_size, folder)
     done = len(images) - len(missing)
     for count in draw_pictures(generator, missing, sampling):
         done += count
         context.progress(done, len(images), "images")
-    _describe(generator, dataset, images, synthetic)
-    counts = {"images": len(images), "objects": count_objects(item.layout for item in images)}
-    chosen = _chosen_layouts(dataset, options)
-    sheet = layout_sheet((item.path, item.layout) for item in images[:_PICTURES])
-    write_card(
-        context.out,
-        f"Synthetic data set: {options.split}, {options.policy}",
-        markdown_table([counts]),
-        f"## Layouts\n\n{_warnings(dataset, options, chosen)}{markdown_table([chosen])}",
-        markdown_picture(sheet, "generated images with the boxes asked for"),
-    )
-    return {
-        "counts": counts,
-        "layouts": chosen,
-        "precision": sampling.mixed_precision,
-        "batch_size": sampling.batch_size,
-    }
+    facts = {"precision": precision, "batch_size": sampling.batch_size}
+    return [_asked_for(generator, item) for item in images], facts
+
+
+def _rendered(context: Context, dataset: Dataset, folder: Path) -> list[_Labelled]:
+    """Draw with the renderer of Scenes; an image whose labels are noted is finished."""
+    labelled = []
+    images = _planned(context, dataset, folder)
+    for item in images:
+        note = context.work / f"{item.image_id}.json"
+        if not (note.exists() and item.path.exists()):
+            drawn = draw_layout(item.layout, item.seed)
+            write_picture(item, drawn.image)
+            temporary = note.with_suffix(".tmp")
+            temporary.write_text(json.dumps([drawn.annotations, drawn.num_hidden]))
+            temporary.replace(note)
+        annotations, num_hidden = json.loads(note.read_text())
+        labelled.append(_Labelled(item, annotations, {"num_omitted": num_hidden}))
+        context.progress(len(labelled), len(images), "images")
+    return labelled
 
 
 def _planned(
-    context: Context, dataset: Dataset, resolution: int, folder: Path
+    context: Context, dataset: Dataset, folder: Path, resolution: int | None = None
 ) -> list[SyntheticImage]:
+    """What is to be drawn, by the generator at its resolution or by the renderer of Scenes."""
     options = context.options
     options.check(dataset)
     attributes = pq.read_table(context.inputs["attributes"] / ATTRIBUTES_NAME)
     if options.attribute_overrides:
         overrides = read_overrides(options.attribute_overrides)
         attributes = override_attributes(attributes, overrides, options.split)
-    layouts = read_layouts(dataset, attributes, options.split, options.protocol)
+    layouts = _numbered_layouts(
+        read_layouts(dataset, attributes, options.split, options.protocol), options
+    )
     ids = {name: category_id for category_id, name in dataset.things.items()}
     of_categories = {ids[name]: policy for name, policy in options.class_policies.items()}
     jobs = [
-        (layout.with_policy(options.policy, of_categories), repeat)
-        for layout in evenly_spaced(layouts, options.num_layouts or len(layouts))
+        (number, layout.with_policy(options.policy, of_categories), repeat)
+        for number, layout in layouts
         for repeat in range(options.images_per_layout)
     ]
     return [
@@ -114,17 +168,36 @@ def _planned(
             image_id=index + 1,
             layout=layout,
             repeat=repeat,
-            seed=image_seed(options.sampling.seed, layout.image_id, repeat),
+            seed=image_seed(options.sampling.seed, number, repeat),
             size=_file_size(layout, options, resolution),
             path=folder / f"{index + 1:012d}.png",
         )
-        for index, (layout, repeat) in enumerate(jobs)
+        for index, (number, layout, repeat) in enumerate(jobs)
     ]
 
 
-def _file_size(layout: Layout, options: SyntheticSetOptions, resolution: int) -> tuple[int, int]:
+def _numbered_layouts(
+    layouts: list[Layout], options: SyntheticSetOptions
+) -> list[tuple[int, Layout]]:
+    """The layouts to draw, with what tells them apart: the real image's id, or a made one's number."""
+    count = options.num_layouts or len(layouts)
+    if options.layout_source == "real":
+        return [(layout.image_id, layout) for layout in evenly_spaced(layouts, count)]
+    made = new_layouts(
+        layouts,
+        options.layout_source,
+        count,
+        seed=options.sampling.seed,
+        min_area_fraction=options.protocol.min_area_fraction,
+    )
+    return list(enumerate(made))
+
+
+def _file_size(
+    layout: Layout, options: SyntheticSetOptions, resolution: int | None
+) -> tuple[int, int]:
     """Width and height of an image file."""
-    if options.image_size == "source":
+    if resolution is None or options.image_size == "source":
         return layout.width, layout.height
     return generated_size(layout.width, layout.height, resolution)
 
@@ -133,7 +206,7 @@ def _warnings(dataset: Dataset, options: SyntheticSetOptions, chosen: Mapping[st
     """What the card says before the counts: few layouts are left, or such as training did not see."""
     said = (
         few_layouts(chosen["images"], len(dataset.split_images(options.split))),
-        unseen_things(dataset, options.split, options.protocol, options.trained_on),
+        options.unseen_things(dataset),
     )
     return "".join(f"**Mind that {text}.**\n\n" for text in said if text)
 
@@ -150,7 +223,6 @@ def _chosen_layouts(dataset: Dataset, options: SyntheticSetOptions) -> dict[str,
 
 def _missing(images: list[SyntheticImage], batch_size: int, folder: Path) -> list[SyntheticImage]:
     """Those of unfinished batches; all batches but the last are full, before and after."""
-    folder.mkdir(exist_ok=True)
     for unfinished in folder.glob("*.tmp"):
         unfinished.unlink()
     batches = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
@@ -159,43 +231,55 @@ def _missing(images: list[SyntheticImage], batch_size: int, folder: Path) -> lis
     ]
 
 
-def _describe(
-    generator: Generator, dataset: Dataset, images: list[SyntheticImage], synthetic: SyntheticSet
-) -> None:
-    """Write the COCO instances file and the per-image provenance.
+def _asked_for(generator: Generator, item: SyntheticImage) -> _Labelled:
+    """Label a generated image with the boxes asked for.
 
     What the canvas shows is labelled even where the prompt had no room for it.
     """
+    layout, prompt, boxes = item.layout, generator.encoder.prompt(item.layout), item.boxes
+    shown = prompt.objects if generator.encoder.conditioning == "tokens" else None
+    annotations = [
+        {
+            "category_id": int(layout.category_ids[index]),
+            "bbox": xyxy_to_xywh(boxes[index]).tolist(),
+            "area": float(area(boxes[index])),
+            "iscrowd": 0,
+            "attribute": layout.attributes[index],
+        }
+        for index in (range(len(layout.boxes)) if shown is None else sorted(shown))
+        if layout.is_thing[index]
+    ]
+    return _Labelled(item, annotations, {"prompt": prompt.text, "num_omitted": len(prompt.omitted)})
+
+
+def _describe(
+    dataset: Dataset,
+    labelled: list[_Labelled],
+    options: SyntheticSetOptions,
+    synthetic: SyntheticSet,
+) -> None:
+    """Write the COCO instances file and the per-image provenance."""
     pictures: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
-    for item in images:
-        layout, prompt = item.layout, generator.encoder.prompt(item.layout)
-        boxes, size = item.boxes, dict(zip(("width", "height"), item.size, strict=True))
+    made = {} if options.layout_source == "real" else {"layout_source": options.layout_source}
+    for image in labelled:
+        item = image.item
+        size = dict(zip(("width", "height"), item.size, strict=True))
         pictures.append({"id": item.image_id, "file_name": item.file_name, **size})
-        shown = prompt.objects if generator.encoder.conditioning == "tokens" else None
-        for index in range(len(layout.boxes)) if shown is None else sorted(shown):
-            if layout.is_thing[index]:
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": item.image_id,
-                        "category_id": int(layout.category_ids[index]),
-                        "bbox": xyxy_to_xywh(boxes[index]).tolist(),
-                        "area": float(area(boxes[index])),
-                        "iscrowd": 0,
-                        "attribute": layout.attributes[index],
-                    }
-                )
+        annotations += [
+            {"id": len(annotations) + number, "image_id": item.image_id, **annotation}
+            for number, annotation in enumerate(image.annotations, 1)
+        ]
         rows.append(
             {
                 "image_id": item.image_id,
                 "file_name": item.file_name,
-                "source_image_id": layout.image_id,
+                "source_image_id": item.layout.image_id,
                 "repeat": item.repeat,
                 "seed": item.seed,
-                "prompt": prompt.text,
-                "num_omitted": len(prompt.omitted),
+                **image.provenance,
+                **made,
             }
         )
     write_coco(synthetic.instances, pictures, annotations, dataset.things)

@@ -208,6 +208,39 @@ def test_a_late_option_leaves_what_is_before_it(option):
     assert "train detector" not in changed
 
 
+def test_training_sets_drawn_by_the_renderer_need_no_generator():
+    scenes = {"synthesize": {"drawn_by": "scenes", "train_layout_source": "recombined"}}
+    before, after = graph_of(), graph_of(scenes)
+    drawn = after.find("synthesize train hard")
+    assert drawn.inputs.keys() == {"ingest", "attributes"}
+    assert drawn.options.layout_source == "recombined"
+    assert after.find("synthesize val hard") is not drawn
+    for policy in ("origin", "easy", "hard"):
+        name = f"synthesize val {policy}"
+        assert after.find(name).identity == before.find(name).identity
+    assert new_steps(before, after) == {
+        "synthesize train hard", "retrain real+hard seed 0", "validate real+hard seed 0", "compare",
+        "report",
+    }  # fmt: skip
+    another = {"sampling": {"guidance_scale": 3.0}, "image_size": "source"}
+    changed = graph_of(merge(scenes, {"synthesize": another, "train_generator": {"seed": 1}}))
+    assert changed.find("synthesize train hard").identity == drawn.identity
+    other = graph_of(merge(scenes, {"synthesize": {"sampling": {"seed": 1}}}))
+    assert other.find("synthesize train hard").identity != drawn.identity
+
+
+def test_sets_that_were_drawn_before_there_was_a_choice_keep_their_keys():
+    for name in ("synthesize train hard", "synthesize val hard"):
+        options = graph_of().find(name).identity.options
+        assert not {"drawn_by", "layout_source"} & options.keys()
+
+
+def test_the_renderer_of_scenes_draws_no_other_data_set(tmp_path):
+    given = {"ingest": coco(tmp_path), "synthesize": {"drawn_by": "scenes"}}
+    with pytest.raises(InvalidConfig, match="drawn_by=scenes draws the embedded data set alone"):
+        graph_of(given)
+
+
 def test_out_of_fold_detectors_are_steps_like_others():
     graph = graph_of({"extract_attributes": {"scoring": {"num_folds": 3}}})
     folds = [graph.find(f"train detector without fold {number} of 3") for number in range(3)]

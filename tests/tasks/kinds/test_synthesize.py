@@ -2,17 +2,22 @@
 
 import gc
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from data.coco.image_sets import SyntheticSet
+from data.errors import InvalidConfig
 from data.layouts.layout import count_objects, read_layouts, unseen_things
-from data.layouts.protocols import PROTOCOLS
+from data.layouts.protocols import PROTOCOLS, Protocol
+from data.scenes.layout_scene import draw_layout
 from data.vocabulary.images import read_rgb
+from data.vocabulary.tables import Dataset
 from flows.run_config import build_run
 from models.generator.options import SamplingConfig, SyntheticSetOptions
 from tasks.execution.context import StepContext
@@ -33,9 +38,9 @@ def context(dataset, attributes, new_generator, tmp_path):
     save_generator(new_generator(), tmp_path / "generator")
     (tmp_path / "out").mkdir()
 
-    def make(sampling=SAMPLING, progress=lambda *report: None, of=dataset, **options):
+    def make(sampling=SAMPLING, progress=lambda *report: None, of=dataset, split="val", **options):
         return StepContext(
-            options=SyntheticSetOptions(split="val", sampling=sampling, **options),
+            options=SyntheticSetOptions(split=split, sampling=sampling, **options),
             inputs={"ingest": of.folder, "attributes": tmp_path, "generator": tmp_path},
             out=tmp_path / "out",
             work=tmp_path,
@@ -95,10 +100,11 @@ def test_files_and_boxes_are_of_the_size_asked_for(context, photographs, image_s
     np.testing.assert_allclose(areas, [box[2] * box[3] for box in boxes])
 
 
-def test_a_killed_step_ends_as_one_that_was_not(context, tmp_path):
-    class Killed(Exception):
-        """Stands for the end of the process."""
+class Killed(Exception):
+    """Stands for the end of the process."""
 
+
+def test_a_killed_step_ends_as_one_that_was_not(context, tmp_path):
     def stop(done, total, status):
         if done == 3:
             raise Killed
@@ -168,3 +174,101 @@ def test_the_coco_presets_draw_what_was_trained_on(preset, dataset):
     assert run.protocol("train").min_objects == 3
     for split in ("train", "val"):
         assert unseen_things(dataset, split, run.protocol(split), run.protocol("generator")) is None
+
+
+def without_generator(step):
+    inputs = {name: folder for name, folder in step.inputs.items() if name != "generator"}
+    return replace(step, inputs=inputs)
+
+
+def test_the_renderer_of_scenes_needs_no_generator_and_labels_what_is_seen(context, layouts):
+    step = without_generator(context(split="train", policy="hard", drawn_by="scenes"))
+    summary = synthesize.run(step)
+    made = SyntheticSet(step.out)
+    document = json.loads(made.instances.read_text())
+    rows = made.provenance.to_pylist()
+    asked = [layout.with_policy("hard") for layout in layouts]
+    drawn = [draw_layout(layout, row["seed"]) for layout, row in zip(asked, rows, strict=True)]
+    for (_, path), one in zip(made.image_set.images, drawn, strict=True):
+        assert (read_rgb_array(path) == one.image).all()
+    labels = [annotation for one in drawn for annotation in one.annotations]
+    for item, label in zip(document["annotations"], labels, strict=True):
+        assert label.items() <= item.items()
+    assert [item["id"] for item in document["annotations"]] == list(range(1, len(labels) + 1))
+    assert {item["attribute"] for item in document["annotations"]} == {"hard"}
+    hidden = [one.num_hidden for one in drawn]
+    assert [row["num_omitted"] for row in rows] == hidden
+    assert summary["counts"] == {
+        "images": 12,
+        "objects": count_objects(layouts),
+        "hidden objects": sum(hidden),
+    }
+    assert len(labels) == count_objects(layouts) - sum(hidden)
+    assert [row["source_image_id"] for row in rows] == [layout.image_id for layout in layouts]
+
+
+def test_a_killed_rendering_ends_as_one_that_was_not(context, tmp_path):
+    def stop(done, total, status):
+        if done == 3:
+            raise Killed
+
+    options = {"drawn_by": "scenes", "layout_source": "recombined"}
+    with pytest.raises(Killed):
+        synthesize.run(context(progress=stop, **options))
+    folder = tmp_path / "out" / "images"
+    times = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert len(times) == 3
+    synthesize.run(context(**options))
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    killed = SyntheticSet(tmp_path / "out")
+    whole = replace(context(**options), out=tmp_path / "whole", work=tmp_path / "elsewhere")
+    for made in (whole.out, whole.work):
+        made.mkdir()
+    synthesize.run(whole)
+    assert killed.instances.read_text() == SyntheticSet(whole.out).instances.read_text()
+    assert killed.provenance.equals(SyntheticSet(whole.out).provenance)
+    for path in folder.iterdir():
+        assert path.read_bytes() == (whole.out / "images" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("source", ["jittered", "recombined"])
+def test_new_layouts_may_be_more_than_there_are_images(source, context, layouts):
+    rule = Protocol(min_area_fraction=0.05, min_objects=2)
+    more = {"drawn_by": "scenes", "layout_source": source, "protocol": rule}
+    step = context(split="train", num_layouts=30, images_per_layout=2, **more)
+    synthesize.run(step)
+    rows = SyntheticSet(step.out).provenance.to_pylist()
+    assert [row["repeat"] for row in rows] == [0, 1] * 30
+    assert {row["layout_source"] for row in rows} == {source}
+    assert len({row["seed"] for row in rows}) == 60
+    assert {row["source_image_id"] for row in rows} <= {layout.image_id for layout in layouts}
+
+
+def test_new_layouts_are_given_to_the_generator_and_are_its_labels(context, dataset):
+    step = context(num_layouts=3, layout_source="jittered", policy="easy")
+    assert synthesize.run(step)["counts"]["images"] == 3
+    made = SyntheticSet(step.out)
+    boxes = [item["bbox"] for item in json.loads(made.instances.read_text())["annotations"]]
+    real = json.loads(dataset.instances_file("val").read_text())["annotations"]
+    assert not {tuple(box) for box in boxes} & {tuple(item["bbox"]) for item in real}
+    assert all(row["prompt"] for row in made.provenance.to_pylist())
+
+
+def test_other_classes_than_those_of_scenes_are_refused(context, dataset, tmp_path):
+    shutil.copytree(dataset.folder, tmp_path / "other", ignore=shutil.ignore_patterns("scenes"))
+    table = pq.read_table(dataset.folder / "categories.parquet").to_pylist()
+    table[0]["name"] = "dragon"
+    pq.write_table(pa.Table.from_pylist(table), tmp_path / "other" / "categories.parquet")
+    options = SyntheticSetOptions(split="train", drawn_by="scenes")
+    options.check(dataset)
+    with pytest.raises(InvalidConfig, match="drawn_by=scenes draws ball, crate"):
+        options.check(Dataset(tmp_path / "other"))
+
+
+def test_things_that_no_generator_was_trained_on_are_no_matter_to_the_renderer(dataset):
+    trained = Protocol(min_area_fraction=0.1)
+    by_generator = SyntheticSetOptions(split="train", trained_on=trained)
+    assert "is not trained on" in by_generator.unseen_things(dataset)
+    by_renderer = SyntheticSetOptions(split="train", trained_on=trained, drawn_by="scenes")
+    assert by_renderer.unseen_things(dataset) is None
+    assert (by_generator.num_gpus, by_renderer.num_gpus) == (1, 0)
