@@ -103,6 +103,7 @@ KINDS: dict[str, Kind] = {
             "tasks.kinds.compare",
             ComparisonOptions,
             {"ingest": "one", "trained": "many", "found": "many"},
+            {"step": 2},
             preload=False,
         ),
         Kind(

@@ -39,7 +39,8 @@ class ArmResult:
         num_real: real training images.
         num_synthetic: synthetic ones.
         iterations: optimiser steps.
-        passes: how often it saw each of its images.
+        passes: how often it saw each training image; None where it saw none.
+        added_passes: how often each of the others, synthetic or spare; None where there are none.
         augmentation: what else it saw of them, as its options name it.
         metrics: COCO's numbers by name, those of classes too; None where there is no such object.
     """
@@ -50,7 +51,8 @@ class ArmResult:
     num_real: int
     num_synthetic: int
     iterations: int
-    passes: float
+    passes: float | None
+    added_passes: float | None
     augmentation: str
     metrics: Mapping[str, float | None]
 
@@ -189,7 +191,8 @@ def arm_worth(results: Sequence[ArmResult], arm: str) -> Worth | None:
     like = {(r.num_synthetic, r.augmentation, r.iterations) for r in results if r.arm == REAL}
     ruler: dict[int, dict[int, float]] = {}
     for item in results:
-        if (item.num_synthetic, item.augmentation, item.iterations) in like:
+        even = item.added_passes in {None, item.passes}
+        if even and (item.num_synthetic, item.augmentation, item.iterations) in like:
             ruler.setdefault(item.num_real, {})[item.seed] = item.map
     seeds = sorted(found)
     complete = all(scores.keys() >= found.keys() for scores in ruler.values())

@@ -114,6 +114,7 @@ def _result(
 ) -> ArmResult:
     images = trained.summary["images"]
     num_real = sum(count for what, count in images.items() if what.endswith("real"))
+    passes = trained.summary["passes"]
     return ArmResult(
         detector=detector,
         arm=arm,
@@ -121,7 +122,8 @@ def _result(
         num_real=num_real,
         num_synthetic=sum(images.values()) - num_real,
         iterations=trained.summary["iterations"],
-        passes=trained.summary["passes"],
+        passes=passes if "real" in images else None,
+        added_passes=trained.summary.get("added passes", passes) if images.keys() - {"real"} else None,
         augmentation=trained.options["augmentation"],
         metrics=metrics,
     )
@@ -166,6 +168,7 @@ def _arm_row(
         "synthetic images": example.num_synthetic,
         "iterations": example.iterations,
         "passes": example.passes,
+        "added passes": example.added_passes,
         "map_low": interval.low,
         "map_high": interval.high,
         **{name: _mean(item.metrics[name] for item in own) for name in names},
@@ -195,7 +198,7 @@ def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
     gain = row["gain"] if row["gain"] is not None else math.nan
     interval = Interval(row["map"], row["map_low"], row["map_high"])
     shown = {name: row[name] for name in ("detector", "arm", "seeds", "real images", "synthetic images",
-                                          "iterations", "passes")}  # fmt: skip
+                                          "iterations", "passes", "added passes")}  # fmt: skip
     return {
         **shown,
         "mAP": format_interval(interval),

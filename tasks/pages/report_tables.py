@@ -94,6 +94,7 @@ def arm_table(arms: Rows, detectors: Rows) -> Table:
             "synthetic images": row["synthetic images"],
             "iterations": row["iterations"],
             "passes": row["passes"],
+            "added passes": row["added passes"],
             "worth in real images": _worth(row),
         }
         for row in arms

@@ -11,7 +11,7 @@ from data.ingest.options import IngestConfig, ScenesConfig
 from data.vocabulary.tables import Dataset
 from flows.presets import PRESETS
 from models.detector.options import DetectorTraining
-from tasks.kinds.train_detector import _iterations, _parts, run
+from tasks.kinds.train_detector import _iterations, _mixture, _parts, _passes, run
 
 NUM_SYNTHETIC = 6
 
@@ -70,6 +70,10 @@ def context(with_spare, tmp_path):
             135,
         ),
         ({"budget": "exposure"}, {"real": 12}, 135),
+        ({"images": "real+synthetic", "added_share": 0.25}, {"real": 12, "synthetic (hard)": 6}, 90),
+        ({"budget": "exposure", "added_share": 0.25}, {"real": 12}, 120),
+        ({"budget": "exposure", "real_only_end": 0.5}, {"real": 12}, 108),
+        ({"budget": "exposure", "added_share": 0.25, "real_only_end": 0.2}, {"real": 12}, 112),
         ({"images": "synthetic"}, {"synthetic (hard)": 6}, 90),
         ({"images": "real+spare"}, {"real": 12, "spare real": 6}, 90),
         ({"fold": {"number": 0, "of": 3}}, {"real": 8}, 90),
@@ -90,6 +94,20 @@ def test_an_arm_has_its_images_and_its_length(context, with_spare, options, imag
     for part in parts:
         if not part.what.startswith("synthetic"):
             assert len(read_coco(part.folder.annotations).images) == part.count
+
+
+@pytest.mark.parametrize("share", [None, 0.25, 0.7])
+@pytest.mark.parametrize("end", [0.0, 0.1, 0.5])
+def test_with_equal_exposure_each_real_image_is_seen_as_often(context, with_spare, share, end):
+    given = context(images="real+synthetic", budget="exposure", added_share=share, real_only_end=end)
+    iterations = _iterations(given, with_spare)
+    mixture = _mixture(given.options, [12, 6], iterations)
+    passes = _passes([12, 6], iterations * 8, mixture)
+    real, added = passes["passes"], passes.get("added passes", passes["passes"])
+    assert (mixture is None) == (share is None and not end)
+    assert real == pytest.approx(90 * 8 / 12, abs=8 / 12)
+    assert 12 * real + 6 * added == pytest.approx(iterations * 8)
+    assert 6 * added / (iterations * 8) == pytest.approx((1 - end) * (share or 1 / 3), abs=0.01)
 
 
 @pytest.mark.filterwarnings("ignore")  # MMDetection and MMEngine warn a lot
