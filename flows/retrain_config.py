@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from data.attributes.options import VerificationOptions
 from data.layouts.layout import POLICIES, AttributePolicy
 from models.detector.options import Budget, DetectorConfig
 from models.metrics.options import MAIN
@@ -63,6 +64,11 @@ class RetrainConfig(BaseModel):
         ge=0,
         lt=1,
         description="Last share of the iterations, in which those arms see the training images alone.",
+    )
+    verification: VerificationOptions | None = Field(
+        None,
+        description="Train on what a detector's findings leave of the labels of the synthetic sets; null: on "
+        "what was asked for.",
     )
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="One detector per arm and seed.")
     ruler: tuple[float, ...] = Field(

@@ -1,6 +1,6 @@
 """The kinds of steps that there are."""
 
-from data.attributes.options import AttributeConfig
+from data.attributes.options import AttributeConfig, VerificationOptions
 from data.ingest.options import IngestConfig
 from models.detector import options as detector
 from models.generator import options as generator
@@ -31,7 +31,7 @@ KINDS: dict[str, Kind] = {
             "train-detector",
             "tasks.kinds.train_detector",
             detector.DetectorTraining,
-            {"ingest": "one", "synthetic": "optional"},
+            {"ingest": "one", "synthetic": "optional", "verified": "optional"},
             {"step": 1} | _DETECTOR,
         ),
         Kind(
@@ -75,6 +75,13 @@ KINDS: dict[str, Kind] = {
             generator.SyntheticSetOptions,
             {"ingest": "one", "attributes": "one", "generator": "one"},
             {"step": 2} | _GENERATOR,
+        ),
+        Kind(
+            "verify-set",
+            "tasks.kinds.verify_set",
+            VerificationOptions,
+            {"set": "one", "detections": "one"},
+            preload=False,
         ),
         Kind(
             "image-features",

@@ -40,7 +40,9 @@ class PlaceSampler(InfiniteSampler):  # type: ignore[misc]  # mmengine is untype
         self._start, self._added_share, self._num_mixed = start, added_share, num_mixed
 
     def __iter__(self) -> Iterator[int]:
-        indices = super().__iter__() if self._added_share is None else self._by_source(self._added_share)
+        indices = (
+            super().__iter__() if self._added_share is None else self._by_source(self._added_share)
+        )
         for place, index in islice(enumerate(indices), self._start, None):
             yield place * self.size + index
 

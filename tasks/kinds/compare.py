@@ -123,7 +123,9 @@ def _result(
         num_synthetic=sum(images.values()) - num_real,
         iterations=trained.summary["iterations"],
         passes=passes if "real" in images else None,
-        added_passes=trained.summary.get("added passes", passes) if images.keys() - {"real"} else None,
+        added_passes=trained.summary.get("added passes", passes)
+        if images.keys() - {"real"}
+        else None,
         augmentation=trained.options["augmentation"],
         metrics=metrics,
     )

@@ -76,7 +76,7 @@ def _parts(context: Context, dataset: Dataset) -> list[_Part]:
     """
     options = context.options
     real, spare = _real_ids(options, dataset)
-    synthetic = SyntheticSet(context.inputs["synthetic"]) if "synthetic" in context.inputs else None
+    synthetic = _synthetic_set(context) if "synthetic" in context.inputs else None
     if options.images == "real+spare" and synthetic:
         spare, wanted = _ids(dataset, "spare"), synthetic.provenance.num_rows
         if len(spare) < wanted:
@@ -91,9 +91,14 @@ def _parts(context: Context, dataset: Dataset) -> list[_Part]:
         parts += [_real_part(context, dataset, "spare", spare)] if spare else []
     if synthetic and options.images in {"real+synthetic", "synthetic"}:
         policy = context.manifest("synthetic").options["policy"]
+        what = f"synthetic ({policy}{', verified' if synthetic.verified else ''})"
         folder = CocoFolder(synthetic.instances, synthetic.image_folder)
-        parts.append(_Part(f"synthetic ({policy})", folder, synthetic.provenance.num_rows))
+        parts.append(_Part(what, folder, synthetic.provenance.num_rows))
     return parts
+
+
+def _synthetic_set(context: Context) -> SyntheticSet:
+    return SyntheticSet(context.inputs["synthetic"], context.inputs.get("verified"))
 
 
 def _ids(dataset: Dataset, split: Split) -> list[int]:
@@ -141,13 +146,11 @@ def _iterations(context: Context, dataset: Dataset) -> int:
     iterations = options.iterations(num_real)
     if options.budget == "iterations":
         return iterations
-    num_synthetic = SyntheticSet(context.inputs["synthetic"]).provenance.num_rows
+    num_synthetic = _synthetic_set(context).provenance.num_rows
     return round(iterations * (1 + options.added_per_real(num_real, num_synthetic)))
 
 
-def _mixture(
-    options: DetectorTraining, counts: Sequence[int], iterations: int
-) -> Mixture | None:
+def _mixture(options: DetectorTraining, counts: Sequence[int], iterations: int) -> Mixture | None:
     """How the images of the further parts come among the training images; None: as they are many."""
     if len(counts) < 2 or (options.added_share is None and not options.real_only_end):
         return None

@@ -15,7 +15,8 @@ def arm_results(arm, scores, detector, classes):
     return [
         ArmResult(
             detector=detector, arm=arm, seed=seed, num_real=real, num_synthetic=synthetic, iterations=1500,
-            passes=20.0, added_passes=20.0 if synthetic else None, augmentation="copy-paste" if arm == "real+copy-paste" else "flip",
+            passes=20.0, added_passes=20.0 if synthetic else None,
+            augmentation="copy-paste" if arm == "real+copy-paste" else "flip",
             metrics={
                 "map": score, "map50": score + 0.2, "map75": score - 0.1, "map_small": score - 0.2,
                 "map_medium": score + 0.1, "map_large": None, "mar100": score + 0.05,

@@ -2,13 +2,15 @@
 
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 
 from data.coco.files import read_coco
+from data.coco.image_sets import SyntheticSet
 from data.errors import InvalidConfig
 from data.ingest.ingestion import ingest
 from data.ingest.options import IngestConfig, ScenesConfig
-from data.vocabulary.tables import Dataset
+from data.vocabulary.tables import Dataset, write_table
 from flows.presets import PRESETS
 from models.detector.options import DetectorTraining
 from tasks.kinds.train_detector import _iterations, _mixture, _parts, _passes, run
@@ -34,11 +36,6 @@ def dataset_with_few_spare(tmp_path_factory):
 @pytest.fixture
 def context(with_spare, tmp_path):
     """A step's context with a synthetic set of six images."""
-    import pyarrow as pa
-
-    from data.coco.image_sets import SyntheticSet
-    from data.vocabulary.tables import write_table
-
     synthetic = SyntheticSet(tmp_path / "set")
     synthetic.folder.mkdir()
     write_table(pa.table({"image_id": list(range(NUM_SYNTHETIC))}), synthetic.provenance_file)
@@ -70,7 +67,11 @@ def context(with_spare, tmp_path):
             135,
         ),
         ({"budget": "exposure"}, {"real": 12}, 135),
-        ({"images": "real+synthetic", "added_share": 0.25}, {"real": 12, "synthetic (hard)": 6}, 90),
+        (
+            {"images": "real+synthetic", "added_share": 0.25},
+            {"real": 12, "synthetic (hard)": 6},
+            90,
+        ),
         ({"budget": "exposure", "added_share": 0.25}, {"real": 12}, 120),
         ({"budget": "exposure", "real_only_end": 0.5}, {"real": 12}, 108),
         ({"budget": "exposure", "added_share": 0.25, "real_only_end": 0.2}, {"real": 12}, 112),
@@ -99,7 +100,9 @@ def test_an_arm_has_its_images_and_its_length(context, with_spare, options, imag
 @pytest.mark.parametrize("share", [None, 0.25, 0.7])
 @pytest.mark.parametrize("end", [0.0, 0.1, 0.5])
 def test_with_equal_exposure_each_real_image_is_seen_as_often(context, with_spare, share, end):
-    given = context(images="real+synthetic", budget="exposure", added_share=share, real_only_end=end)
+    given = context(
+        images="real+synthetic", budget="exposure", added_share=share, real_only_end=end
+    )
     iterations = _iterations(given, with_spare)
     mixture = _mixture(given.options, [12, 6], iterations)
     passes = _passes([12, 6], iterations * 8, mixture)
@@ -122,6 +125,21 @@ def test_the_card_says_at_which_rate(context, tmp_path):
 def test_fewer_spare_images_than_synthetic_ones_are_refused(context, dataset_with_few_spare):
     with pytest.raises(InvalidConfig, match=r"the synthetic set has, 6: ingest\.spare has 2"):
         _parts(context(images="real+spare"), dataset_with_few_spare)
+
+
+def test_a_verified_set_takes_the_place_of_the_labels_that_were_asked_for(
+    context, with_spare, tmp_path
+):
+    given = context(images="real+synthetic", budget="exposure")
+    verified = tmp_path / "verified"
+    verified.mkdir()
+    write_table(pa.table({"image_id": [0, 1, 4]}), verified / "provenance.parquet")
+    given.inputs["verified"] = verified
+    part = _parts(given, with_spare)[1]
+    assert (part.what, part.count) == ("synthetic (hard, verified)", 3)
+    assert part.folder.annotations == verified / "instances.json"
+    assert part.folder.images == given.inputs["synthetic"] / "images"
+    assert _iterations(given, with_spare) == round(90 * (1 + 3 / 12))
 
 
 def test_few_real_images_are_among_more(context, with_spare):
