@@ -110,7 +110,7 @@ def test_the_surest_detections_choose_first_as_in_a_loop():
         (*key.tolist(), score, box)
         for key, score, box in zip(found_ids, rng.random(90), boxes(90), strict=True)
     ]
-    free, unasked = dict(enumerate(labels)), 0
+    free, found_with, unasked = dict(enumerate(labels)), {}, 0
     for image_id, category_id, score, box in sorted(rows, key=lambda row: -row[2]):
         if score <= 0.2:
             break
@@ -121,10 +121,12 @@ def test_the_surest_detections_choose_first_as_in_a_loop():
         }
         best = max(overlaps, key=overlaps.get, default=None)
         if best is not None and overlaps[best] > 0.4:
+            found_with[best] = box.tolist()
             del free[best]
         else:
             unasked += 1
     options = VerificationOptions(iou_threshold=0.4, score_threshold=0.2)
     result = verify(labels, detections(*rows), options)
     assert np.flatnonzero(~result.found).tolist() == sorted(free)
+    assert {k: result.found_boxes[k].tolist() for k in found_with} == found_with
     assert len(result.unasked) == unasked

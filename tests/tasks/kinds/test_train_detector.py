@@ -13,6 +13,7 @@ from data.ingest.options import IngestConfig, ScenesConfig
 from data.vocabulary.tables import Dataset, write_table
 from flows.presets import PRESETS
 from models.detector.options import DetectorTraining
+from models.detector.seeded_data import SeededConcatDataset
 from tasks.kinds.train_detector import _iterations, _mixture, _parts, _passes, run
 
 NUM_SYNTHETIC = 6
@@ -120,6 +121,30 @@ def test_the_card_says_at_which_rate(context, tmp_path):
     names, _, values = (tmp_path / "card.md").read_text().splitlines()[-3:]
     card = dict(zip(names.split(" | "), values.split(" | "), strict=True))
     assert card["learning rate"] == "0.002"  # 0.004 at 16, says its config
+
+
+@pytest.mark.filterwarnings("ignore")  # likewise
+def test_a_share_is_what_is_read_and_what_the_summary_says(context, with_spare, monkeypatch):
+    tiny = {
+        **PRESETS["demo"]["train_scorer"],
+        "num_iterations": 4,
+        "batch_size": 4,
+        "num_workers": 0,
+    }
+    mixture = {"images": "real+spare", "added_share": 0.25, "real_only_end": 0.5}
+    read, seen = SeededConcatDataset.__getitem__, []
+
+    def noted(images, code):
+        seen.append(code % len(images))
+        return read(images, code)
+
+    monkeypatch.setattr(SeededConcatDataset, "__getitem__", noted)
+    summary = run(context(**tiny, **mixture))
+    assert [sum(k >= 12 for k in seen[i : i + 4]) for i in range(0, 16, 4)] == [1, 1, 0, 0]
+    assert summary == {
+        "images": {"real": 12, "spare real": 6}, "iterations": 4,
+        "passes": 14 / 12, "added passes": 2 / 6,
+    }  # fmt: skip
 
 
 def test_fewer_spare_images_than_synthetic_ones_are_refused(context, dataset_with_few_spare):
