@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data.layouts.layout import POLICIES, AttributePolicy
-from flows.retrain_config import Arm, RetrainConfig, policy_of, ruler_arm
+from flows.retrain_config import Arm, RetrainConfig, is_mixed, policy_of, ruler_arm
 from models.detector.options import Budget
 from models.metrics.options import MAIN
 
@@ -56,16 +56,15 @@ def _arm_options(
     retrain: RetrainConfig, arm: Arm, budget: Budget
 ) -> tuple[dict[str, Any], AttributePolicy | None]:
     """Options of an arm's training over those of its detector, and the policy of its synthetic images."""
+    if arm == "synthetic-only":
+        return {"images": "synthetic"}, retrain.policy
+    if not is_mixed(arm):
+        return {"augmentation": "copy-paste"} if arm == "real+copy-paste" else {}, None
+    mixture = {"added_share": retrain.added_share, "real_only_end": retrain.real_only_end}
     if arm == "self-training":
-        return {"images": "real+pseudo"}, None
-    images = {"synthetic-only": "synthetic", "more-real": "real+spare"}
-    if arm in images:
-        return {"images": images[arm]}, retrain.policy
-    if arm == "real-repeated":
-        return {"budget": budget}, retrain.policy
-    if policy := policy_of(arm):
-        return {"images": "real+synthetic", "budget": budget}, policy
-    return {"augmentation": "copy-paste"} if arm == "real+copy-paste" else {}, None
+        return {"images": "real+pseudo", **mixture}, None
+    images = {"more-real": "real+spare", "real-repeated": "real"}.get(arm, "real+synthetic")
+    return {"images": images, "budget": budget, **mixture}, policy_of(arm) or retrain.policy
 
 
 def training_policies(retrain: RetrainConfig) -> list[AttributePolicy]:

@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from data.attributes.options import VerificationOptions
 from data.layouts.layout import POLICIES, AttributePolicy
 from models.detector.options import Budget, DetectorConfig
 from models.metrics.options import MAIN
@@ -52,6 +53,24 @@ class RetrainConfig(BaseModel):
         description="Arms with synthetic images have as many iterations as `real`, or so many more that "
         "they see each real image as often; then `real-repeated` is the one with as many iterations.",
     )
+    added_share: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Share of every batch that images other than the training images have, synthetic or "
+        "spare ones, in the arms that have such beside these; null: in proportion to their number.",
+    )
+    real_only_end: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Last share of the iterations, in which those arms see the training images alone.",
+    )
+    verification: VerificationOptions | None = Field(
+        None,
+        description="Train on what a detector's findings leave of the labels of the synthetic sets; null: on "
+        "what was asked for.",
+    )
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="One detector per arm and seed.")
     ruler: tuple[float, ...] = Field(
         (),
@@ -82,6 +101,21 @@ class RetrainConfig(BaseModel):
     @classmethod
     def _names(cls, values: dict[str, Any]) -> dict[str, Any]:
         return named(values, MAIN)
+
+    @model_validator(mode="after")
+    def _share_leaves_both(self) -> Self:
+        mixed = [arm for arm in self.arms if is_mixed(arm)]
+        if mixed and self.added_share == 0:
+            raise ValueError(
+                f"added_share is 0, with which no batch has an added image: leave the arm {mixed[0]} out, "
+                "or give a share above 0"
+            )
+        if mixed and self.added_share == 1:
+            raise ValueError(
+                "added_share is 1, with which no batch has a training image: use the arm synthetic-only in "
+                f"place of {mixed[0]}, or give a share below 1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _contrasts_are_of_arms(self) -> Self:
@@ -145,6 +179,11 @@ def named(values: dict[str, Any], *reserved: str) -> dict[str, Any]:
                 f"{name!r} cannot be a name: use small letters, digits and single _, and not {reserved}"
             )
     return values
+
+
+def is_mixed(arm: Arm) -> bool:
+    """Whether an arm has other images beside the training images, or is as long as one that has."""
+    return bool(policy_of(arm)) or arm in {"more-real", "real-repeated", "self-training"}
 
 
 def policy_of(arm: Arm) -> AttributePolicy | None:

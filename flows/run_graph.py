@@ -6,6 +6,7 @@ from typing import Any
 
 from data.artifacts.digests import DigestMemory
 from data.artifacts.store import ArtifactStore
+from data.attributes.options import VerificationOptions
 from data.errors import InvalidConfig
 from data.ingest.options import IngestConfig, ScenesConfig
 from data.layouts.layout import POLICIES, AttributePolicy
@@ -18,6 +19,8 @@ from flows.run_config import (
     changes_to_preset,
 )
 from models.detector.options import (
+    CheckpointConfig,
+    DarknetConfig,
     DetectionOptions,
     DetectionsFile,
     DetectorConfig,
@@ -136,6 +139,38 @@ def _check(config: RunConfig, digests: DigestMemory) -> None:
         raise InvalidConfig(
             "synthesize.attribute_overrides has effect on the arm real+origin alone: add it to retrain.arms"
         )
+    if config.retrain.verification:
+        _check_verification(config, config.retrain.verification)
+
+
+def _check_verification(config: RunConfig, options: VerificationOptions) -> None:
+    """Refuse a judge that cannot look at training sets, or is not the one that it is said to be."""
+    scoring, scorer = config.extract_attributes.scoring, config.evaluate.scorer
+    if options.by == "detector" and scoring.results:
+        raise InvalidConfig(
+            "retrain.verification.by is detector, and extract_attributes.scoring.results are detections of "
+            "other images: give scoring.detector, or take by=scorer"
+        )
+    if options.by == "scorer" and isinstance(scorer, ScorerResults):
+        raise InvalidConfig(
+            "retrain.verification.by is scorer, and evaluate.scorer has results of other sets: give a "
+            "detector there and the results among evaluate.scorers, or take by=detector"
+        )
+    judge, attribute_detector = (
+        scorer or config.train_scorer,
+        scoring.detector or config.train_detector,
+    )
+    if options.by == "scorer" and not scoring.results and judge == attribute_detector:
+        raise InvalidConfig(
+            "retrain.verification.by is scorer, and that is the detector that gives the attributes: "
+            "give another one in evaluate.scorer, or say by=detector"
+        )
+    if options.score_threshold < scoring.score_threshold:
+        raise InvalidConfig(
+            f"retrain.verification.score_threshold {options.score_threshold:g} is below "
+            f"extract_attributes.scoring.score_threshold {scoring.score_threshold:g}, under which detections "
+            "of training images are not kept: lower the latter too"
+        )
 
 
 def _nodes(config: RunConfig, missing: Collection[str]) -> Iterator[Node]:
@@ -147,8 +182,7 @@ def _nodes(config: RunConfig, missing: Collection[str]) -> Iterator[Node]:
     arms = [arm for arm in arms_of(config.retrain) if arm.place not in missing]
     yield from _unlabelled_nodes(config, detector, {arm.name for arm in arms})
     yield from _generator_nodes(config, detector)
-    for policy in training_policies(config.retrain):
-        yield _set(config, "train", policy)
+    yield from _training_set_nodes(config, detector)
     for arm in arms:  # the longest way to the end goes first
         yield from _arm_nodes(config, arm)
     for policy in POLICIES:
@@ -166,10 +200,14 @@ def _ingest_options(config: IngestConfig) -> IngestConfig:
 
 
 def _training(
-    name: str, stage: str, config: DetectorConfig, synthetic: str | None = None, **more: Any
+    name: str,
+    stage: str,
+    config: DetectorConfig,
+    sets: Mapping[str, str] | None = None,
+    **more: Any,
 ) -> Node:
     options = DetectorTraining.model_validate(config.model_dump() | more)
-    inputs = {"ingest": _INGEST} | ({"synthetic": synthetic} if synthetic else {})
+    inputs = {"ingest": _INGEST, **(sets or {})}
     if options.images == "real+pseudo":
         inputs |= {"unlabelled": _UNLABELLED, "pseudo-labels": _PSEUDO_LABELS}
     return Node(name, stage, "train-detector", options, inputs)
@@ -338,12 +376,42 @@ def _set(config: RunConfig, split: Split, policy: AttributePolicy) -> Node:
     return Node(_set_name(split, policy), "synthesize", "synthesize", options, inputs)
 
 
+def _training_set_nodes(config: RunConfig, detector: str | None) -> Iterator[Node]:
+    """The synthetic training sets, and what is left of their labels.
+
+    Args:
+        detector: name of the attribute detector's step, where there is one.
+    """
+    stage, options = "synthesize", config.retrain.verification
+    given, judge = config.evaluate.scorer, _SCORER
+    policies = training_policies(config.retrain)
+    if options and options.by == "detector" and detector:
+        judge = detector
+    elif options and policies and given and not isinstance(given, ScorerResults):
+        judge = "import judge"
+        yield _given_scorer(judge, stage, given)
+    for policy in policies:
+        drawn = _set_name("train", policy)
+        yield _set(config, "train", policy)
+        if options:
+            found = f"judge train {policy}"
+            yield _detection(config, found, stage, judge, split="train", synthetic=drawn)
+            inputs = {"set": drawn, "detections": found}
+            yield Node(_verified_name(policy), stage, "verify-set", options, inputs)
+
+
+def _verified_name(policy: str) -> str:
+    return f"verify train {policy}"
+
+
 def _arm_nodes(config: RunConfig, arm: TrainedArm) -> Iterator[Node]:
     """An arm's detector, and what it finds in the real validation images."""
     detector = config.retrain.detectors[arm.detector]
-    synthetic = _set_name("train", arm.policy) if arm.policy else None
+    sets = {"synthetic": _set_name("train", arm.policy)} if arm.policy else {}
+    if arm.policy and config.retrain.verification:
+        sets["verified"] = _verified_name(arm.policy)
     trained = f"retrain {arm.step}"
-    yield _training(trained, "retrain", detector, synthetic, seed=arm.seed, **arm.options)
+    yield _training(trained, "retrain", detector, sets, seed=arm.seed, **arm.options)
     yield _detection(config, f"validate {arm.step}", "retrain", trained)
 
 
@@ -386,9 +454,9 @@ def _scoring_nodes(
 ) -> Iterator[Node]:
     """What a scorer finds in the real images and in each set."""
     if not isinstance(source, str | ScorerResults):
-        folder = DetectorFolder(folder=source) if isinstance(source, Path) else source
-        options, source = DetectorSource(source=folder, all_classes=True), f"import {name}"
-        yield Node(source, "evaluate", "import-detector", options, {"ingest": _INGEST})
+        node = _given_scorer(f"import {name}", "evaluate", source)
+        source = node.name
+        yield node
     of_images = {"real": None} | {str(policy): name for policy, name in sets.items()}
     for images, synthetic in of_images.items():
         scored, stage = f"score {images} by {name}", "evaluate"
@@ -400,6 +468,12 @@ def _scoring_nodes(
             if source == _SCORER and synthetic is None:
                 stage = "train-scorer"
             yield _detection(config, scored, stage, source, synthetic=synthetic)
+
+
+def _given_scorer(name: str, stage: str, given: Path | CheckpointConfig | DarknetConfig) -> Node:
+    source = DetectorFolder(folder=given) if isinstance(given, Path) else given
+    options = DetectorSource(source=source, all_classes=True)
+    return Node(name, stage, "import-detector", options, {"ingest": _INGEST})
 
 
 def _features(config: RunConfig, name: str, inputs: Mapping[str, str], split: Split) -> Node:

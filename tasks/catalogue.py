@@ -1,6 +1,6 @@
 """The kinds of steps that there are."""
 
-from data.attributes.options import AttributeConfig, PseudoLabelConfig
+from data.attributes.options import AttributeConfig, PseudoLabelConfig, VerificationOptions
 from data.ingest.options import IngestConfig, UnlabelledConfig
 from models.detector import options as detector
 from models.generator import options as generator
@@ -41,6 +41,7 @@ KINDS: dict[str, Kind] = {
             {
                 "ingest": "one",
                 "synthetic": "optional",
+                "verified": "optional",
                 "unlabelled": "optional",
                 "pseudo-labels": "optional",
             },
@@ -101,6 +102,13 @@ KINDS: dict[str, Kind] = {
             generator.SyntheticSetOptions,
             {"ingest": "one", "attributes": "one", "generator": "optional"},
             {"step": 2} | _GENERATOR,
+        ),
+        Kind(
+            "verify-set",
+            "tasks.kinds.verify_set",
+            VerificationOptions,
+            {"set": "one", "detections": "one"},
+            preload=False,
         ),
         Kind(
             "image-features",

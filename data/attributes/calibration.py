@@ -48,8 +48,12 @@ def by_class(scored: pa.Table, names: Mapping[int, str]) -> Rows:
 
 
 def by_size(scored: pa.Table) -> Rows:
-    """The same by COCO's sizes; by thirds where all objects are of one COCO size."""
-    areas = scored["area"].to_numpy()
+    """The same by size."""
+    return _rows("size", size_groups(scored["area"].to_numpy()), is_hard(scored))
+
+
+def size_groups(areas: Float[np.ndarray, " objects"]) -> dict[str, Bool[np.ndarray, " objects"]]:
+    """Which objects are of each of COCO's sizes; of each third where all are of one COCO size."""
     bounds = np.array(_COCO_AREAS)
     names = ["small", "medium", "large"]
     if len(np.unique(np.searchsorted(bounds, areas, side="right"))) < 2:
@@ -57,8 +61,7 @@ def by_size(scored: pa.Table) -> Rows:
         names = ["smallest third", "middle third", "largest third"]
     group = np.searchsorted(bounds, areas, side="right")
     limits = [f"area < {bounds[0]:.0f} px²", f"< {bounds[1]:.0f} px²", "the rest"]
-    groups = {f"{names[i]} ({limits[i]})": group == i for i in range(3)}
-    return _rows("size", groups, is_hard(scored))
+    return {f"{names[i]} ({limits[i]})": group == i for i in range(3)}
 
 
 def by_crowding(scored: pa.Table) -> Rows:

@@ -34,3 +34,20 @@ class PseudoLabelConfig(Options):
     score_threshold: float = Field(
         0.5, ge=0, lt=1, description="Detections that score more are kept as things."
     )
+
+
+class VerificationOptions(Options):
+    """Who looks for the objects of a synthetic training set, and what becomes of those not found."""
+
+    by: Literal["scorer", "detector"] = Field(
+        "scorer",
+        description="The run's independent judge; or the detector that gave the attributes, which calls "
+        "hard what it does not find.",
+    )
+    action: Literal["keep", "drop-object", "drop-image", "refine"] = Field(
+        "drop-object",
+        description="Objects that are not found stay; or are left out; or are left out with their image; "
+        "or they stay, and those found get the boxes they were found with.",
+    )
+    iou_threshold: float = Field(0.5, ge=0, lt=1, description="A found object overlaps by more.")
+    score_threshold: float = Field(0.3, ge=0, lt=1, description="Detections that count score more.")

@@ -47,14 +47,16 @@ class SyntheticSet:
     Attributes:
         folder: holds `images/`, `instances.json` and `provenance.parquet`, a row an image with its
             seed, the real image that its layout is of, and its prompt where the generator drew it.
+        verified: the folder that `verify-set` wrote, whose labels and rows take the place of the set's.
     """
 
     folder: Path
+    verified: Path | None = None
 
     @property
     def instances(self) -> Path:
         """COCO instances JSON."""
-        return self.folder / "instances.json"
+        return (self.verified or self.folder) / "instances.json"
 
     @property
     def image_folder(self) -> Path:
@@ -64,7 +66,7 @@ class SyntheticSet:
     @property
     def provenance_file(self) -> Path:
         """The table of provenance."""
-        return self.folder / "provenance.parquet"
+        return (self.verified or self.folder) / "provenance.parquet"
 
     @cached_property
     def provenance(self) -> pa.Table:

@@ -1,7 +1,7 @@
 """MMDetection configs, completed for training on COCO folders."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,30 @@ class CocoFolder:
     has_masks: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """How images of further data sets come among those of the first.
+
+    Attributes:
+        added_share: their share of what is read, while they are.
+        num_mixed: so many images are read until those of the first data set are alone.
+    """
+
+    added_share: float
+    num_mixed: int
+
+    @property
+    def num_added(self) -> int:
+        """Images of further data sets that are read in all."""
+        return round(self.added_share * self.num_mixed)
+
+
 def build_config(
     settings: DetectorConfig,
     train_sets: Sequence[CocoFolder],
     categories: dict[int, str],
     work: Path,
+    mixture: Mixture | None = None,
 ) -> Config:
     """Complete an MMDetection config for training on COCO folders.
 
@@ -41,6 +60,7 @@ def build_config(
         train_sets: concatenated in this order.
         categories: COCO category id to name, in label order.
         work: folder for checkpoints.
+        mixture: of the first and the other training sets; None: in proportion to their sizes.
 
     Raises:
         InvalidConfig: the config name or an override does not exist.
@@ -54,7 +74,7 @@ def build_config(
         config.model.data_preprocessor["batch_augments"] = None
         config["custom_hooks"] = _own_hooks(settings, config) if settings.config_hooks else []
         config.merge_from_dict(_training_options(settings, work))
-        config.merge_from_dict(_data_options(settings, train_sets, categories))
+        config.merge_from_dict(_data_options(settings, train_sets, categories, mixture))
         config.merge_from_dict(dotted(settings.overrides))
         config.optim_wrapper.optimizer["lr"] = settings.learning_rate or _own_rate(settings, config)
         config["auto_scale_lr"] = None  # MMEngine would scale it once more
@@ -204,7 +224,10 @@ def _training_data(
 
 
 def _data_options(
-    settings: DetectorConfig, train_sets: Sequence[CocoFolder], categories: dict[int, str]
+    settings: DetectorConfig,
+    train_sets: Sequence[CocoFolder],
+    categories: dict[int, str],
+    mixture: Mixture | None,
 ) -> dict[str, Any]:
     datasets = [_training_data(settings, folder, categories) for folder in train_sets]
     metadata = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
@@ -214,7 +237,11 @@ def _data_options(
             "batch_size": settings.batch_size,
             "num_workers": settings.num_workers,
             "persistent_workers": settings.num_workers > 0,
-            "sampler": {"type": "PlaceSampler", "shuffle": True},
+            "sampler": {
+                "type": "PlaceSampler",
+                "shuffle": True,
+                **(asdict(mixture) if mixture else {}),
+            },
             "dataset": {
                 "type": "SeededConcatDataset",
                 "datasets": datasets,

@@ -189,6 +189,27 @@ class DetectorTraining(DetectorConfig):
         "iterations",
         description="As long as without the set, or longer by its images: as often past the real ones.",
     )
+    added_share: Annotated[float | None, AddedLater] = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Share of every batch of images other than the training images; null: in proportion "
+        "to their number.",
+    )
+    real_only_end: Annotated[float, AddedLater] = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Last share of the iterations, of the training images alone.",
+    )
+
+    def added_per_real(self, num_real: int, num_added: int) -> float:
+        """How many other images are seen for one training image over a whole training."""
+        if self.added_share is None:
+            mixed = num_added / num_real
+        else:
+            mixed = self.added_share / (1 - self.added_share)
+        return mixed * (1 - self.real_only_end) / (1 + mixed * self.real_only_end)
 
     def check(self, dataset: Dataset) -> None:
         """Refuse more folds or real images than there are, and mixed precision without a GPU.

@@ -5,7 +5,7 @@ the training it stands, and the data set draws its random numbers from the seed 
 """
 
 from collections.abc import Iterator, Sized
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
@@ -22,15 +22,39 @@ class PlaceSampler(InfiniteSampler):  # type: ignore[misc]  # mmengine is untype
 
     Args:
         start: place to begin at.
+        added_share: share of the places at which an image stands that is not of the first of the data sets
+            in a row; both sides have an endless order of their own. None: all are shuffled as one.
+        num_mixed: places from which on there are images of the first alone, where there is a share.
     """
 
-    def __init__(self, dataset: Sized, *, start: int = 0, **options: Any):
+    def __init__(
+        self,
+        dataset: Sized,
+        *,
+        start: int = 0,
+        added_share: float | None = None,
+        num_mixed: int = 0,
+        **options: Any,
+    ):
         super().__init__(dataset, **options)
-        self._start = start
+        self._start, self._added_share, self._num_mixed = start, added_share, num_mixed
 
     def __iter__(self) -> Iterator[int]:
-        for place, index in islice(enumerate(super().__iter__()), self._start, None):
+        indices = (
+            super().__iter__() if self._added_share is None else self._by_source(self._added_share)
+        )
+        for place, index in islice(enumerate(indices), self._start, None):
             yield place * self.size + index
+
+    def _by_source(self, share: float) -> Iterator[int]:
+        """Up to any place the share is exact to half an image, whatever the batch."""
+        num_first = self.dataset.cumulative_sizes[0]
+        first = iter(InfiniteSampler(range(num_first), self.shuffle, self.seed))
+        # Of another seed: sets of one size would go side by side, and a layout's picture by its original.
+        added = iter(InfiniteSampler(range(self.size - num_first), self.shuffle, self.seed + 1))
+        for place in count():
+            before, after = (round(share * min(n, self._num_mixed)) for n in (place, place + 1))
+            yield num_first + next(added) if after > before else next(first)
 
 
 @DATASETS.register_module()

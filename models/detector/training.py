@@ -14,7 +14,7 @@ from mmengine.runner.checkpoint import load_state_dict
 from data.errors import InvalidConfig, InvalidModel
 from models.detector import seeded_data  # noqa: F401  # registers what the configs name
 from models.detector.checkpoints import read_checkpoint
-from models.detector.config_files import CocoFolder, build_config
+from models.detector.config_files import CocoFolder, Mixture, build_config
 from models.detector.detector import write_detector
 from models.detector.mmdetection import HOOKS, register_all_modules
 from models.detector.options import DetectorConfig
@@ -121,6 +121,7 @@ def train_detector(
     work: Path,
     out: Path,
     on_step: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
+    mixture: Mixture | None = None,
 ) -> float:
     """Train a detector and export it to `out`; a killed run goes on from its newest checkpoint.
 
@@ -133,6 +134,7 @@ def train_detector(
         work: folder for resumable checkpoints.
         out: folder to create, readable by `Detector.load`.
         on_step: called with the step's number, from 1, and its losses.
+        mixture: of the first and the other training sets; None: in proportion to their sizes.
 
     Returns:
         The learning rate, as it was after the warm-up.
@@ -142,7 +144,7 @@ def train_detector(
         InvalidModel: nothing in the checkpoint to start from fits.
     """
     register_all_modules(init_default_scope=True)
-    config = build_config(settings, train_sets, categories, work)
+    config = build_config(settings, train_sets, categories, work, mixture)
     checkpoint = _newest_checkpoint(work)
     if checkpoint:
         CheckpointLoader.register_scheme(_WORK_FOLDER_SCHEME, _load_own_checkpoint, force=True)

@@ -40,7 +40,8 @@ class ArmResult:
         num_synthetic: synthetic ones.
         num_pseudo_labelled: real ones with a detector's labels.
         iterations: optimiser steps.
-        passes: how often it saw each of its images.
+        passes: how often it saw each training image; None where it saw none.
+        added_passes: how often each of the others, synthetic or spare; None where there are none.
         augmentation: what else it saw of them, as its options name it.
         metrics: COCO's numbers by name, those of classes too; None where there is no such object.
     """
@@ -52,7 +53,8 @@ class ArmResult:
     num_synthetic: int
     num_pseudo_labelled: int
     iterations: int
-    passes: float
+    passes: float | None
+    added_passes: float | None
     augmentation: str
     metrics: Mapping[str, float | None]
 
@@ -191,7 +193,7 @@ def arm_worth(results: Sequence[ArmResult], arm: str) -> Worth | None:
     like = {_apart_from_size(item) for item in results if item.arm == REAL}
     ruler: dict[int, dict[int, float]] = {}
     for item in results:
-        if _apart_from_size(item) in like:
+        if item.added_passes in {None, item.passes} and _apart_from_size(item) in like:
             ruler.setdefault(item.num_real, {})[item.seed] = item.map
     seeds = sorted(found)
     complete = all(scores.keys() >= found.keys() for scores in ruler.values())

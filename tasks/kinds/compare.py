@@ -115,6 +115,7 @@ def _result(
     images = trained.summary["images"]
     num_real = sum(count for what, count in images.items() if what.endswith("real"))
     num_pseudo_labelled = images.get("pseudo-labelled", 0)
+    passes = trained.summary["passes"]
     return ArmResult(
         detector=detector,
         arm=arm,
@@ -123,7 +124,10 @@ def _result(
         num_synthetic=sum(images.values()) - num_real - num_pseudo_labelled,
         num_pseudo_labelled=num_pseudo_labelled,
         iterations=trained.summary["iterations"],
-        passes=trained.summary["passes"],
+        passes=passes if "real" in images else None,
+        added_passes=trained.summary.get("added passes", passes)
+        if images.keys() - {"real"}
+        else None,
         augmentation=trained.options["augmentation"],
         metrics=metrics,
     )
@@ -169,6 +173,7 @@ def _arm_row(
         "pseudo-labelled images": example.num_pseudo_labelled,
         "iterations": example.iterations,
         "passes": example.passes,
+        "added passes": example.added_passes,
         "map_low": interval.low,
         "map_high": interval.high,
         **{name: _mean(item.metrics[name] for item in own) for name in names},
@@ -198,7 +203,8 @@ def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
     gain = row["gain"] if row["gain"] is not None else math.nan
     interval = Interval(row["map"], row["map_low"], row["map_high"])
     shown = {name: row[name] for name in ("detector", "arm", "seeds", "real images", "synthetic images",
-                                          "pseudo-labelled images", "iterations", "passes")}  # fmt: skip
+                                          "pseudo-labelled images", "iterations", "passes",
+                                          "added passes")}  # fmt: skip
     return {
         **shown,
         "mAP": format_interval(interval),

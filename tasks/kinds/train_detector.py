@@ -1,5 +1,6 @@
 """Kind `train-detector`: a detector on real images, or some of them, and on synthetic or pseudo-labelled."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data.attributes.folds import first_images, fold_image_ids, write_some
@@ -7,7 +8,7 @@ from data.coco.export import export_objects
 from data.coco.image_sets import SyntheticSet
 from data.errors import InvalidConfig
 from data.vocabulary.tables import Dataset, Split
-from models.detector.config_files import CocoFolder
+from models.detector.config_files import CocoFolder, Mixture
 from models.detector.options import DetectorTraining
 from models.detector.training import train_detector
 from tasks.execution.context import StepContext, Summary
@@ -38,6 +39,7 @@ def run(context: Context) -> Summary:
     options.check(dataset)
     parts = _parts(context, dataset)
     iterations = _iterations(context, dataset)
+    mixture = _mixture(options, [part.count for part in parts], iterations)
 
     def on_step(step: int, losses: dict[str, float]) -> None:
         context.progress(step, iterations, f"loss {losses.get('loss', 0):.3f}")
@@ -49,19 +51,21 @@ def run(context: Context) -> Summary:
         context.work,
         context.out / "detector",
         on_step,
+        mixture,
     )
-    seen = {part.what: part.count for part in parts}
+    counts = {part.what: part.count for part in parts}
+    passes = _passes(list(counts.values()), iterations * options.batch_size, mixture)
     facts = {
-        "trained on": ", ".join(f"{count} {what}" for what, count in seen.items()),
+        "trained on": ", ".join(f"{count} {what}" for what, count in counts.items()),
         "iterations": iterations,
         "images each": options.batch_size,
-        "passes": iterations * options.batch_size / sum(seen.values()),
+        **passes,
         "learning rate": rate,
         "augmentation": options.augmentation,
         "seed": options.seed,
     }
     write_card(context.out, f"Detector {options.config}", markdown_table([facts]))
-    return {"images": seen, "iterations": iterations, "passes": facts["passes"]}
+    return {"images": counts, "iterations": iterations, **passes}
 
 
 def _parts(context: Context, dataset: Dataset) -> list[_Part]:
@@ -72,7 +76,7 @@ def _parts(context: Context, dataset: Dataset) -> list[_Part]:
     """
     options = context.options
     real, spare = _real_ids(options, dataset)
-    synthetic = SyntheticSet(context.inputs["synthetic"]) if "synthetic" in context.inputs else None
+    synthetic = _synthetic_set(context) if "synthetic" in context.inputs else None
     if options.images == "real+spare" and synthetic:
         spare, wanted = _ids(dataset, "spare"), synthetic.provenance.num_rows
         if len(spare) < wanted:
@@ -87,13 +91,18 @@ def _parts(context: Context, dataset: Dataset) -> list[_Part]:
         parts += [_real_part(context, dataset, "spare", spare)] if spare else []
     if synthetic and options.images in {"real+synthetic", "synthetic"}:
         policy = context.manifest("synthetic").options["policy"]
+        what = f"synthetic ({policy}{', verified' if synthetic.verified else ''})"
         folder = CocoFolder(synthetic.instances, synthetic.image_folder)
-        parts.append(_Part(f"synthetic ({policy})", folder, synthetic.provenance.num_rows))
+        parts.append(_Part(what, folder, synthetic.provenance.num_rows))
     if options.images == "real+pseudo":
         pseudo = Dataset(context.inputs["pseudo-labels"], images_of=context.inputs["unlabelled"])
         folder = CocoFolder(pseudo.instances_file("unlabelled"), pseudo.image_folder("unlabelled"))
         parts.append(_Part("pseudo-labelled", folder, pseudo.images.num_rows))
     return parts
+
+
+def _synthetic_set(context: Context) -> SyntheticSet:
+    return SyntheticSet(context.inputs["synthetic"], context.inputs.get("verified"))
 
 
 def _ids(dataset: Dataset, split: Split) -> list[int]:
@@ -141,5 +150,25 @@ def _iterations(context: Context, dataset: Dataset) -> int:
     iterations = options.iterations(num_real)
     if options.budget == "iterations":
         return iterations
-    num_synthetic = SyntheticSet(context.inputs["synthetic"]).provenance.num_rows
-    return round(iterations * (1 + num_synthetic / num_real))
+    num_synthetic = _synthetic_set(context).provenance.num_rows
+    return round(iterations * (1 + options.added_per_real(num_real, num_synthetic)))
+
+
+def _mixture(options: DetectorTraining, counts: Sequence[int], iterations: int) -> Mixture | None:
+    """How the images of the further parts come among the training images; None: as they are many."""
+    if len(counts) < 2 or (options.added_share is None and not options.real_only_end):
+        return None
+    in_proportion = sum(counts[1:]) / sum(counts)
+    share = in_proportion if options.added_share is None else options.added_share
+    num_mixed = round(iterations * (1 - options.real_only_end)) * options.batch_size
+    return Mixture(share, num_mixed)
+
+
+def _passes(counts: Sequence[int], num_seen: int, mixture: Mixture | None) -> dict[str, float]:
+    """How often each image was seen of so many: of all, or of the first part and of the others."""
+    if mixture is None:
+        return {"passes": num_seen / sum(counts)}
+    return {
+        "passes": (num_seen - mixture.num_added) / counts[0],
+        "added passes": mixture.num_added / sum(counts[1:]),
+    }

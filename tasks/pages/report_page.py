@@ -120,7 +120,8 @@ detector.</p>
 {{ table(arms) }}
 <p class="note">The arms of a detector have the same optimiser and schedule. Those called "equal exposure"
 have more iterations, so that they see each real image as often as the arm real does; real-repeated has as
-many as they. All others have as many iterations as real.</p>
+many as they. All others have as many iterations as real. Passes are over the training images, added passes
+over the synthetic or spare ones.</p>
 {% if sizes %}<h3>By size of objects</h3>
 {{ table(sizes) }}
 {% endif %}

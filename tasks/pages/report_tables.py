@@ -95,6 +95,7 @@ def arm_table(arms: Rows, detectors: Rows) -> Table:
             "pseudo-labelled images": row["pseudo-labelled images"],
             "iterations": row["iterations"],
             "passes": row["passes"],
+            "added passes": row["added passes"],
             "worth in real images": _worth(row),
         }
         for row in arms

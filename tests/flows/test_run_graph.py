@@ -155,6 +155,72 @@ def test_images_without_labels_leave_all_that_does_not_use_them(tmp_path):
     }  # fmt: skip
 
 
+def test_a_share_of_added_images_is_for_arms_that_have_some():
+    mixture = {"added_share": 0.25, "real_only_end": 0.1}
+    given = {"arms": EVERY_ARM, "ruler": [2]}
+    scenes = {"ingest": {"scenes": {"num_spare": 48}}}
+    graph = graph_of({"retrain": given | mixture, **scenes})
+    changed = new_steps(graph_of({"retrain": given, **scenes}), graph)
+    mixed = {"real+origin", "real+easy", "real+hard", "more-real", "real-repeated"}
+    arms = {f"{what} {arm} seed 0" for arm in mixed for what in ("retrain", "validate")}
+    assert changed == arms | {"compare", "report"}
+    for arm in mixed:
+        options = graph.find(f"retrain {arm} seed 0").options
+        assert options.model_dump(include=set(mixture)) == mixture
+    alone = graph_of({"retrain": {"arms": ["real", "synthetic-only"], "added_share": 1}})
+    assert alone.find("retrain synthetic-only seed 0").options.added_share is None
+
+
+def test_arms_are_trained_on_sets_that_the_independent_judge_has_verified():
+    given = {"arms": ["real", "real+hard", "real+easy", "synthetic-only"]}
+    graph = graph_of({"retrain": given | {"verification": {"action": "refine"}}})
+    changed = new_steps(graph_of({"retrain": given}), graph)
+    arms = [f"{arm} seed 0" for arm in given["arms"][1:]]
+    assert changed == {
+        *(f"{what} train {policy}" for policy in ("easy", "hard") for what in ("judge", "verify")),
+        *(f"{what} {arm}" for arm in arms for what in ("retrain", "validate")),
+        "compare", "report",
+    }  # fmt: skip
+    hard = graph.find("retrain synthetic-only seed 0").inputs
+    assert hard["synthetic"] is graph.find("synthesize train hard")
+    assert hard["verified"] is graph.find("verify train hard")
+    assert hard["verified"].inputs["set"] is hard["synthetic"]
+    judged = graph.find("judge train hard")
+    assert judged.inputs == {"detector": graph.find("train scorer"), "set": hard["synthetic"]}
+    by_detector = graph_of({"retrain": given | {"verification": {"by": "detector"}}})
+    judged = by_detector.find("judge train hard")
+    assert judged.inputs["detector"] is by_detector.find("train detector")
+
+
+def test_a_given_judge_is_there_before_the_training_sets_are_verified(tmp_path):
+    for name in ("config.py", "detector.json", "model.safetensors"):
+        (tmp_path / name).write_text(name)
+    own = {"evaluate": {"scorer": str(tmp_path)}, "retrain": {"verification": {}}}
+    graph = graph_of(own)
+    judge = graph.find("judge train hard").inputs["detector"]
+    assert judge is graph.find("import scorer")
+    assert judge.stages == ("synthesize", "evaluate")
+    assert "train scorer" not in {name for step in graph for name in step.names}
+    with pytest.raises(InvalidConfig, match="that is the detector that gives the attributes"):
+        graph_of(merge(own, {"extract_attributes": {"scoring": {"detector": str(tmp_path)}}}))
+
+
+def test_a_verification_needs_a_detector_and_its_detections(results):
+    def verified(by, **more):
+        return graph_of({"retrain": {"verification": {"by": by}}, **more})
+
+    scoring = {"extract_attributes": {"scoring": {"results": results}}}
+    of_sets = dict.fromkeys(("real", "origin", "easy", "hard"), results["val"])
+    with pytest.raises(InvalidConfig, match=r"detections of other images: give scoring\.detector"):
+        verified("detector", **scoring)
+    with pytest.raises(InvalidConfig, match=r"results of other sets: give a detector there"):
+        verified("scorer", evaluate={"scorer": of_sets})
+    assert verified("scorer", **scoring).find("verify train hard")
+    assert verified("detector", evaluate={"scorer": of_sets}).find("verify train hard")
+    with pytest.raises(InvalidConfig, match=r"score_threshold 0\.01 is below .* lower the latter"):
+        graph_of({"retrain": {"verification": {"score_threshold": 0.01}}})
+
+
 def test_every_detector_is_compared_and_every_scorer_judges(results):
     second = {
         "num_epochs": 0,
@@ -185,6 +251,8 @@ def test_every_detector_is_compared_and_every_scorer_judges(results):
             "contrasts name .'real.easy'.*there are real, real.hard",
         ),
         ({"ruler": [1.0]}, "1 is the arm real"),
+        ({"added_share": 1}, "use the arm synthetic-only in place of real.hard"),
+        ({"added_share": 0}, "leave the arm real.hard out"),
         ({"ruler": [-1.0]}, "multiples are finite and above 0"),
         (
             {"detector": {"num_epochs": 3}},

@@ -15,7 +15,7 @@ def arm_results(arm, scores, detector, classes):
     return [
         ArmResult(
             detector=detector, arm=arm, seed=seed, num_real=real, num_synthetic=synthetic,
-            num_pseudo_labelled=0, iterations=1500, passes=20.0,
+            num_pseudo_labelled=0, iterations=1500, passes=20.0, added_passes=20.0 if synthetic else None,
             augmentation="copy-paste" if arm == "real+copy-paste" else "flip",
             metrics={
                 "map": score, "map50": score + 0.2, "map75": score - 0.1, "map_small": score - 0.2,

@@ -1,15 +1,19 @@
+import math
+from itertools import islice
+
 import numpy as np
 import pytest
 import torch
+from mmengine.dataset import BaseDataset
 from safetensors.torch import load_file
 
 from data.errors import InvalidConfig, InvalidModel
 from flows.presets import PRESETS
-from models.detector.config_files import CocoFolder, build_config
+from models.detector.config_files import CocoFolder, Mixture, build_config
 from models.detector.config_sources import config_path
 from models.detector.detector import Detector, detections_table
 from models.detector.options import DetectorConfig
-from models.detector.seeded_data import SeededConcatDataset
+from models.detector.seeded_data import PlaceSampler, SeededConcatDataset
 from models.detector.training import train_detector
 
 RTMDET = PRESETS["demo"]["train_scorer"]["config"]
@@ -30,10 +34,11 @@ def settings(name="train_detector", **changes):
     return DetectorConfig.model_validate(options | {"overrides": overrides} | changes)
 
 
-def train(dataset, tmp_path, config, on_step=lambda step, losses: None):
-    train_set = CocoFolder(dataset.instances_file("train"), dataset.image_folder("train"))
+def train(dataset, tmp_path, config, on_step=lambda step, losses: None, mixture=None):
+    splits = ["train", "val"] if mixture else ["train"]
+    train_sets = [CocoFolder(dataset.instances_file(k), dataset.image_folder(k)) for k in splits]
     train_detector(
-        config, [train_set], dataset.things, tmp_path / "work", tmp_path / "out", on_step
+        config, train_sets, dataset.things, tmp_path / "work", tmp_path / "out", on_step, mixture
     )
     return Detector.load(tmp_path / "out")
 
@@ -83,20 +88,21 @@ def faster_rcnn(**changes):
 
 
 @pytest.mark.parametrize(
-    ("make", "changes"),
+    ("make", "changes", "mixture"),
     [
-        (settings, {"num_workers": 2}),
-        (settings, {"augmentation": "copy-paste"}),
-        (faster_rcnn, {}),
+        (settings, {"num_workers": 2}, None),
+        (settings, {"augmentation": "copy-paste"}, None),
+        (settings, {}, Mixture(added_share=0.4, num_mixed=14)),
+        (faster_rcnn, {}, None),
     ],
 )
 def test_a_killed_training_goes_on_as_one_that_was_not(
-    dataset, tmp_path, monkeypatch, make, changes
+    dataset, tmp_path, monkeypatch, make, changes, mixture
 ):
     config, steps = make(num_iterations=8, **changes), []
-    train(dataset, tmp_path / "whole", config)
+    train(dataset, tmp_path / "whole", config, mixture=mixture)
     with pytest.raises(Killed):
-        train(dataset, tmp_path / "killed", config, stop_at(7))
+        train(dataset, tmp_path / "killed", config, stop_at(7), mixture)
     read, places = SeededConcatDataset.__getitem__, tmp_path / "places.txt"
 
     def noted(images, code):
@@ -105,7 +111,7 @@ def test_a_killed_training_goes_on_as_one_that_was_not(
         return read(images, code)
 
     monkeypatch.setattr(SeededConcatDataset, "__getitem__", noted)
-    train(dataset, tmp_path / "killed", config, lambda step, losses: steps.append(step))
+    train(dataset, tmp_path / "killed", config, lambda step, losses: steps.append(step), mixture)
     assert steps == [7, 8]
     begun = sorted(map(int, places.read_text().split()))
     assert begun[:4] == [12, 13, 14, 15]  # of the second epoch: there are 12 images
@@ -309,22 +315,47 @@ def test_the_number_of_loading_processes_changes_nothing(dataset, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+class Coins(BaseDataset):
+    """A data set whose items are random numbers."""
+
+    def __init__(self, count):
+        self._count = count
+        super().__init__()
+
+    def load_data_list(self):
+        return [{} for _ in range(self._count)]
+
+    def __getitem__(self, index):
+        return index, np.random.randint(2**30)  # noqa: NPY002  # what transforms use
+
+
+@pytest.mark.parametrize(("share", "batch_size"), [(1 / 3, 8), (0.25, 4), (0.9, 8), (0.07, 5)])
+def test_every_batch_has_its_share_of_added_images(share, batch_size):
+    num_real, num_added, num_batches, num_mixed = 7, 5, 300, 250 * batch_size
+    images = SeededConcatDataset([Coins(num_real), Coins(2), Coins(num_added - 2)], 0)
+
+    def read(start=0):
+        sampler = PlaceSampler(images, start=start, added_share=share, num_mixed=num_mixed, seed=3)
+        return list(islice(sampler, num_batches * batch_size - start))
+
+    codes = read()
+    places, indices = np.divmod(codes, len(images))
+    assert places.tolist() == list(range(num_batches * batch_size))
+    added = indices >= num_real
+    by_batch = added.reshape(num_batches, batch_size).sum(1)
+    assert set(by_batch[:250]) <= {math.floor(share * batch_size), math.ceil(share * batch_size)}
+    assert by_batch[:250].sum() == round(share * num_mixed)
+    assert not by_batch[250:].any()
+    for own, size in ((indices[~added], num_real), (indices[added], num_added)):
+        passes = own[: len(own) // size * size].reshape(-1, size)
+        assert (np.sort(passes) == np.unique(own)).all()
+        assert len(np.unique(passes, axis=0)) > 2
+    assert read(start=1001) == codes[1001:]
+
+
 def test_images_are_flipped_by_seed_and_place():
-    from mmengine.dataset import BaseDataset
-
-    from models.detector.seeded_data import SeededConcatDataset
-
-    class Coins(BaseDataset):
-        """A data set whose items are random numbers."""
-
-        def load_data_list(self):
-            return [{} for _ in range(5)]
-
-        def __getitem__(self, index):
-            return index, np.random.randint(2**30)  # noqa: NPY002  # what transforms use
-
     def draw(seed, place):
-        return SeededConcatDataset([Coins()], seed)[5 * place + 3]
+        return SeededConcatDataset([Coins(5)], seed)[5 * place + 3]
 
     before = np.random.get_state()[1].copy()  # noqa: NPY002  # what transforms use
     assert draw(0, 7) == draw(0, 7)

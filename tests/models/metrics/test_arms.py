@@ -9,7 +9,8 @@ from models.metrics.comparison import Interval
 def result(arm, seed, score, **changes):
     values = {
         "detector": "main", "arm": arm, "seed": seed, "num_real": 600, "num_synthetic": 0,
-        "num_pseudo_labelled": 0, "iterations": 1500, "passes": 20.0, "augmentation": "flip",
+        "num_pseudo_labelled": 0, "iterations": 1500, "passes": 20.0, "added_passes": None,
+        "augmentation": "flip",
         "metrics": {"map": score, "map50": score + 0.2, "map_large": None},
     }  # fmt: skip
     return ArmResult(**(values | changes))
@@ -99,6 +100,7 @@ def test_an_arm_is_worth_what_the_ruler_of_real_images_says():
         {"num_pseudo_labelled": 5},
         {"augmentation": "copy-paste"},
         {"iterations": 3000},
+        {"added_passes": 30.0},
     ],
 )
 def test_the_ruler_is_of_real_images_trained_alike(changes):

@@ -2,16 +2,19 @@
 
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 
 from data.coco.files import read_coco
+from data.coco.image_sets import SyntheticSet
 from data.errors import InvalidConfig
 from data.ingest.ingestion import ingest
 from data.ingest.options import IngestConfig, ScenesConfig
-from data.vocabulary.tables import Dataset
+from data.vocabulary.tables import Dataset, write_table
 from flows.presets import PRESETS
 from models.detector.options import DetectorTraining
-from tasks.kinds.train_detector import _iterations, _parts, run
+from models.detector.seeded_data import SeededConcatDataset
+from tasks.kinds.train_detector import _iterations, _mixture, _parts, _passes, run
 
 NUM_SYNTHETIC = 6
 
@@ -34,11 +37,6 @@ def dataset_with_few_spare(tmp_path_factory):
 @pytest.fixture
 def context(with_spare, tmp_path):
     """A step's context with a synthetic set of six images."""
-    import pyarrow as pa
-
-    from data.coco.image_sets import SyntheticSet
-    from data.vocabulary.tables import write_table
-
     synthetic = SyntheticSet(tmp_path / "set")
     synthetic.folder.mkdir()
     write_table(pa.table({"image_id": list(range(NUM_SYNTHETIC))}), synthetic.provenance_file)
@@ -70,6 +68,14 @@ def context(with_spare, tmp_path):
             135,
         ),
         ({"budget": "exposure"}, {"real": 12}, 135),
+        (
+            {"images": "real+synthetic", "added_share": 0.25},
+            {"real": 12, "synthetic (hard)": 6},
+            90,
+        ),
+        ({"budget": "exposure", "added_share": 0.25}, {"real": 12}, 120),
+        ({"budget": "exposure", "real_only_end": 0.5}, {"real": 12}, 108),
+        ({"budget": "exposure", "added_share": 0.25, "real_only_end": 0.2}, {"real": 12}, 112),
         ({"images": "synthetic"}, {"synthetic (hard)": 6}, 90),
         ({"images": "real+spare"}, {"real": 12, "spare real": 6}, 90),
         ({"fold": {"number": 0, "of": 3}}, {"real": 8}, 90),
@@ -92,6 +98,22 @@ def test_an_arm_has_its_images_and_its_length(context, with_spare, options, imag
             assert len(read_coco(part.folder.annotations).images) == part.count
 
 
+@pytest.mark.parametrize("share", [None, 0.25, 0.7])
+@pytest.mark.parametrize("end", [0.0, 0.1, 0.5])
+def test_with_equal_exposure_each_real_image_is_seen_as_often(context, with_spare, share, end):
+    given = context(
+        images="real+synthetic", budget="exposure", added_share=share, real_only_end=end
+    )
+    iterations = _iterations(given, with_spare)
+    mixture = _mixture(given.options, [12, 6], iterations)
+    passes = _passes([12, 6], iterations * 8, mixture)
+    real, added = passes["passes"], passes.get("added passes", passes["passes"])
+    assert (mixture is None) == (share is None and not end)
+    assert real == pytest.approx(90 * 8 / 12, abs=8 / 12)
+    assert 12 * real + 6 * added == pytest.approx(iterations * 8)
+    assert 6 * added / (iterations * 8) == pytest.approx((1 - end) * (share or 1 / 3), abs=0.01)
+
+
 @pytest.mark.filterwarnings("ignore")  # MMDetection and MMEngine warn a lot
 def test_the_card_says_at_which_rate(context, tmp_path):
     tiny = {**PRESETS["demo"]["train_scorer"], "learning_rate": None, "num_iterations": 1}
@@ -101,9 +123,48 @@ def test_the_card_says_at_which_rate(context, tmp_path):
     assert card["learning rate"] == "0.002"  # 0.004 at 16, says its config
 
 
+@pytest.mark.filterwarnings("ignore")  # likewise
+def test_a_share_is_what_is_read_and_what_the_summary_says(context, with_spare, monkeypatch):
+    tiny = {
+        **PRESETS["demo"]["train_scorer"],
+        "num_iterations": 4,
+        "batch_size": 4,
+        "num_workers": 0,
+    }
+    mixture = {"images": "real+spare", "added_share": 0.25, "real_only_end": 0.5}
+    read, seen = SeededConcatDataset.__getitem__, []
+
+    def noted(images, code):
+        seen.append(code % len(images))
+        return read(images, code)
+
+    monkeypatch.setattr(SeededConcatDataset, "__getitem__", noted)
+    summary = run(context(**tiny, **mixture))
+    assert [sum(k >= 12 for k in seen[i : i + 4]) for i in range(0, 16, 4)] == [1, 1, 0, 0]
+    assert summary == {
+        "images": {"real": 12, "spare real": 6}, "iterations": 4,
+        "passes": 14 / 12, "added passes": 2 / 6,
+    }  # fmt: skip
+
+
 def test_fewer_spare_images_than_synthetic_ones_are_refused(context, dataset_with_few_spare):
     with pytest.raises(InvalidConfig, match=r"the synthetic set has, 6: ingest\.spare has 2"):
         _parts(context(images="real+spare"), dataset_with_few_spare)
+
+
+def test_a_verified_set_takes_the_place_of_the_labels_that_were_asked_for(
+    context, with_spare, tmp_path
+):
+    given = context(images="real+synthetic", budget="exposure")
+    verified = tmp_path / "verified"
+    verified.mkdir()
+    write_table(pa.table({"image_id": [0, 1, 4]}), verified / "provenance.parquet")
+    given.inputs["verified"] = verified
+    part = _parts(given, with_spare)[1]
+    assert (part.what, part.count) == ("synthetic (hard, verified)", 3)
+    assert part.folder.annotations == verified / "instances.json"
+    assert part.folder.images == given.inputs["synthetic"] / "images"
+    assert _iterations(given, with_spare) == round(90 * (1 + 3 / 12))
 
 
 def test_few_real_images_are_among_more(context, with_spare):
