@@ -37,15 +37,15 @@ def join_tiles(detections: pa.Table, tiles: pa.Table) -> pa.Table:
     columns = {name: detections[name] for name in detections.column_names}
     columns |= {"image_id": image_ids, **dict(zip(BOX_COLUMNS, boxes.T, strict=True))}
     joined = pa.table(columns, schema=detections.schema)
-    category_ids, scores = (detections[name].to_numpy() for name in ("category_id", "score"))
-    kept = _once(boxes, scores, category_ids, image_ids)
+    _, labels = np.unique(detections["category_id"].to_numpy(), return_inverse=True)
+    kept = _once(boxes, detections["score"].to_numpy().astype(np.float64), labels, image_ids)
     return joined.filter(pa.array(kept))
 
 
 def _once(
     boxes: Float[np.ndarray, "detections 4"],
     scores: Float[np.ndarray, " detections"],
-    category_ids: Int[np.ndarray, " detections"],
+    labels: Int[np.ndarray, " detections"],
     image_ids: Int[np.ndarray, " detections"],
 ) -> Bool[np.ndarray, " detections"]:
     """Which detections stay, image by image."""
@@ -57,6 +57,6 @@ def _once(
     order = np.lexsort([-area(boxes), image_ids])
     ends = np.flatnonzero(np.diff(image_ids[order])) + 1
     for rows in np.split(order, ends):
-        found, score, label = (from_numpy(part[rows]) for part in (boxes, scores, category_ids))
+        found, score, label = (from_numpy(part[rows]) for part in (boxes, scores, labels))
         kept[rows[suppress_overlaps(found, score, label, SAME_OBJECT_IOU).numpy()]] = True
     return kept
