@@ -2,7 +2,7 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -206,7 +206,7 @@ class _Objects:
 
 @dataclass(frozen=True, slots=True)
 class _Image:
-    """A row of `images`, its tiles (num_tiles, 4), the first one's id, and its rows among the objects."""
+    """A row of `images`, its tiles (num_tiles, 4), the id of the first, and its rows of the objects."""
 
     row: Mapping[str, Any]
     tiles: np.ndarray
@@ -236,7 +236,7 @@ def _require_larger(config: TileConfig, images: pa.Table) -> None:
 
 def _tiled(
     config: TileConfig, source: Dataset, split: Split, num_workers: int
-) -> Iterable[_TiledImage]:
+) -> Iterator[_TiledImage]:
     order = [("image_id", "ascending"), ("is_thing", "descending"), ("object_id", "ascending")]
     table = source.object_columns(split, OBJECTS.names).sort_by(order).combine_chunks()
     images, first_id, of_split = [], 1, source.split_images(split)
@@ -277,7 +277,7 @@ def _tile_image(objects: _Objects, image: _Image) -> _TiledImage:
 
 def _parts(
     item: Mapping[str, Any], box: np.ndarray, image: Mapping[str, Any], tiles: np.ndarray
-) -> Iterable[tuple[int, Part]]:
+) -> Iterator[tuple[int, Part]]:
     """The tiles that show something of an object, by number."""
     mask = decode_mask(item["mask"], image["height"], image["width"]) if item["mask"] else None
     for number, tile in enumerate(tiles):
@@ -308,7 +308,8 @@ def _write_objects(objects: TableWriter, batch: pa.RecordBatch, count: Counter[s
     """Number the objects of a split, and count them."""
     first = 1 + count["things"] + count["stuff"]
     ids = pa.array(np.arange(first, first + batch.num_rows))
-    objects.write(batch.set_column(1, OBJECTS.field("object_id"), ids))
+    column = OBJECTS.get_field_index("object_id")
+    objects.write(batch.set_column(column, OBJECTS.field(column), ids))
     is_thing, is_crowd = (
         batch[name].to_numpy(zero_copy_only=False) for name in ("is_thing", "is_crowd")
     )

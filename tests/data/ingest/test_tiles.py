@@ -195,9 +195,9 @@ def config(tmp_path):
 
 
 def test_what_no_tile_shows_enough_of_is_accounted_for(config, tmp_path):
-    boxes = [([10, 5, 10, 10], 0), ([0, 0, 100, 40], 0), ([30, 5, 20, 10], 1)]
+    boxes = [([10, 5, 10, 10], 0), ([0, 0, 100, 40], 0), ([36, 5, 20, 10], 1)]
     summary = ingest(config(boxes, {"size": 40, "overlap": 0}), tmp_path / "out")
-    # Tiles begin at 0, 40 and 60: the crowd is cut, the large box shown by two fifths at most.
+    # Tiles begin at 0, 40 and 60: of the crowd they show a fifth and the rest, of the large box two fifths.
     assert summary["counts"]["val"] == {
         "images": 3, "things": 3, "crowds": 2, "stuff": 0, "whole images": 1
     }  # fmt: skip
@@ -208,8 +208,8 @@ def test_what_no_tile_shows_enough_of_is_accounted_for(config, tmp_path):
         {"reason": reason, "record": f"{split}/2"} for split in ("train", "val")
     ]
     crowds = dataset.objects.filter(pc.field("is_crowd") & (pc.field("split") == "val"))
-    assert box_array(crowds).tolist() == [[30, 5, 40, 15], [0, 5, 10, 15]]
-    assert crowds["area"].to_pylist() == [100, 100]
+    assert box_array(crowds).tolist() == [[36, 5, 40, 15], [0, 5, 16, 15]]
+    assert crowds["area"].to_pylist() == [40, 160]
     assert crowds["image_id"].to_pylist() == [1, 2]
 
 

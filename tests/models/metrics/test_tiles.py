@@ -69,12 +69,12 @@ def test_of_equal_scores_the_one_that_is_cut_the_least_stays():
 
 
 def test_ids_of_classes_may_be_large():
-    rows = (
-        (1, 2**40, 0.4, (30, 0, 40, 10)),
-        (1, 2**40, 0.5, (41, 0, 51, 10)),
-        (2, 7, 0.9, (0, 0, 10, 10)),
-    )
-    assert len(joined(*rows)) == 3
+    label = 2**55
+    rows = (1, label, 0.4, (30, 0, 40, 10)), (2, label, 0.9, (0, 0, 11, 10))
+    assert joined((1, 7, 0.5, (0, 0, 9, 9)), *rows) == [
+        (7, 0.5, 0, 5, 9, 14),
+        (label, 0.9, 30, 5, 41, 15),
+    ]
 
 
 def test_other_classes_and_places_stay():
