@@ -306,6 +306,10 @@ def _unlabelled_nodes(
             "folders of them as ingest.unlabelled (of Scenes their number, ingest.scenes.num_unlabelled), or "
             "leave it out"
         )
+    if config.ingest.tile:
+        raise InvalidConfig(
+            "ingest.tile cuts labelled images alone: leave it or ingest.unlabelled out"
+        )
     yield Node(_UNLABELLED, "ingest", "ingest-unlabelled", images)
     if not needing:
         return

@@ -106,6 +106,69 @@ def photographs(dataset, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def new_tiled(tmp_path_factory):
+    """Factory of ingested data sets of images with small ellipses, cut into tiles that each show whole."""
+    import json
+
+    from PIL import Image
+
+    from data.ingest.ingestion import ingest
+    from data.ingest.options import IngestConfig, SplitConfig, TileConfig
+    from data.vocabulary.boxes import mask_to_box, xyxy_to_xywh
+    from data.vocabulary.masks import encode_mask
+    from data.vocabulary.tables import Dataset
+
+    width, height, cell = 108, 81, 27
+    y, x = np.mgrid[:height, :width]
+
+    def ellipses(rng, image_id):
+        for left in range(0, width, cell):
+            for top in range(0, height, cell):
+                radii = rng.uniform(4, 11.5, 2)
+                centre = np.array([left, top]) + rng.uniform(radii + 0.5, cell - radii - 0.5)
+                mask = ((x - centre[0]) / radii[0]) ** 2 + ((y - centre[1]) / radii[1]) ** 2 <= 1
+                yield {
+                    "image_id": image_id,
+                    "category_id": int(rng.integers(1, 3)),
+                    "bbox": xyxy_to_xywh(mask_to_box(mask)).tolist(),
+                    "area": int(mask.sum()),
+                    "iscrowd": 0,
+                    "segmentation": encode_mask(mask),
+                }
+
+    def create(seed=0, masks="rle", num_workers=1):
+        folder, rng = tmp_path_factory.mktemp("tiled"), np.random.default_rng(seed)
+        splits = {}
+        for split, count in (("train", 4), ("val", 3)):
+            images, annotations = [], []
+            (folder / split).mkdir()
+            for image_id in range(11, 11 + count):
+                name = f"{image_id}.png"
+                pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / split / name)
+                images.append({"id": image_id, "file_name": name, "width": width, "height": height})
+                annotations += ellipses(rng, image_id)
+            document = {
+                "images": images,
+                "annotations": [{"id": i, **item} for i, item in enumerate(annotations, 1)],
+                "categories": [{"id": 1, "name": "cell"}, {"id": 2, "name": "spore"}],
+            }
+            (folder / f"{split}.json").write_text(json.dumps(document))
+            splits[split] = SplitConfig(instances=folder / f"{split}.json", images=folder / split)
+        config = IngestConfig(**splits, masks=masks, tile=TileConfig(size=48, overlap=0.5))
+        ingest(config, folder / "ingested", num_workers)
+        return Dataset(folder / "ingested")
+
+    return create
+
+
+@pytest.fixture(scope="session")
+def tiled(new_tiled):
+    """A data set of tiles with masks."""
+    return new_tiled()
+
+
+@pytest.fixture(scope="session")
 def layouts(dataset, attributes):
     """Training layouts of the tiny data set."""
     from data.layouts.layout import read_layouts

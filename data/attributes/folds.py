@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from data.errors import InvalidConfig
 from data.layouts.layout import image_seed
@@ -27,13 +29,18 @@ def assign_folds(image_ids: Sequence[int], num_folds: int) -> list[list[int]]:
 
 
 def fold_image_ids(dataset: Dataset, split: Split, number: int, num_folds: int) -> list[int]:
-    """Ids of the images of one fold of a split.
+    """Ids of the images of one fold of a split; tiles of an image, which overlap, are in one fold.
 
     Raises:
         InvalidConfig: there are fewer images than folds.
     """
     image_ids = [row["image_id"] for row in dataset.split_images(split)]
-    return assign_folds(image_ids, num_folds)[number]
+    if dataset.tiles is None:
+        return assign_folds(image_ids, num_folds)[number]
+    tiles = dataset.tiles.filter(pc.field("split") == split)
+    sources = tiles["source_image_id"]
+    chosen = assign_folds(sources.unique().to_pylist(), num_folds)[number]
+    return sorted(tiles.filter(pc.is_in(sources, pa.array(chosen)))["image_id"].to_pylist())
 
 
 def first_images(image_ids: Sequence[int], count: int) -> list[int]:

@@ -6,9 +6,28 @@ from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data.vocabulary.tables import Dataset, Split
+
+
+@dataclass(frozen=True, slots=True)
+class WholeImages:
+    """Images that others are tiles of, on which detections in the tiles are judged.
+
+    Attributes:
+        instances: COCO instances file.
+        tiles: table with schema `data.vocabulary.tables.TILES`, of these images alone.
+    """
+
+    instances: Path
+    tiles: pa.Table
+
+    def __str__(self) -> str:
+        """How many they are, for pages."""
+        num_images = len(self.tiles["source_image_id"].unique())
+        return f"{num_images} whole images, {self.tiles.num_rows / num_images:.3g} tiles each"
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +37,12 @@ class ImageSet:
     Attributes:
         instances: the file.
         images: image id and path of those that are meant, by id.
+        whole: what they are all tiles of, if they are.
     """
 
     instances: Path
     images: list[tuple[int, Path]]
+    whole: WholeImages | None = None
 
     @property
     def image_ids(self) -> list[int]:
@@ -37,7 +58,16 @@ def real_images(
     if image_ids is not None:
         wanted = set(image_ids)
         images = [item for item in images if item[0] in wanted]
-    return ImageSet(dataset.instances_file(split), images)
+    whole = whole_images(dataset) if split == "val" and image_ids is None else None
+    return ImageSet(dataset.instances_file(split), images, whole)
+
+
+def whole_images(dataset: Dataset) -> WholeImages | None:
+    """The validation images where the data set's are tiles of them."""
+    if dataset.tiles is None:
+        return None
+    of_split = dataset.tiles.filter(pc.field("split") == "val")
+    return WholeImages(dataset.whole_instances_file, of_split)
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,18 @@ from data.ingest.options import IngestConfig, ScenesConfig, SplitConfig
 from data.ingest.panoptic import PanopticContext, panoptic_rows
 from data.ingest.refusals import Refusals
 from data.ingest.table_writer import TableWriter
+from data.ingest.tiles import cut_images, write_tiles
 from data.progress import Progress, silent
 from data.scenes.scenes import write_scenes
-from data.vocabulary.tables import IMAGES, OBJECTS, REFUSED, Split, split_folder, write_table
+from data.vocabulary.tables import (
+    IMAGES,
+    OBJECTS,
+    REFUSED,
+    Dataset,
+    Split,
+    split_folder,
+    write_table,
+)
 
 
 def ingest(
@@ -37,7 +46,8 @@ def ingest(
     """Read a data set and write its tables to `out`; where it is refused, nothing is written.
 
     Writes `images.parquet`, `objects.parquet`, `categories.parquet`, `refused.parquet`
-    and `instances_{split}.json`; for Scenes the data set itself under `scenes/`.
+    and `instances_{split}.json`; for Scenes the data set itself under `scenes/`. With `config.tile` these
+    are of tiles, see `Dataset`.
 
     Args:
         on_progress: told of the images.
@@ -47,15 +57,24 @@ def ingest(
 
     Raises:
         InvalidDataset: a file is not COCO format, a split is empty, the splits have no category in
-            common, or something is broken and the policy is `strict`.
+            common, something is broken and the policy is `strict`, or tiles leave no object.
+        InvalidConfig: a tile is as large as all images.
     """
     splits = config.splits or _make_scenes(config.scenes, out, num_workers, on_progress)
-    if not config.splits:
-        on_progress = silent  # all images are there
+    of_files = on_progress if config.splits else silent  # all images of Scenes are there
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=".ingest-") as folder:
-        tables = Path(folder)
-        summary = write_tables(config, splits, tables, num_workers, on_progress)
+        tables = Path(folder) / "tables"
+        tables.mkdir()
+        summary = write_tables(config, splits, tables, num_workers, of_files)
+        if config.tile:
+            whole, tables = tables, Path(folder) / "of tiles"
+            tables.mkdir()
+            tiled = write_tiles(config.tile, splits, whole, tables, num_workers)
+            summary |= {**tiled, "refused": [*summary["refused"], *tiled["refused"]]}
+            export_boxes(whole, "val", Dataset(tables).whole_instances_file)
+            folders = {name: split.images for name, split in splits.items()}
+            cut_images(tables, folders, out, num_workers, on_progress)
         for name in splits:
             export_boxes(tables, name, tables / f"instances_{name}.json", num_workers)
         out.mkdir(exist_ok=True)

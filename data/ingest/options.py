@@ -172,6 +172,21 @@ class ScenesConfig(Options):
     seed: int = 0
 
 
+class TileConfig(Options):
+    """Tiles that large images are cut into, for objects that are small beside their image."""
+
+    size: int = Field(ge=16, description="Side of a tile, pixels of the image.")
+    overlap: float = Field(
+        0.25, ge=0, lt=1, description="Of neighbouring tiles, share of the side."
+    )
+    min_visible: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Share of an object's mask, or box, that a tile must show to have it.",
+    )
+
+
 class IngestConfig(Options):
     """A COCO-format data set, or the embedded Scenes where no split is given."""
 
@@ -196,6 +211,9 @@ class IngestConfig(Options):
     )
     check_images: bool = Field(
         True, description="Look at every image file; off: believe what the JSON says of them."
+    )
+    tile: Annotated[TileConfig | None, AddedLater] = Field(
+        None, description="Cut the images into overlapping tiles, which take their place."
     )
 
     @property

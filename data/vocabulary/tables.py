@@ -59,6 +59,16 @@ CATEGORIES = pa.schema(
         _field("is_thing", pa.bool_(), "thing (true) or stuff (false)"),
     ]
 )
+TILES = pa.schema(
+    [
+        _field("split", pa.string(), "train, val or spare"),
+        _field("image_id", pa.int64(), "of the tile, which is an image of the data set"),
+        _field("source_image_id", pa.int64(), "COCO image id of the whole image"),
+        _field("source_file", pa.string(), "path relative to the split's folder of whole images"),
+        _field("left", pa.int32(), "where the tile begins in the whole image", unit="pixels"),
+        _field("top", pa.int32(), "where the tile begins in the whole image", unit="pixels"),
+    ]
+)
 REFUSED = pa.schema(
     [
         _field("reason", pa.string(), "why it was left out, or how it was mended"),
@@ -113,6 +123,11 @@ def split_folder(split: Split) -> str:
     return f"scenes/{split}"
 
 
+def tile_folder(split: Split) -> str:
+    """Where an ingested data set has the tiles of a split, if its images were cut."""
+    return f"tiles/{split}"
+
+
 def note_places(folder: Path, image_folders: Mapping[Split, Path]) -> None:
     """Note beside an ingested data set where its images lie on this machine.
 
@@ -145,7 +160,9 @@ class Dataset:
 
     Attributes:
         folder: holds `images.parquet`, `objects.parquet`, `categories.parquet`, `refused.parquet`,
-            `instances_{split}.json`, the accepted things as COCO files, and for Scenes `scenes/`. That of
+            `instances_{split}.json`, the accepted things as COCO files, and for Scenes `scenes/`. Where
+            images were cut, all these are of the tiles, whose files lie in `tiles/`; `tiles.parquet` says
+            of which images they are, and `whole_instances_val.json` has the things of these. That of
             unlabelled images, which `ingest-unlabelled` wrote, has neither objects nor categories.
         images_of: artifact whose images these are, where it is another one, as for pseudo-labels.
     """
@@ -169,6 +186,12 @@ class Dataset:
         return self._read("refused")
 
     @cached_property
+    def tiles(self) -> pa.Table | None:
+        """Table with schema `TILES`; None where the images are whole."""
+        path = self.folder / "tiles.parquet"
+        return pq.read_table(path) if path.is_file() else None
+
+    @cached_property
     def categories(self) -> tuple[Category, ...]:
         """Things, then stuff, each by id."""
         rows = self._read("categories").to_pylist()
@@ -187,9 +210,9 @@ class Dataset:
             ArtifactMissing: it is not known on this machine.
         """
         source = self.images_of or self.folder
-        inside = source / split_folder(split)
-        if inside.is_dir():
-            return inside
+        for inside in (source / tile_folder(split), source / split_folder(split)):
+            if inside.is_dir():
+                return inside
         places = _places_file(source)
         try:
             return Path(json.loads(places.read_text())[split])
@@ -201,6 +224,11 @@ class Dataset:
     def instances_file(self, split: Split) -> Path:
         """COCO instances JSON of the accepted things of a split."""
         return self.folder / f"instances_{split}.json"
+
+    @property
+    def whole_instances_file(self) -> Path:
+        """COCO instances JSON of the accepted things of validation images that were cut."""
+        return self.folder / "whole_instances_val.json"
 
     def split_images(self, split: Split) -> list[dict[str, Any]]:
         """Rows of `images` of one split, by image id."""

@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torchvision.ops import batched_nms, box_convert, clip_boxes_to_image
+from torchvision.ops import box_convert, clip_boxes_to_image
 
 from data.errors import InvalidModel
 from data.vocabulary.images import read_rgb
 from models.detector.classes import categories_by_name
 from models.detector.detector import Detections
 from models.detector.options import DARKNET_FILES, DarknetConfig
+from models.detector.overlaps import suppress_overlaps
 
 logger = logging.getLogger(__name__)
 
@@ -205,19 +206,6 @@ def candidates(
     places, labels = rows[:, 5:].nonzero(as_tuple=True)
     boxes_cxcywh = rows[places, :4] * rows.new_tensor([width, height, width, height])
     return box_convert(boxes_cxcywh, "cxcywh", "xyxy"), rows[places, 5 + labels], labels
-
-
-def suppress_overlaps(
-    boxes: Float[Tensor, "num_candidates 4"],
-    scores: Float[Tensor, " num_candidates"],
-    labels: Int[Tensor, " num_candidates"],
-    iou_threshold: float,
-) -> Int[Tensor, " num_kept"]:
-    """Suppress overlaps within each class; the strongest come first."""
-    if not len(boxes):
-        return labels
-    # torchvision moves classes apart by the largest coordinate, which needs coordinates from 0 on.
-    return batched_nms(boxes - boxes.min(), scores, labels, iou_threshold)
 
 
 class DarknetDetector:

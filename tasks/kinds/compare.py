@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.artifacts.manifest import Manifest
+from data.coco.image_sets import whole_images
 from data.vocabulary.tables import Dataset, write_table
 from models.metrics.arms import MAP, REAL, ArmResult, Bootstrap, Contrast, arm_worth, compare
 from models.metrics.coco_metrics import coco_results, read_truth
@@ -25,6 +26,7 @@ from models.metrics.image_bootstrap import (
 )
 from models.metrics.options import MAIN, ComparisonOptions
 from models.metrics.ruler import Worth
+from models.metrics.tiles import join_tiles
 from tasks.execution.context import StepContext, Summary
 from tasks.pages.cards import markdown_table, write_card
 from tasks.pages.detections import COCO_METRICS_NAME, DETECTIONS_NAME
@@ -63,12 +65,14 @@ def run(context: Context) -> Summary:
     write_table(pa.Table.from_pylist(arms), context.out / ARMS_NAME)
     write_table(_contrast_table(contrasts), context.out / CONTRASTS_NAME)
     answers = [answer(item) for item in contrasts if item.verdict]
+    whole = whole_images(Dataset(context.inputs["ingest"]))
     write_card(
         context.out,
         "Comparison of arms",
         *(f"{text}." for text in answers),
         *(f"**No result of {place}: its training or its detections failed.**"
           for place in context.options.missing),
+        *([f"On {whole}."] if whole else []),
         markdown_table([_shown(row) for row in arms]),
     )  # fmt: skip
     missing = list(context.options.missing)
@@ -135,12 +139,16 @@ def _result(
 
 def _bootstrap(context: Context) -> Bootstrap:
     """Difference of two detectors over draws of the validation images, made once for each."""
-    truth = cache(lambda: read_truth(Dataset(context.inputs["ingest"]).instances_file("val")))
+    dataset = Dataset(context.inputs["ingest"])
+    whole = whole_images(dataset)
+    instances = whole.instances if whole else dataset.instances_file("val")
+    truth = cache(lambda: read_truth(instances))
 
     @cache
     def draws(place: str) -> MapDraws:
         image_ids = [item["id"] for item in truth()["images"]]
         found = pq.read_table(context.inputs[f"found/{place}"] / DETECTIONS_NAME)
+        found = join_tiles(found, whole.tiles) if whole else found
         return bootstrap_map(match_detections(truth(), coco_results(found, image_ids), image_ids))
 
     def difference(of: ArmResult, versus: ArmResult) -> tuple[Interval, float]:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from data.artifacts.manifest import Manifest
 from data.attributes.calibration import easiest_and_hardest, scored_things
 from data.attributes.options import ATTRIBUTES_NAME
-from data.coco.image_sets import SyntheticSet
+from data.coco.image_sets import SyntheticSet, whole_images
 from data.layouts.gallery import SMALL, contact_sheet, crop, draw_boxes, page_picture
 from data.layouts.layout import (
     POLICIES,
@@ -85,6 +85,7 @@ def run(context: Context) -> Summary:
 
 
 def _report(context: Context, galleries: Sequence[Gallery]) -> Report:
+    whole = whole_images(Dataset(context.inputs["ingest"]))
     measures, comparison = context.manifest("measures"), context.manifest("comparison")
     return Report(
         preset=context.options.preset,
@@ -102,6 +103,7 @@ def _report(context: Context, galleries: Sequence[Gallery]) -> Report:
         training=read_metrics(context.inputs["generator"] / METRICS_NAME),
         data=_data_tables(context),
         steps=_step_rows(context),
+        whole=str(whole) if whole else None,
     )
 
 

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from data.coco.image_sets import ImageSet
 from data.vocabulary.tables import Split, write_table
 from models.metrics.coco_metrics import coco_metrics, read_truth
+from models.metrics.tiles import join_tiles
 from tasks.pages.cards import markdown_table, write_card
 
 DETECTIONS_NAME = "detections.parquet"
@@ -26,7 +27,8 @@ def publish_detections(
 
     Args:
         found: table with schema `DETECTIONS`.
-        images: that were looked at. Those of the split `val` have COCO's metrics, in `metrics.json` too.
+        images: that were looked at. Those of the split `val` have COCO's metrics, in `metrics.json` too; if
+            they are tiles, of the whole images.
     """
     table = found.sort_by([("image_id", "ascending"), ("score", "descending")])
     write_table(table, out / DETECTIONS_NAME)
@@ -40,7 +42,11 @@ def publish_detections(
     if split != "val":
         write_card(out, "Detections", facts, markdown_table(counts))
         return {}
-    found_metrics = coco_metrics(read_truth(images.instances, images.image_ids), table)
+    if images.whole:
+        truth, judged = read_truth(images.whole.instances), join_tiles(table, images.whole.tiles)
+    else:
+        truth, judged = read_truth(images.instances, images.image_ids), table
+    found_metrics = coco_metrics(truth, judged)
     metrics = found_metrics.as_row()
     (out / COCO_METRICS_NAME).write_text(json.dumps({**metrics, "classes": found_metrics.classes}))
     write_card(
@@ -48,7 +54,7 @@ def publish_detections(
         "Detections",
         facts,
         markdown_table(counts),
-        "## COCO metrics of these images",
+        f"## COCO metrics of {images.whole or 'these images'}",
         markdown_table([metrics]),
         "## AP by class",
         markdown_table([{"class": k, "AP": v} for k, v in found_metrics.classes.items()]),

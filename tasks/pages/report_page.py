@@ -76,6 +76,7 @@ class Report:
         training: metrics of the generator's training.
         data: tables about the data set, by title.
         steps: a row a step.
+        whole: what the real validation images are tiles of, in words, if they are.
     """
 
     preset: str
@@ -93,6 +94,7 @@ class Report:
     training: Sequence[Metrics]
     data: Mapping[str, Rows]
     steps: Rows
+    whole: str | None = None
 
 
 _BODY = """
@@ -112,11 +114,11 @@ its training or its detections failed, and nothing here is about it.</p>
 {% if loop.length > 1 %}<h3>Detector {{ detector }}</h3>{% endif %}
 <div class="plots">{% for title, png in plots.items() %}{{ plot(png, title) }}{% endfor %}</div>
 {% endfor %}
-<p class="note">COCO's numbers on real validation images. Points are means, lines their 95% intervals, grey
-dots single seeds. Intervals are Student's over the seeds; with one seed a gain has one over the validation
-images (bootstrap), and a mean has none. All are of one generator and one synthetic set; a study with seeds
-varies these too. A gain is coloured where it tells after Holm's correction for all contrasts of a
-detector.</p>
+<p class="note">COCO's numbers on real validation images{% if whole %}, on {{ whole }}{% endif %}.
+Points are means, lines their 95% intervals, grey dots single seeds. Intervals are Student's over the seeds;
+with one seed a gain has one over the validation images (bootstrap), and a mean has none. All are of one
+generator and one synthetic set; a study with seeds varies these too. A gain is coloured where it tells after
+Holm's correction for all contrasts of a detector.</p>
 {{ table(arms) }}
 <p class="note">The arms of a detector have the same optimiser and schedule. Those called "equal exposure"
 have more iterations, so that they see each real image as often as the arm real does; real-repeated has as
@@ -220,6 +222,7 @@ def write_report(path: Path, report: Report) -> None:
         changes=[{"option": name, "value": str(v)} for name, v in report.changes.items()],
         data=report.data,
         steps=report.steps,
+        whole=report.whole,
         minutes=round(sum(row["seconds"] for row in report.steps) / 60, 1),
         published=_published(report),
         pasted={title: markdown_table(rows) for title, rows in shown.items()},
@@ -244,6 +247,7 @@ def card_sections(report: Report) -> list[str]:
         ),
         *(f"**{text}**" for text in report.warnings),
         f"## Arms\n\n{markdown_table(shown['Arms'])}",
+        *([f"On {report.whole}."] if report.whole else []),
         f"## Fidelity\n\n{markdown_table(shown['Fidelity'])}",
         *tables.undefined_distances(report.fidelity),
         "## Controllability",

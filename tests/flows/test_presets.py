@@ -61,6 +61,7 @@ def test_a_run_survives_json():
         ("demo", {"train_generator": {"resolution": 66}}, "66 is not a multiple"),
         ("demo", {"nope": 1}, "nope: Extra inputs"),
         ("demo", {"ingest": 3}, "ingest"),
+        ("demo", {"ingest": {"tile": {"size": 64, "overlap": 1}}}, r"ingest\.tile\.overlap"),
         ("demo", {"retrain": {"seeds": []}}, r"retrain\.seeds"),
         ("demo", {"retrain": {"seeds": [1, 1]}}, "each may stand once"),
         ("demo", {"retrain": {"arms": ["real+nothing"]}}, r"retrain\.arms"),

@@ -1,6 +1,6 @@
 import pytest
 
-from data.attributes.folds import assign_folds, first_images, write_some
+from data.attributes.folds import assign_folds, first_images, fold_image_ids, write_some
 from data.coco.files import read_coco
 from data.errors import InvalidConfig
 
@@ -16,6 +16,16 @@ def test_folds_cover_all_images_once_and_are_even():
 def test_more_folds_than_images_are_refused():
     with pytest.raises(InvalidConfig, match="2 training images cannot make 3 folds"):
         assign_folds([1, 2], 3)
+
+
+def test_tiles_of_an_image_are_in_one_fold(tiled):
+    folds = [fold_image_ids(tiled, "train", number, 2) for number in (0, 1)]
+    of_train = [row for row in tiled.tiles.to_pylist() if row["split"] == "train"]
+    assert sorted(folds[0] + folds[1]) == [row["image_id"] for row in of_train]
+    sources = [
+        {row["source_image_id"] for row in of_train if row["image_id"] in fold} for fold in folds
+    ]
+    assert (len(sources[0]), len(sources[1]), sources[0] & sources[1]) == (2, 2, set())
 
 
 def test_subsets_are_nested_and_are_no_folds():

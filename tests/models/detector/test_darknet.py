@@ -10,7 +10,7 @@ from PIL import Image
 from torch.nn import functional
 
 from data.errors import InvalidConfig, InvalidDataset, InvalidModel
-from models.detector.darknet import DarknetDetector, suppress_overlaps
+from models.detector.darknet import DarknetDetector
 from models.detector.loading import load_detector
 from models.detector.options import DARKNET_FILES, DarknetConfig
 
@@ -183,13 +183,6 @@ def test_detections_are_those_computed_by_hand(source, weights, tmp_path, thresh
     assert found.category_ids.tolist() == [(9, -1)[label] for label in labels[kept]]
     assert (found.boxes.dtype, found.scores.dtype) == (np.float32, np.float32)
     assert found.category_ids.dtype == np.int64
-
-
-def test_boxes_of_two_classes_never_suppress_each_other():
-    boxes = torch.tensor([[0.0, 0, 10, 10], [-11, -11, -1, -1], [1, 0, 10, 10], [0, 0, 10, 10]])
-    scores, labels = torch.tensor([0.9, 0.8, 0.7, 0.6]), torch.tensor([0, 1, 0, 1])
-    assert suppress_overlaps(boxes, scores, labels, 0.45).tolist() == [0, 1, 3]
-    assert suppress_overlaps(boxes[:0], scores[:0], labels[:0], 0.45).tolist() == []
 
 
 def same(first, second):

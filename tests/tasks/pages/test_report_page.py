@@ -145,6 +145,14 @@ def test_a_missing_arm_is_marked(report, page, written):
     )
 
 
+def test_where_images_were_cut_the_page_says_what_is_judged(report, page, written):
+    assert "on real validation images. Points" in " ".join(page.split())
+    tiled = replace(report, whole="3 whole images, 12 tiles each")
+    text = " ".join(written(whole=tiled.whole).split())
+    assert "on real validation images, on 3 whole images, 12 tiles each. Points" in text
+    assert "On 3 whole images, 12 tiles each." in card_sections(tiled)
+
+
 def test_without_a_question_the_page_says_so(written, rows):
     found = rows.comparison({"real": (0.5, 0.6)})
     page = written(**vars(found))

@@ -1,0 +1,37 @@
+"""The step `ingest` over a data set whose images are cut."""
+
+from data.ingest.options import IngestConfig, SplitConfig, TileConfig
+from data.layouts.layout import read_layouts
+from data.vocabulary.tables import Dataset
+from tasks.execution.context import StepContext
+from tasks.kinds.ingest import run
+
+
+def test_tiles_take_the_place_of_images(tiled, tmp_path):
+    source = tiled.folder.parent
+    splits = {
+        name: SplitConfig(instances=source / f"{name}.json", images=source / name)
+        for name in ("train", "val")
+    }
+    options = IngestConfig(**splits, tile=TileConfig(size=48, overlap=0.5))
+    out, reports = tmp_path / "ingest" / "key", []
+    out.mkdir(parents=True)
+    step = StepContext(options, {}, out, tmp_path, "key", tmp_path, 1, lambda *r: reports.append(r))
+    summary = run(step)
+    assert summary == run(step)  # after a crash before its end, too
+    dataset = Dataset(out)
+    assert summary["counts"]["val"]["whole images"] == 3
+    assert summary["counts"]["val"]["images"] == len(read_layouts(dataset, None, "val")) == 36
+    assert summary["counts"]["val"]["things"] == sum(
+        len(item.boxes) for item in read_layouts(dataset, None, "val")
+    )
+    ends = [report for report in reports if report[0] == 7]
+    assert ends == [(7, 7, "images"), (7, 7, "images cut")] * 2
+    assert "whole images" in (out / "card.md").read_text()
+
+
+def test_keys_of_data_sets_that_are_not_cut_stay():
+    assert "tile" not in IngestConfig().keyed()
+    assert IngestConfig(tile=TileConfig(size=64)).keyed()["tile"] == {
+        "size": 64, "overlap": 0.25, "min_visible": 0.5
+    }  # fmt: skip
