@@ -137,6 +137,27 @@ def test_self_training_is_on_what_the_attribute_detector_is_sure_of():
     assert graph.find("detect unlabelled").inputs["detector"] is graph.find("train detector")
 
 
+PRETRAINING = merge(UNLABELLED, {"pretrain_generator": {"num_steps": 5}})
+
+
+def test_a_pre_training_is_of_images_without_labels_and_comes_before_the_training():
+    graph = graph_of(PRETRAINING)
+    trained, pretrained = graph.find("train generator"), graph.find("pre-train generator")
+    assert trained.inputs["pretrained"] is pretrained
+    assert pretrained.inputs == {
+        "ingest": graph.find("ingest"),
+        "unlabelled": graph.find("ingest unlabelled"),
+        "pseudo-labels": graph.find("pseudo-label"),
+    }
+    assert (pretrained.options.num_steps, trained.options.num_steps) == (5, 12)
+    blank = graph_of(merge(PRETRAINING, {"pretrain_generator": {"boxes": "none"}}))
+    assert blank.find("pre-train generator").inputs.keys() == {"ingest", "unlabelled"}
+    other = graph_of(
+        merge(PRETRAINING, {"extract_attributes": {"labelling": {"score_threshold": 0.9}}})
+    )
+    assert "pre-train generator" not in new_steps(graph, other)
+
+
 def test_images_without_labels_leave_all_that_does_not_use_them(tmp_path):
     arm = merge(SELF_TRAINING, UNLABELLED)
     assert graph_of(UNLABELLED).find("compare").identity == graph_of().find("compare").identity
@@ -437,6 +458,14 @@ def test_a_data_set_is_the_same_whatever_the_preset_says_of_scenes(tmp_path):
         ({"train_generator": {"optimizer": "adamw-8bit"}}, InvalidConfig, "pip install bitsandbytes"),
         ({"ingest": {"train": {"instances": "no.json", "images": "."}}}, InvalidDataset, "ingest.val"),
         (SELF_TRAINING, InvalidConfig, "needs images without labels: .* ingest.unlabelled"),
+        (
+            {"pretrain_generator": {"num_steps": 5, "boxes": "none"}},
+            InvalidConfig, "pretrain_generator.num_steps needs images without labels",
+        ),
+        (
+            merge(PRETRAINING, {"ingest": {"tile": {"size": 32}}}),
+            InvalidConfig, "leave it or ingest.unlabelled out",
+        ),
         (
             merge(SELF_TRAINING, {"ingest": {"unlabelled": ["nowhere"]}}),
             InvalidDataset, "nowhere does not exist .* ingest.unlabelled",

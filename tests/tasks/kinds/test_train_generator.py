@@ -1,0 +1,107 @@
+"""What a generator is trained on, and what it starts from."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from data.attributes.options import ATTRIBUTES_NAME, PseudoLabelConfig
+from data.ingest.options import UnlabelledConfig
+from data.layouts.protocols import Protocol
+from data.vocabulary.tables import DETECTIONS
+from models.generator.modules import load_generator
+from models.generator.options import (
+    GeneratorConfig,
+    NewModelConfig,
+    PretrainingConfig,
+    pretraining_options,
+)
+from tasks.execution.context import StepContext
+from tasks.kinds import ingest_unlabelled, pseudo_label, train_generator
+
+CONFIG = GeneratorConfig(
+    base_model=NewModelConfig(block_out_channels=(8, 16), text_hidden_size=32),
+    resolution=64,
+    layout_conditioning="both",
+    location_grid=8,
+    layouts=Protocol(min_objects=3),
+    num_steps=2,
+    batch_size=2,
+    learning_rate=1e-2,
+    base_batch_size=2,
+    num_warmup_steps=0,
+    ema_decay=None,
+    probe={"interval": 0},
+    num_workers=0,
+)
+NUM_IMAGES = 4
+
+
+@pytest.fixture
+def run(dataset, tmp_path):
+    """Runs a kind of step; returns its artifact and its summary."""
+
+    def make(kind, name, options, **inputs):
+        out, work = tmp_path / name, tmp_path / f"work of {name}"
+        out.mkdir()
+        work.mkdir()
+        step = StepContext(
+            options, {"ingest": dataset.folder, **inputs}, out, work, name, tmp_path, 1,
+            lambda *report: None,
+        )  # fmt: skip
+        return out, kind.run(step)
+
+    return make
+
+
+@pytest.fixture
+def pretrain(run, tmp_path):
+    """Pre-trains on unlabelled Scenes of which every second one has a pseudo-label, or on them blank."""
+
+    def make(boxes, **changes):
+        unlabelled, _ = run(
+            ingest_unlabelled, "unlabelled", UnlabelledConfig(num_scenes=NUM_IMAGES)
+        )
+        inputs = {"unlabelled": unlabelled}
+        if boxes == "pseudo":
+            found = tmp_path / "found"
+            found.mkdir()
+            row = {"split": "unlabelled", "category_id": 1, "score": 0.9, "detector": "some",
+                   "x_min": 10.0, "y_min": 12.0, "x_max": 30.5, "y_max": 40.0}  # fmt: skip
+            rows = [{**row, "image_id": image_id} for image_id in range(1, NUM_IMAGES, 2)]
+            pq.write_table(pa.Table.from_pylist(rows, DETECTIONS), found / "detections.parquet")
+            labels, _ = run(pseudo_label, "labels", PseudoLabelConfig(), **inputs, detections=found)
+            inputs["pseudo-labels"] = labels
+        options = pretraining_options(CONFIG, PretrainingConfig(num_steps=2, boxes=boxes))
+        return run(train_generator, "pretrained", options.model_copy(update=changes), **inputs)
+
+    return make
+
+
+@pytest.mark.parametrize(("boxes", "things"), [("none", None), ("pseudo", 2)])
+def test_a_pre_training_is_on_all_unlabelled_images_and_what_was_found_in_them(
+    pretrain, boxes, things
+):
+    _, summary = pretrain(boxes)
+    assert summary["layouts"]["images"] == NUM_IMAGES
+    assert summary["layouts"].get("things") == things
+    assert "loss_perception" not in summary["progress"][-1]
+
+
+def test_a_training_goes_on_from_the_pre_trained_generator(
+    pretrain, run, attributes, dataset, tmp_path
+):
+    pretrained, _ = pretrain("pseudo")
+    pq.write_table(attributes, tmp_path / ATTRIBUTES_NAME)
+    still = CONFIG.model_copy(update={"learning_rate": 1e-12, "text_learning_rate": 1e-12})
+    given = {"attributes": tmp_path}
+    made, _ = run(train_generator, "made", still, **given, pretrained=pretrained)
+    alone, _ = run(train_generator, "alone", still, **given)
+    before, after, other = (
+        load_generator(folder / "generator").model.unet.state_dict()
+        for folder in (pretrained, made, alone)
+    )
+    for name, weights in before.items():
+        torch.testing.assert_close(after[name], weights, rtol=0, atol=1e-6)
+    assert any(not torch.allclose(other[name], before[name], atol=1e-4) for name in before)
+    assert load_generator(made / "generator").encoder.categories == dataset.categories
