@@ -24,6 +24,7 @@ from data.vocabulary.images import read_rgb
 from data.vocabulary.masks import decode_mask, encode_mask
 from data.vocabulary.tables import (
     BOX_COLUMNS,
+    EDGES,
     IMAGES,
     OBJECTS,
     REFUSED,
@@ -269,7 +270,7 @@ def _tile_image(objects: _Objects, image: _Image) -> _TiledImage:
     return _TiledImage(
         _batch(IMAGES, [split, ids, names, *sides.T]),
         _batch(TILES, [split, ids, [row["image_id"]] * len(tiles),
-                       [row["file_name"]] * len(tiles), *tiles[:, :2].T]),
+                       [row["file_name"]] * len(tiles), *tiles.T]),
         _objects_batch(own.take(pa.array(kept, pa.int64())), image.first_id, parts),
         own["object_id"].take(pa.array(lost)).to_pylist(),
     )  # fmt: skip
@@ -323,10 +324,7 @@ def _cut(folders: tuple[Path, Path], tiles: list[dict[str, Any]]) -> None:
     source, out = folders
     path = source / tiles[0]["source_file"]
     image = read_rgb(path)
-    boxes = [
-        (tile["left"], tile["top"], tile["left"] + tile["width"], tile["top"] + tile["height"])
-        for tile in tiles
-    ]
+    boxes = [tuple(tile[name] for name in EDGES) for tile in tiles]
     if image.size != boxes[-1][2:]:  # the last tile ends where the image does
         raise InvalidDataset(
             f"{path} has {image.width} × {image.height} pixels, not {boxes[-1][2]} × {boxes[-1][3]} as "

@@ -65,8 +65,10 @@ TILES = pa.schema(
         _field("image_id", pa.int64(), "of the tile, which is an image of the data set"),
         _field("source_image_id", pa.int64(), "COCO image id of the whole image"),
         _field("source_file", pa.string(), "path relative to the split's folder of whole images"),
-        _field("left", pa.int32(), "where the tile begins in the whole image", unit="pixels"),
-        _field("top", pa.int32(), "where the tile begins in the whole image", unit="pixels"),
+        _field("left", pa.int32(), "left edge in the whole image", unit="pixels"),
+        _field("top", pa.int32(), "top edge in the whole image", unit="pixels"),
+        _field("right", pa.int32(), "right edge in the whole image, exclusive", unit="pixels"),
+        _field("bottom", pa.int32(), "bottom edge in the whole image, exclusive", unit="pixels"),
     ]
 )
 REFUSED = pa.schema(
@@ -105,6 +107,9 @@ ATTRIBUTES = pa.schema(
 )
 
 BOX_COLUMNS = ("x_min", "y_min", "x_max", "y_max")
+
+EDGES = ("left", "top", "right", "bottom")
+"""Columns of a tile's place."""
 
 
 def write_table(table: pa.Table, path: Path) -> None:

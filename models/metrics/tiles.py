@@ -5,7 +5,7 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
 from data.vocabulary.boxes import area
-from data.vocabulary.tables import BOX_COLUMNS, box_array
+from data.vocabulary.tables import BOX_COLUMNS, EDGES, box_array
 
 SAME_OBJECT_IOU = 0.45
 """From this overlap on two detections of a class are one object, seen in two tiles.
@@ -13,12 +13,15 @@ SAME_OBJECT_IOU = 0.45
 Below the half, which is what a tile shows at least of the objects that it has by default.
 """
 
+AT_EDGE = 0.02
+"""A box that ends so near to a tile's edge, in shares of its side, is taken to be cut by it."""
+
 
 def join_tiles(detections: pa.Table, tiles: pa.Table) -> pa.Table:
     """Bring detections in tiles to the whole images, each object once.
 
-    Of those of a class that overlap the one of highest score stays, of equal scores the largest: the one
-    that is cut the least.
+    Of those of a class that overlap one stays: one that no edge between tiles cuts before one that is cut,
+    then the one of highest score, of equal scores the largest. Parts are found as surely as whole objects.
 
     Args:
         detections: table with schema `data.vocabulary.tables.DETECTIONS`, by the ids and in the pixels of
@@ -31,20 +34,45 @@ def join_tiles(detections: pa.Table, tiles: pa.Table) -> pa.Table:
     tile_ids = tiles["image_id"].to_numpy()
     order = np.argsort(tile_ids)
     rows = order[np.searchsorted(tile_ids, detections["image_id"].to_numpy(), sorter=order)]
-    corners = np.stack([tiles["left"].to_numpy()[rows], tiles["top"].to_numpy()[rows]], axis=1)
-    boxes = box_array(detections) + np.tile(corners, 2)
-    image_ids = tiles["source_image_id"].to_numpy()[rows]
+    places = np.stack([tiles[name].to_numpy() for name in EDGES], axis=1)
+    boxes = box_array(detections) + np.tile(places[rows, :2], 2)
+    sources = tiles["source_image_id"].to_numpy()
+    cut = _is_cut(boxes, places, sources, rows)
+    image_ids = sources[rows]
     columns = {name: detections[name] for name in detections.column_names}
     columns |= {"image_id": image_ids, **dict(zip(BOX_COLUMNS, boxes.T, strict=True))}
     joined = pa.table(columns, schema=detections.schema)
     _, labels = np.unique(detections["category_id"].to_numpy(), return_inverse=True)
-    kept = _once(boxes, detections["score"].to_numpy().astype(np.float64), labels, image_ids)
+    priorities = detections["score"].to_numpy().astype(np.float64) + ~cut
+    kept = _once(boxes, priorities, labels, image_ids)
     return joined.filter(pa.array(kept))
+
+
+def _is_cut(
+    boxes: Float[np.ndarray, "detections 4"],
+    places: Int[np.ndarray, "tiles 4"],
+    sources: Int[np.ndarray, " tiles"],
+    rows: Int[np.ndarray, " detections"],
+) -> Bool[np.ndarray, " detections"]:
+    """Whether a box ends at an edge of its tile beyond which the image goes on.
+
+    Args:
+        boxes: in pixels of the whole images.
+        sources: ids of these.
+        rows: tile of each box.
+    """
+    _, source = np.unique(sources, return_inverse=True)
+    lasts = np.zeros((len(places), 2), places.dtype)
+    np.maximum.at(lasts, source, places[:, 2:])
+    goes_on = np.hstack([places[:, :2] > 0, places[:, 2:] < lasts[source]])
+    margins = AT_EDGE * np.tile(places[:, 2:] - places[:, :2], 2)
+    at_edge = np.abs(boxes - places[rows]) <= margins[rows]
+    return np.asarray((at_edge & goes_on[rows]).any(axis=1))
 
 
 def _once(
     boxes: Float[np.ndarray, "detections 4"],
-    scores: Float[np.ndarray, " detections"],
+    priorities: Float[np.ndarray, " detections"],
     labels: Int[np.ndarray, " detections"],
     image_ids: Int[np.ndarray, " detections"],
 ) -> Bool[np.ndarray, " detections"]:
@@ -57,6 +85,6 @@ def _once(
     order = np.lexsort([-area(boxes), image_ids])
     ends = np.flatnonzero(np.diff(image_ids[order])) + 1
     for rows in np.split(order, ends):
-        found, score, label = (from_numpy(part[rows]) for part in (boxes, scores, labels))
+        found, score, label = (from_numpy(part[rows]) for part in (boxes, priorities, labels))
         kept[rows[suppress_overlaps(found, score, label, SAME_OBJECT_IOU).numpy()]] = True
     return kept

@@ -10,7 +10,8 @@ from models.metrics.tiles import join_tiles
 
 TWO_TILES = pa.Table.from_pylist(
     [
-        {"split": "val", "image_id": i, "source_image_id": 9, "source_file": "a.png", "left": left, "top": 5}
+        {"split": "val", "image_id": i, "source_image_id": 9, "source_file": "a.png", "left": left, "top": 5,
+         "right": left + 50, "bottom": 55}
         for i, left in ((2, 30), (1, 0))
     ],
     schema=TILES,
@@ -58,9 +59,16 @@ def test_a_perfect_detector_of_tiles_is_one_of_whole_images(new_tiled, seed, mas
 
 
 def test_the_best_of_an_object_s_detections_stays():
-    assert joined((1, 7, 0.4, (30, 0, 40, 10)), (2, 7, 0.9, (0, 0, 11, 10))) == [
-        (7, 0.9, 30, 5, 41, 15)
+    assert joined((1, 7, 0.4, (34, 0, 44, 10)), (2, 7, 0.9, (4, 0, 15, 10))) == [
+        (7, 0.9, 34, 5, 45, 15)
     ]
+
+
+def test_one_that_a_tile_s_edge_cuts_gives_way_to_one_that_none_cuts():
+    part, whole = (1, 7, 0.9, (38, 2, 49.5, 12)), (2, 7, 0.4, (8, 2, 24, 12))
+    assert joined(part, whole) == joined(whole, part) == [(7, 0.4, 38, 7, 54, 17)]
+    ends_with_the_image = (2, 7, 0.4, (38, 2, 50, 12))
+    assert joined((2, 7, 0.3, (36, 2, 48, 12)), ends_with_the_image) == [(7, 0.4, 68, 7, 80, 17)]
 
 
 def test_of_equal_scores_the_one_that_is_cut_the_least_stays():
@@ -70,10 +78,10 @@ def test_of_equal_scores_the_one_that_is_cut_the_least_stays():
 
 def test_ids_of_classes_may_be_large():
     label = 2**55
-    rows = (1, label, 0.4, (30, 0, 40, 10)), (2, label, 0.9, (0, 0, 11, 10))
+    rows = (1, label, 0.4, (34, 0, 44, 10)), (2, label, 0.9, (4, 0, 15, 10))
     assert joined((1, 7, 0.5, (0, 0, 9, 9)), *rows) == [
         (7, 0.5, 0, 5, 9, 14),
-        (label, 0.9, 30, 5, 41, 15),
+        (label, 0.9, 34, 5, 45, 15),
     ]
 
 
