@@ -30,12 +30,13 @@ from data.errors import (
     ServiceUnavailable,
 )
 from data.vocabulary.tables import Dataset
+from flows.nodes import REPORT
 from flows.plateau import doubling, length_option, real_alone, validated
 from flows.presets import merge
 from flows.request import Request
 from flows.results import flat_results, newest_artifact, newest_reports
 from flows.run_config import RunConfig, build_run
-from flows.run_graph import REPORT, stage_steps
+from flows.run_graph import stage_steps
 from flows.studies import CONCLUSION, read_study
 from models.metrics.options import MAIN
 from tasks.execution.child import call

@@ -8,7 +8,7 @@ from data.artifacts.manifest import Manifest
 from data.artifacts.records import Record, read_records
 from data.artifacts.store import ArtifactStore
 from data.errors import ArtifactMissing
-from flows.run_graph import REPORT
+from flows.nodes import REPORT
 from flows.studies import CONCLUSION
 
 

@@ -9,9 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from data.artifacts.digests import DigestMemory
 from data.errors import InvalidConfig, PipelineError
+from flows.nodes import REPORT
 from flows.presets import STUDIES, merge
 from flows.run_config import RunConfig, build_run
-from flows.run_graph import REPORT, run_graph
+from flows.run_graph import run_graph
 from models.metrics.options import ConclusionOptions, Question
 from tasks.execution.graph import Graph, Node, extended, renamed, union
 
