@@ -13,13 +13,14 @@ from flows.nodes import REPORT
 from flows.presets import STUDIES, merge
 from flows.run_config import RunConfig, build_run
 from flows.run_graph import run_graph
-from models.metrics.options import ConclusionOptions, Question
+from models.metrics.options import ConclusionOptions
 from tasks.execution.graph import Graph, Node, extended, renamed, union
 
 CONCLUSION = "conclude"
 """Name of a study's last step."""
 
-_KEYS = ("name", "preset", "seeds", "options", "runs", "questions")
+_ASKED = tuple(ConclusionOptions.model_fields)
+_KEYS = ("name", "preset", "seeds", "options", "runs", *_ASKED)
 
 
 class StudyConfig(BaseModel):
@@ -29,15 +30,18 @@ class StudyConfig(BaseModel):
 
     name: str = Field(min_length=1)
     runs: dict[str, RunConfig] = Field(min_length=1)
-    questions: tuple[Question, ...] = ()
+    asked: ConclusionOptions = ConclusionOptions()
 
     @model_validator(mode="after")
     def _runs_are_there(self) -> Self:
         names = {name.partition("/")[0] for name in self.runs}
-        asked = {run for question in self.questions for run, _ in question.sides}
-        if asked - names:
+        if unknown := self.asked.runs - names:
             raise ValueError(
-                f"questions name the runs {sorted(asked - names)}: there are {sorted(names)}"
+                f"questions or numbers name the runs {sorted(unknown)}: there are {sorted(names)}"
+            )
+        if (self.asked.numbers or self.asked.best_of) and names != self.runs.keys():
+            raise ValueError(
+                "numbers and best_of are of runs without seeds: give the seeds as options.retrain.seeds"
             )
         return self
 
@@ -69,7 +73,7 @@ def _study(source: str, name: str, document: Mapping[str, Any]) -> StudyConfig:
     if unknown or not isinstance(runs, Mapping) or not runs:
         raise InvalidConfig(
             f"study {source}: it needs tables runs.NAME, and may have name, preset, seeds, options and "
-            f"questions; unknown: {sorted(unknown)}"
+            f"{', '.join(_ASKED)}; unknown: {sorted(unknown)}"
         )
     common, preset = document.get("options", {}), document.get("preset", "demo")
     name = document.get("name", name)
@@ -80,7 +84,7 @@ def _study(source: str, name: str, document: Mapping[str, Any]) -> StudyConfig:
         return StudyConfig(
             name=name,
             runs=_seeded(source, found, document.get("seeds", ())),
-            questions=document.get("questions", ()),
+            asked={key: document[key] for key in _ASKED if key in document},
         )
     except ValidationError as error:
         problems = "; ".join(f"{item['loc']}: {item['msg']}" for item in error.errors())
@@ -136,5 +140,5 @@ def study_graph(
         for name, config in study.runs.items()
     )
     reports = {f"reports/{name}": f"{name}: {REPORT}" for name in study.runs}
-    options = ConclusionOptions(questions=study.questions)
-    return extended(runs, Node(CONCLUSION, "evaluate", "conclude", options, reports), digests)
+    node = Node(CONCLUSION, "evaluate", "conclude", study.asked, reports)
+    return extended(runs, node, digests)

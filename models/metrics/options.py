@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from data.artifacts.digests import DigestMemory
-from data.artifacts.options import Options, RuntimeOnly
+from data.artifacts.options import AddedLater, Options, RuntimeOnly
 from data.errors import InvalidModel
 from data.layouts.protocols import EVERYTHING, Protocol
 from data.vocabulary.tables import Split
@@ -99,7 +99,7 @@ class Question(Options):
     @field_validator("order")
     @classmethod
     def _run_and_number(cls, values: tuple[str, ...]) -> tuple[str, ...]:
-        wrong = [value for value in values if not all(_run_number(value))]
+        wrong = [value for value in values if not all(run_and_name(value))]
         if wrong:
             raise ValueError(f'write "RUN: NUMBER", not {wrong[0]!r}')
         return values
@@ -107,18 +107,28 @@ class Question(Options):
     @property
     def sides(self) -> tuple[tuple[str, str], ...]:
         """Run and number, the highest first."""
-        return tuple(map(_run_number, self.order))
+        return tuple(map(run_and_name, self.order))
 
 
-def _run_number(text: str) -> tuple[str, str]:
-    run, _, number = text.partition(":")
-    return run.strip(), number.strip()
+def run_and_name(text: str) -> tuple[str, str]:
+    """The parts of "RUN: NAME"; an empty one is missing."""
+    run, _, name = text.partition(":")
+    return run.strip(), name.strip()
 
 
 class ConclusionOptions(Options):
     """What a study asks."""
 
     questions: tuple[Question, ...] = ()
+    numbers: Annotated[dict[str, str], AddedLater] = Field(
+        default_factory=dict,
+        description='Names of a study\'s own for "RUN: NUMBER"; an interval follows its number.',
+    )
+    best_of: Annotated[tuple[str, ...], AddedLater] = Field(
+        (),
+        description='"RUN: ARM" of arms as their numbers name them (real_hard); that of the greatest gain is '
+        "best_arm.",
+    )
 
     @field_validator("questions")
     @classmethod
@@ -126,3 +136,9 @@ class ConclusionOptions(Options):
         if len({item.name for item in values}) < len(values):
             raise ValueError("each question has a name of its own")
         return values
+
+    @property
+    def runs(self) -> set[str]:
+        """Names of all runs that it names."""
+        sides = {run for question in self.questions for run, _ in question.sides}
+        return sides | {run_and_name(text)[0] for text in (*self.numbers.values(), *self.best_of)}

@@ -8,10 +8,11 @@ import pyarrow as pa
 
 from data.vocabulary.tables import write_table
 from models.metrics.comparison import Interval, seeds_needed, student_interval
-from models.metrics.options import ConclusionOptions, Question
+from models.metrics.options import ConclusionOptions, Question, run_and_name
 from tasks.execution.context import StepContext, Summary
 from tasks.pages.cards import markdown_table, write_card
 from tasks.pages.numbers import finite
+from tasks.pages.report_tables import shown_number
 from tasks.pages.study_page import (
     CANNOT_TELL,
     HOLDS,
@@ -39,12 +40,49 @@ def run(context: Context) -> Summary:
         rows = [_row(*pair) for pair in zip(questions, findings, strict=True)]
         write_table(pa.Table.from_pylist(rows), context.out / ANSWERS_NAME)
     references = {name: manifest.reference for name, manifest in manifests.items()}
-    write_study_page(context.out / "study.html", findings, runs, references)
-    write_card(context.out, "Study", markdown_table(answer_table(findings)))
-    numbers: dict[str, Any] = {}
+    numbers = named_numbers(context.options.numbers, runs) | best_arm(context.options.best_of, runs)
+    write_study_page(context.out / "study.html", findings, runs, references, numbers)
+    write_card(
+        context.out,
+        "Study",
+        markdown_table(answer_table(findings)),
+        markdown_table(
+            [{"number": name, "": shown_number(value)} for name, value in numbers.items()]
+        ),
+    )
     for question, finding in zip(questions, findings, strict=True):
         numbers |= _numbers(question.name, finding)
     return {"results": numbers}
+
+
+def named_numbers(names: Mapping[str, str], runs: Mapping[str, Numbers]) -> dict[str, Any]:
+    """Numbers of runs by a study's own names, and the ends of their intervals; None where there is none."""
+    found: dict[str, Any] = {}
+    for name, text in names.items():
+        run, number = run_and_name(text)
+        found[name] = runs[run].get(number)
+        ends = [end for end in ("_low", "_high") if f"{number}{end}" in runs[run]]
+        found |= {f"{name}{end}": runs[run][f"{number}{end}"] for end in ends}
+    return found
+
+
+def best_arm(arms: Sequence[str], runs: Mapping[str, Numbers]) -> dict[str, Any]:
+    """The arm that gains most, its gain and what it is worth; being chosen by that gain flatters it."""
+    places = {text: run_and_name(text) for text in arms}
+    gains = {text: runs[run].get(f"gain_{arm}") for text, (run, arm) in places.items()}
+    known = {text: gain for text, gain in gains.items() if gain is not None}
+    if not known:
+        return {}
+    best = max(known, key=known.__getitem__)
+    run, arm = places[best]
+    names = {
+        "gain_best": f"gain_{arm}",
+        "worth_best": f"worth_{arm}",
+        "num_seeds": "num_seeds",
+    }
+    return {"best_arm": best} | named_numbers(
+        {name: f"{run}: {number}" for name, number in names.items()}, runs
+    )
 
 
 def answer(question: Question, runs: Mapping[str, Numbers]) -> Finding:

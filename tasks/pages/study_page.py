@@ -127,10 +127,14 @@ Least difference {{ item.effect_in_words }} in {{ item.unit }}.
 {% if item.by_seed %}{{ table(item.by_seed) }}{% endif %}
 {% endfor %}
 
+{% if numbers %}<h2>Numbers</h2>
+{{ table(numbers) }}{% endif %}
+
 <h2>All runs</h2>
 <details><summary>{{ num_runs }} runs, {{ runs | length }} numbers</summary>
 {{ table(runs) }}</details>
 {% else %}
+{% if numbers %}{{ table(numbers) }}{% endif %}
 <p>This study asks no question: here are its runs.</p>
 {{ table(runs) }}
 {% endif %}
@@ -145,7 +149,11 @@ Least difference {{ item.effect_in_words }} in {{ item.unit }}.
 
 
 def write_study_page(
-    path: Path, findings: Sequence[Finding], runs: Runs, reports: Mapping[str, str]
+    path: Path,
+    findings: Sequence[Finding],
+    runs: Runs,
+    reports: Mapping[str, str],
+    numbers: Mapping[str, Any],
 ) -> None:
     """Write the page.
 
@@ -153,9 +161,10 @@ def write_study_page(
         findings: may be none.
         runs: what they measured.
         reports: run's name to `kind/key` of its report.
+        numbers: the study's own.
     """
     estimates = [found for item in findings if (found := item.estimate())]
-    numbers = _number_table(runs)
+    of_runs = _number_table(runs)
     answers = {"Answers": markdown_table(answer_table(findings))} if findings else {}
     write_page(
         path,
@@ -163,11 +172,12 @@ def write_study_page(
         _BODY,
         findings=findings,
         effects=effect_panels(estimates) if estimates else None,
-        runs=numbers,
+        numbers=[{"number": name, "": shown_number(value)} for name, value in numbers.items()],
+        runs=of_runs,
         num_runs=len(runs),
         holes={run: own["num_missing"] for run, own in runs.items() if "num_missing" in own},
         reports=[{"run": run, "report": reference} for run, reference in reports.items()],
-        pasted=answers | {"Runs": markdown_table(numbers)},
+        pasted=answers | {"Runs": markdown_table(of_runs)},
     )
 
 

@@ -65,6 +65,9 @@ def test_runs_share_what_is_the_same_in_them(file):
             "the runs .'b'.",
         ),
         ("[runs.a]\n[[questions]]\nname='q'\ntext='t'\norder=['map', 'a: map']", "RUN: NUMBER"),
+        ("[runs.a]\n[numbers]\nx = 'b: map'", "the runs .'b'."),
+        ("best_of = ['b: real_hard']\n[runs.a]", "the runs .'b'."),
+        ("best_of = ['a']\nseeds = [0]\n[runs.a]", "give the seeds as options.retrain.seeds"),
     ],
 )
 def test_a_file_that_is_no_study_is_one_clear_error(file, text, message):
@@ -96,7 +99,7 @@ def test_seeds_make_each_run_once_more_and_questions_are_a_step_of_its_own(file)
 def test_studies_with_a_name_ask_for_numbers_that_their_runs_have(name):
     study = read_study(name)
     assert study.name == name
-    for question in study.questions:
+    for question in study.asked.questions:
         for run, number in question.sides:
             retrain = study.runs[f"{run}/0"].retrain
             prefixes = ("", *(f"{other}_" for other in retrain.others))

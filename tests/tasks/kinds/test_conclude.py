@@ -7,7 +7,7 @@ import pytest
 from data.artifacts.manifest import Manifest
 from models.metrics.options import ConclusionOptions, Question
 from tasks.execution.context import StepContext
-from tasks.kinds.conclude import answer, run
+from tasks.kinds.conclude import answer, best_arm, named_numbers, run
 
 
 def question(*order, name="claim_1", text="Hard images <help> detectors"):
@@ -128,3 +128,26 @@ def test_a_study_without_a_question_shows_its_runs(tmp_path):
     assert "<td>map</td><td>0.5</td><td>0.4</td>" in page
     assert "data:image" not in page
     assert not (tmp_path / "out" / "answers.parquet").exists()
+
+
+RUNS = {
+    "a": {"num_seeds": 5, "gain_real_hard": 0.01, "gain_real_hard_low": -0.01, "gain_real_hard_high": 0.03,
+          "worth_real_hard": 40.0, "gain_real_easy": None},
+    "b": {"num_seeds": 3, "gain_real_hard": 0.02, "gain_real_hard_low": 0.01, "gain_real_hard_high": 0.03,
+          "worth_real_hard": "inf"},
+}  # fmt: skip
+
+
+def test_numbers_of_a_study_bring_their_intervals_along():
+    names = {"gain": "a: gain_real_hard", "worth": "b: worth_real_hard", "no": "a: nothing"}
+    assert named_numbers(names, RUNS) == {
+        "gain": 0.01, "gain_low": -0.01, "gain_high": 0.03, "worth": "inf", "no": None,
+    }  # fmt: skip
+
+
+def test_the_best_arm_is_that_of_the_greatest_gain():
+    assert best_arm(["a: real_easy", "a: real_hard", "b: real_hard"], RUNS) == {
+        "best_arm": "b: real_hard", "gain_best": 0.02, "gain_best_low": 0.01, "gain_best_high": 0.03,
+        "worth_best": "inf", "num_seeds": 3,
+    }  # fmt: skip
+    assert best_arm(["a: real_easy"], RUNS) == {}

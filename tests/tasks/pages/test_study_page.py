@@ -37,7 +37,7 @@ def written(tmp_path):
     """Writes a study's page and returns it."""
 
     def write(*findings):
-        write_study_page(tmp_path / "study.html", findings, RUNS, REPORTS)
+        write_study_page(tmp_path / "study.html", findings, RUNS, REPORTS, {})
         return (tmp_path / "study.html").read_text()
 
     return write
@@ -71,7 +71,7 @@ def test_every_seed_has_its_numbers(written):
 def test_a_run_with_failed_trainings_is_marked(tmp_path, written):
     assert 'class="missing"' not in written(HOLDS)
     runs = {**RUNS, "a/2": {"num_missing": 2}}
-    write_study_page(tmp_path / "study.html", [HOLDS], runs, {**REPORTS, "a/2": "report/89ab"})
+    write_study_page(tmp_path / "study.html", [HOLDS], runs, {**REPORTS, "a/2": "report/89ab"}, {})
     page = (tmp_path / "study.html").read_text()
     assert (
         '<p class="missing"><strong>a/2: 2 of its trainings or their detections failed</strong>'
