@@ -198,8 +198,8 @@ class IngestConfig(Options):
     )
     unlabelled: Annotated[tuple[Path, ...], AddedLater] = Field(
         (),
-        description="Folders of images without labels, which only the arm self-training uses: all in "
-        "them, and in the folders in them. Images of ingest.val have no place there.",
+        description="Folders of images without labels, for the arm self-training and pretrain_generator: "
+        "all in them, and in the folders in them. Images of ingest.val have no place there.",
     )
     scenes: ScenesConfig = ScenesConfig()
     policy: Literal["report", "strict"] = Field(
