@@ -286,7 +286,8 @@ def arm_nodes(config: RunConfig, arm: TrainedArm) -> Iterator[Node]:
     if arm.policy and config.retrain.verification:
         sets["verified"] = _verified_name(arm.policy)
     trained = f"retrain {arm.step}"
-    yield training_node(trained, "retrain", detector, sets, seed=arm.seed, **arm.options)
+    options = {"seed": arm.seed, "box_noise": config.retrain.box_noise, **arm.options}
+    yield training_node(trained, "retrain", detector, sets, **options)
     yield detection_node(config, f"validate {arm.step}", "retrain", trained)
 
 

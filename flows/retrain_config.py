@@ -71,6 +71,12 @@ class RetrainConfig(BaseModel):
         description="Train on what a detector's findings leave of the labels of the synthetic sets; null: on "
         "what was asked for.",
     )
+    box_noise: float = Field(
+        0.0,
+        ge=0,
+        description="A control: standard deviation by which the edges of real training boxes are moved, in "
+        "shares of their side. What labels as wrong as those of generated images cost.",
+    )
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="One detector per arm and seed.")
     ruler: tuple[float, ...] = Field(
         (),
@@ -101,6 +107,14 @@ class RetrainConfig(BaseModel):
     @classmethod
     def _names(cls, values: dict[str, Any]) -> dict[str, Any]:
         return named(values, MAIN)
+
+    @model_validator(mode="after")
+    def _noise_is_seen(self) -> Self:
+        if self.box_noise and "real+copy-paste" in self.arms:
+            raise ValueError(
+                "box_noise has no effect on the arm real+copy-paste, whose boxes are of masks: leave one out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _share_leaves_both(self) -> Self:

@@ -203,6 +203,10 @@ class DetectorTraining(DetectorConfig):
         description="Last share of the iterations, of the training images alone.",
     )
 
+    box_noise: Annotated[float, AddedLater] = Field(
+        0.0, ge=0, description="Standard deviation of edges of real boxes, in shares of their side."
+    )
+
     def added_per_real(self, num_real: int, num_added: int) -> float:
         """How many other images are seen for one training image over a whole training."""
         if self.added_share is None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data.attributes.folds import first_images, fold_image_ids, write_some
+from data.coco.box_noise import write_noisy
 from data.coco.export import export_objects
 from data.coco.image_sets import SyntheticSet
 from data.errors import InvalidConfig
@@ -132,6 +133,10 @@ def _real_part(context: Context, dataset: Dataset, split: Split, image_ids: list
         some = context.work / f"instances_{split}.json"
         write_some(instances, image_ids, some)
         instances = some
+    if context.options.box_noise:
+        noisy = context.work / f"noisy_{split}.json"
+        write_noisy(instances, context.options.box_noise, noisy)
+        instances = noisy
     folder = CocoFolder(instances, dataset.image_folder(split), masks)
     return _Part("real" if split == "train" else "spare real", folder, len(image_ids))
 

@@ -192,6 +192,15 @@ def test_a_share_of_added_images_is_for_arms_that_have_some():
     assert alone.find("retrain synthetic-only seed 0").options.added_share is None
 
 
+def test_noise_is_in_the_boxes_of_every_arm_and_not_in_the_attribute_detector_s():
+    graph = graph_of({"retrain": {"box_noise": 0.05}})
+    for arm in ("real", "real+hard"):
+        assert graph.find(f"retrain {arm} seed 0").options.box_noise == 0.05
+    assert graph.find("train detector").options.box_noise == 0
+    with pytest.raises(InvalidConfig, match=r"no effect on the arm real.copy-paste"):
+        graph_of({"retrain": {"box_noise": 0.05, "arms": ["real", "real+copy-paste"]}})
+
+
 def test_arms_are_trained_on_sets_that_the_independent_judge_has_verified():
     given = {"arms": ["real", "real+hard", "real+easy", "synthetic-only"]}
     graph = graph_of({"retrain": given | {"verification": {"action": "refine"}}})

@@ -195,3 +195,13 @@ def test_more_images_than_there_are_are_refused(with_spare, dataset):
     ):
         DetectorTraining(images="real+spare").check(dataset)
     DetectorTraining(real_multiple=0.5).check(dataset)
+
+
+def test_boxes_of_real_images_alone_are_noisy(context, with_spare):
+    given = context(images="real+synthetic", box_noise=0.05, real_multiple=0.5)
+    real, synthetic = _parts(given, with_spare)
+    plain, _ = _parts(context(images="real+synthetic", real_multiple=0.5), with_spare)
+    assert synthetic.folder.annotations == SyntheticSet(given.inputs["synthetic"]).instances
+    noisy, exact = (read_coco(part.folder.annotations).annotations for part in (real, plain))
+    assert [item.id for item in noisy] == [item.id for item in exact]
+    assert all(a.bbox != b.bbox for a, b in zip(noisy, exact, strict=True))
