@@ -38,6 +38,7 @@ from flows.results import flat_results, newest_artifact, newest_reports
 from flows.run_config import RunConfig, build_run
 from flows.run_graph import stage_steps
 from flows.studies import CONCLUSION, read_study
+from flows.study_presets import STUDIES
 from models.metrics.options import MAIN
 from tasks.execution.child import call
 from tasks.execution.graph import Graph, Step
@@ -102,6 +103,10 @@ def configured_run(preset: str, assignments: list[str] | None, file: Path | None
     Raises:
         InvalidConfig: an option or value does not exist, or the file cannot be read.
     """
+    return build_run(preset, _overrides(assignments, file))
+
+
+def _overrides(assignments: list[str] | None, file: Path | None) -> dict[str, Any]:
     overrides: dict[str, Any] = {}
     if file is not None:
         try:
@@ -110,7 +115,7 @@ def configured_run(preset: str, assignments: list[str] | None, file: Path | None
             raise InvalidConfig(f"--config {file}: {error}") from error
     for text in assignments or []:
         overrides = merge(overrides, parse_assignment(text))
-    return build_run(preset, overrides)
+    return overrides
 
 
 @app.command()
@@ -135,12 +140,17 @@ def study(
         str,
         typer.Argument(
             metavar="STUDY",
-            help="TOML file: preset, seeds, options, runs.NAME, questions; or `claims`.",
+            help=f"TOML file: preset, seeds, options, runs.NAME, questions; or {', '.join(STUDIES)}.",
         ),
     ],
+    assignments: SetOption = None,
+    config_file: FileOption = None,
 ) -> None:
-    """Run several runs, what is the same in them once, and answer the study's questions."""
-    config = read_study(source)
+    """Run several runs, what is the same in them once, and answer the study's questions.
+
+    Overrides go over the options that its runs have in common.
+    """
+    config = read_study(source, _overrides(assignments, config_file))
     store = ArtifactStore(default_root())
     graph = _carry_out(store, Request("study", config.name, config))
     for name in config.runs:
@@ -324,10 +334,8 @@ def plan(
     if study_source is None:
         config = configured_run(preset, assignments, config_file)
         request = Request("run", config.preset, config)
-    elif assignments or config_file:
-        raise InvalidConfig("--study has all options in its file: leave --set and --config out")
     else:
-        study_config = read_study(study_source)
+        study_config = read_study(study_source, _overrides(assignments, config_file))
         request = Request("study", study_config.name, study_config)
     with DigestMemory(store.root, _show_digests) as digests:
         graph = _checked_graph(store, request, digests)

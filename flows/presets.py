@@ -197,59 +197,6 @@ def _coco(resolution: int, guidance_scale: float, **rates: float) -> dict[str, A
     }
 
 
-_SHORT = 600
-"""Steps of a generator in the study of claims, a sixth of the demo's: nine are trained."""
-
-_CLAIMS: dict[str, Any] = {
-    "preset": "demo",
-    "seeds": (0, 1, 2),
-    "options": {
-        "train_generator": {"num_steps": _SHORT, "probe": {"interval": 0}},
-        "synthesize": {"num_val_layouts": 160},
-        "retrain": {"arms": ("real",)},
-    },
-    "runs": {
-        "full": {
-            "retrain": {
-                "arms": ("real", "real+hard"),
-                "others": {"rtmdet": _DEMO["train_scorer"]},
-            }
-        },
-        "without-loss": {"train_generator": {"perception_weight": 0.0}},
-        "without-attributes": {"train_generator": {"perception_attributes": False}},
-    },
-    "questions": (
-        {
-            "name": "claim_1",
-            "text": "The perception loss makes generated images more faithful to their layouts",
-            "order": ("full: score_ap50_origin", "without-loss: score_ap50_origin"),
-        },
-        {
-            "name": "claim_2",
-            "text": "So do the perception-aware attributes in the prompt",
-            "order": ("full: score_ap50_origin", "without-attributes: score_ap50_origin"),
-        },
-        {
-            "name": "claim_3",
-            "text": "Objects asked for as easy are found more often than as measured, hard ones less often",
-            "order": ("full: recall_easy", "full: recall_origin", "full: recall_hard"),
-        },
-        {
-            "name": "claim_4",
-            "text": "Detectors trained on real and hard images beat those on real images alone",
-            "order": ("full: map_real_hard", "full: map_real"),
-        },
-        {
-            "name": "claim_5",
-            "text": "Attributes by one detector help another detector too",
-            "order": ("full: rtmdet_map_real_hard", "full: rtmdet_map_real"),
-        },
-    ),
-}
-
-STUDIES: dict[str, dict[str, Any]] = {"claims": _CLAIMS}
-"""Studies by name, written as in a TOML file."""
-
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": _SMOKE,
     "demo": _DEMO,

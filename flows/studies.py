@@ -3,6 +3,7 @@
 import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -10,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from data.artifacts.digests import DigestMemory
 from data.errors import InvalidConfig, PipelineError
 from flows.nodes import REPORT
-from flows.presets import STUDIES, merge
+from flows.presets import merge
 from flows.run_config import RunConfig, build_run
 from flows.run_graph import run_graph
+from flows.study_presets import STUDIES
 from models.metrics.options import ConclusionOptions
 from tasks.execution.graph import Graph, Node, extended, renamed, union
 
@@ -46,28 +48,33 @@ class StudyConfig(BaseModel):
         return self
 
 
-def read_study(source: str) -> StudyConfig:
-    """Read a study: a TOML file, or one of `presets.STUDIES` by name.
+def read_study(source: str, overrides: Mapping[str, Any] = MappingProxyType({})) -> StudyConfig:
+    """Read a study: a TOML file, or one of `study_presets.STUDIES` by name.
 
     `preset` and the table `options` hold for all runs; `runs.NAME` has the options in which a run differs.
     With `seeds` there is each run once per seed, of its generator and of the detectors it compares.
     The study is called by its `name`, or like the file.
+
+    Args:
+        overrides: go over `options`; what a run differs in stays.
 
     Raises:
         InvalidConfig: the file cannot be read, or holds something else.
     """
     path = Path(source)
     if source in STUDIES and not path.exists():
-        return _study(source, source, STUDIES[source])
+        return _study(source, source, STUDIES[source], overrides)
     try:
-        return _study(source, path.stem, tomllib.loads(path.read_text()))
+        return _study(source, path.stem, tomllib.loads(path.read_text()), overrides)
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidConfig(
             f"study {source}: {error}; give a TOML file, or one of {', '.join(STUDIES)}"
         ) from error
 
 
-def _study(source: str, name: str, document: Mapping[str, Any]) -> StudyConfig:
+def _study(
+    source: str, name: str, document: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> StudyConfig:
     unknown = set(document) - set(_KEYS)
     runs = document.get("runs")
     if unknown or not isinstance(runs, Mapping) or not runs:
@@ -76,6 +83,7 @@ def _study(source: str, name: str, document: Mapping[str, Any]) -> StudyConfig:
             f"{', '.join(_ASKED)}; unknown: {sorted(unknown)}"
         )
     common, preset = document.get("options", {}), document.get("preset", "demo")
+    common = merge(common, overrides) if isinstance(common, Mapping) else common
     name = document.get("name", name)
     if not isinstance(preset, str) or not isinstance(name, str) or not name:
         raise InvalidConfig(f"study {source}: name and preset must be texts")

@@ -3,8 +3,9 @@ import pytest
 from data.artifacts.digests import DigestMemory
 from data.errors import InvalidConfig
 from data.layouts.layout import POLICIES
-from flows.presets import STUDIES
 from flows.studies import read_study, study_graph
+from flows.study_presets import STUDIES
+from models.metrics.options import run_and_name
 from tasks.pages.numbers import number_name
 
 STUDY = """
@@ -99,13 +100,25 @@ def test_seeds_make_each_run_once_more_and_questions_are_a_step_of_its_own(file)
 def test_studies_with_a_name_ask_for_numbers_that_their_runs_have(name):
     study = read_study(name)
     assert study.name == name
-    for question in study.asked.questions:
-        for run, number in question.sides:
-            retrain = study.runs[f"{run}/0"].retrain
-            prefixes = ("", *(f"{other}_" for other in retrain.others))
-            numbers = {f"{prefix}map_{number_name(arm)}" for arm in retrain.trained_arms
-                       for prefix in prefixes}  # fmt: skip
-            numbers |= {
-                f"{what}_{policy}" for what in ("score_ap50", "recall") for policy in POLICIES
-            }
-            assert number in numbers
+    asked = study.asked
+    sides = [side for question in asked.questions for side in question.sides]
+    gains = [(run, f"gain_{arm}") for run, arm in map(run_and_name, asked.best_of)]
+    for run, number in [*sides, *map(run_and_name, asked.numbers.values()), *gains]:
+        own = [config for key, config in study.runs.items() if key.partition("/")[0] == run]
+        retrain = own[0].retrain
+        prefixes = ("", *(f"{other}_" for other in retrain.others))
+        arms = [f"{prefix}{{}}_{number_name(arm)}" for arm in retrain.trained_arms
+                for prefix in prefixes]  # fmt: skip
+        numbers = {arm.format(what) for arm in arms for what in ("map", "gain")}
+        numbers |= {
+            f"{what}_{policy}" for what in ("score_ap50", "score_ap75", "recall")
+            for policy in (*POLICIES, "real")
+        }  # fmt: skip
+        assert number in numbers
+
+
+def test_what_is_given_goes_over_the_options_and_not_over_what_a_run_differs_in(file):
+    file.write_text("[options.retrain]\nseeds = [1]\n[runs.a]\n[runs.b.retrain]\nseeds = [2]\n")
+    study = read_study(str(file), {"retrain": {"seeds": [3]}, "train_scorer": {"seed": 4}})
+    assert [study.runs[name].retrain.seeds for name in "ab"] == [(3,), (2,)]
+    assert {run.train_scorer.seed for run in study.runs.values()} == {4}
