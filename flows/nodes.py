@@ -286,7 +286,9 @@ def arm_nodes(config: RunConfig, arm: TrainedArm) -> Iterator[Node]:
     if arm.policy and config.retrain.verification:
         sets["verified"] = _verified_name(arm.policy)
     trained = f"retrain {arm.step}"
-    options = {"seed": arm.seed, "box_noise": config.retrain.box_noise, **arm.options}
+    options = {"seed": arm.seed, **arm.options}
+    if arm.options.get("images") != "synthetic":
+        options["box_noise"] = config.retrain.box_noise
     yield training_node(trained, "retrain", detector, sets, **options)
     yield detection_node(config, f"validate {arm.step}", "retrain", trained)
 

@@ -110,9 +110,11 @@ class RetrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _noise_is_seen(self) -> Self:
-        if self.box_noise and "real+copy-paste" in self.arms:
+        pasting = any(item.augmentation == "copy-paste" for item in self.detectors.values())
+        if self.box_noise and (pasting or "real+copy-paste" in self.arms):
             raise ValueError(
-                "box_noise has no effect on the arm real+copy-paste, whose boxes are of masks: leave one out"
+                "box_noise is lost where copy-paste takes boxes from masks: leave real+copy-paste out, and "
+                "augmentation=flip"
             )
         return self
 

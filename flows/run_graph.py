@@ -101,6 +101,11 @@ def _check(config: RunConfig, digests: DigestMemory) -> None:
         raise InvalidConfig(
             f"preset {config.preset} needs your data: give ingest.train and ingest.val, see README"
         )
+    if config.ingest.tile and not splits and config.ingest.tile.size >= config.ingest.scenes.size:
+        raise InvalidConfig(
+            f"ingest.tile.size {config.ingest.tile.size} cuts no image of the embedded data set: give "
+            "ingest.train and ingest.val, or a smaller one"
+        )
     if config.synthesize.drawn_by == "scenes" and splits:
         raise InvalidConfig(
             "synthesize.drawn_by=scenes draws the embedded data set alone: leave ingest.train out, or draw "

@@ -74,23 +74,27 @@ _PAYS: dict[str, Any] = {
             "detector": _LONG,
             "seeds": (0, 1, 2, 3, 4),
             "added_share": 0.5,
+            "ruler": (0.25, 0.5, 2, 4),
         },
     },
     "runs": {
         "generator": {
             "retrain": {
                 "arms": ("real", "real+copy-paste", "self-training", *_POLICIES),
-                "ruler": (0.25, 0.5, 2, 4),
             }
         },
         "verified": {"retrain": {"arms": ("real", *_POLICIES), "verification": {}}},
         "perfect": {
             "synthesize": {"drawn_by": "scenes"},
-            "retrain": {"arms": ("real", "real+origin")},
+            "retrain": {"arms": ("real", "real+origin"), "ruler": ()},
         },
-        "noisy": {"retrain": {"arms": ("real",), "box_noise": 0.05}},
+        "noisy": {"retrain": {"arms": ("real",), "box_noise": 0.05, "ruler": ()}},
         "short": {
-            "retrain": {"arms": ("real", "real+origin"), "detector": {"num_iterations": 3000}}
+            "retrain": {
+                "arms": ("real", "real+origin"),
+                "ruler": (),
+                "detector": {"num_iterations": 3000},
+            }
         },
     },
     "numbers": {

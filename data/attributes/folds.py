@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.errors import InvalidConfig
@@ -34,23 +33,37 @@ def fold_image_ids(dataset: Dataset, split: Split, number: int, num_folds: int) 
     Raises:
         InvalidConfig: there are fewer images than folds.
     """
-    image_ids = [row["image_id"] for row in dataset.split_images(split)]
-    if dataset.tiles is None:
-        return assign_folds(image_ids, num_folds)[number]
-    tiles = dataset.tiles.filter(pc.field("split") == split)
-    sources = tiles["source_image_id"]
-    chosen = assign_folds(sources.unique().to_pylist(), num_folds)[number]
-    return sorted(tiles.filter(pc.is_in(sources, pa.array(chosen)))["image_id"].to_pylist())
+    groups = _whole_images(dataset, split)
+    chosen = assign_folds(list(groups), num_folds)[number]
+    return sorted(image_id for key in chosen for image_id in groups[key])
 
 
-def first_images(image_ids: Sequence[int], count: int) -> list[int]:
-    """Choose so many images in the order of a hash of their ids: few of them are among more.
+def first_image_ids(dataset: Dataset, split: Split, count: int) -> list[int]:
+    """Choose images of a split in the order of a hash of their ids: few of them are among more.
 
-    >>> set(first_images(range(9), 3)) < set(first_images(range(9), 5))
-    True
+    Returns:
+        Ids of so many images; of tiles those of whole images, so that there may be some more.
     """
-    order = sorted(image_ids, key=lambda image_id: (image_seed(1, image_id, 0), image_id))
-    return sorted(order[:count])
+    groups = _whole_images(dataset, split)
+    chosen: list[int] = []
+    for key in sorted(groups, key=lambda image_id: (image_seed(1, image_id, 0), image_id)):
+        if len(chosen) >= count:
+            break
+        chosen += groups[key]
+    return sorted(chosen)
+
+
+def _whole_images(dataset: Dataset, split: Split) -> dict[int, list[int]]:
+    """Ids of the images of a split by that of the whole image that they show."""
+    if dataset.tiles is None:
+        return {row["image_id"]: [row["image_id"]] for row in dataset.split_images(split)}
+    groups: dict[int, list[int]] = {}
+    tiles = dataset.tiles.filter(pc.field("split") == split)
+    for key, image_id in zip(
+        *(tiles[name].to_pylist() for name in ("source_image_id", "image_id")), strict=True
+    ):
+        groups.setdefault(key, []).append(image_id)
+    return groups
 
 
 def write_some(instances: Path, image_ids: Collection[int], path: Path) -> None:

@@ -23,7 +23,7 @@ def write_noisy(instances: Path, noise: float, path: Path) -> None:
     for item in document["annotations"]:
         box = xywh_to_xyxy(np.array(item["bbox"], dtype=np.float64))
         sides = np.tile(box[2:] - box[:2], 2)
-        shifts = np.random.default_rng(item["id"]).normal(scale=noise, size=4)
+        shifts = np.random.default_rng(item["id"] % 2**64).normal(scale=noise, size=4)
         moved = np.clip(box + shifts * sides, 0, np.tile(sizes[item["image_id"]], 2))
         if (moved[2:] > moved[:2]).all():
             item["bbox"] = xyxy_to_xywh(moved).tolist()

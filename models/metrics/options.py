@@ -130,6 +130,15 @@ class ConclusionOptions(Options):
         "best_arm.",
     )
 
+    @field_validator("numbers", "best_of")
+    @classmethod
+    def _runs_and_names(cls, values: Any) -> Any:
+        texts = values.values() if isinstance(values, dict) else values
+        wrong = [text for text in texts if not all(run_and_name(text))]
+        if wrong:
+            raise ValueError(f'write "RUN: NAME", not {wrong[0]!r}')
+        return values
+
     @field_validator("questions")
     @classmethod
     def _distinct(cls, values: tuple[Question, ...]) -> tuple[Question, ...]:

@@ -16,12 +16,15 @@ Below the half, which is what a tile shows at least of the objects that it has b
 AT_EDGE = 0.02
 """A box that ends so near to a tile's edge, in shares of its side, is taken to be cut by it."""
 
+CUT_SCORE = 0.5
+"""What the score of such a box is multiplied by where it is held against others."""
+
 
 def join_tiles(detections: pa.Table, tiles: pa.Table) -> pa.Table:
     """Bring detections in tiles to the whole images, each object once.
 
-    Of those of a class that overlap one stays: one that no edge between tiles cuts before one that is cut,
-    then the one of highest score, of equal scores the largest. Parts are found as surely as whole objects.
+    Of those of a class that overlap the one of highest score stays, of equal scores the largest; scores of
+    those that an edge between tiles cuts count less here, as parts are found as surely as whole objects.
 
     Args:
         detections: table with schema `data.vocabulary.tables.DETECTIONS`, by the ids and in the pixels of
@@ -43,7 +46,7 @@ def join_tiles(detections: pa.Table, tiles: pa.Table) -> pa.Table:
     columns |= {"image_id": image_ids, **dict(zip(BOX_COLUMNS, boxes.T, strict=True))}
     joined = pa.table(columns, schema=detections.schema)
     _, labels = np.unique(detections["category_id"].to_numpy(), return_inverse=True)
-    priorities = detections["score"].to_numpy().astype(np.float64) + ~cut
+    priorities = detections["score"].to_numpy() * np.where(cut, CUT_SCORE, 1.0)
     kept = _once(boxes, priorities, labels, image_ids)
     return joined.filter(pa.array(kept))
 

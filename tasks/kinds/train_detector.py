@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data.attributes.folds import first_images, fold_image_ids, write_some
+from data.attributes.folds import first_image_ids, fold_image_ids, write_some
 from data.coco.box_noise import write_noisy
 from data.coco.export import export_objects
 from data.coco.image_sets import SyntheticSet
@@ -64,6 +64,7 @@ def run(context: Context) -> Summary:
         "learning rate": rate,
         "augmentation": options.augmentation,
         "seed": options.seed,
+        **({"noise of real boxes": options.box_noise} if options.box_noise else {}),
     }
     write_card(context.out, f"Detector {options.config}", markdown_table([facts]))
     return {"images": counts, "iterations": iterations, **passes}
@@ -79,13 +80,13 @@ def _parts(context: Context, dataset: Dataset) -> list[_Part]:
     real, spare = _real_ids(options, dataset)
     synthetic = _synthetic_set(context) if "synthetic" in context.inputs else None
     if options.images == "real+spare" and synthetic:
-        spare, wanted = _ids(dataset, "spare"), synthetic.provenance.num_rows
+        wanted = synthetic.provenance.num_rows
+        spare = first_image_ids(dataset, "spare", wanted)
         if len(spare) < wanted:
             raise InvalidConfig(
                 f"the arm more-real needs as many spare images as the synthetic set has, {wanted}: "
                 f"ingest.spare has {len(spare)}"
             )
-        spare = first_images(spare, wanted)
     parts = []
     if options.images != "synthetic":
         parts += [_real_part(context, dataset, "train", real)]
@@ -114,8 +115,8 @@ def _real_ids(options: DetectorTraining, dataset: Dataset) -> tuple[list[int], l
     """Training images less those of the fold, or the multiple of them, with spare ones above one."""
     image_ids = _ids(dataset, "train")
     wanted = round(options.real_multiple * len(image_ids))
-    spare = first_images(_ids(dataset, "spare"), max(wanted - len(image_ids), 0))
-    real = first_images(image_ids, wanted)
+    spare = first_image_ids(dataset, "spare", max(wanted - len(image_ids), 0))
+    real = first_image_ids(dataset, "train", wanted)
     if options.fold:
         left_out = fold_image_ids(dataset, "train", options.fold.number, options.fold.of)
         real = sorted(set(real) - set(left_out))

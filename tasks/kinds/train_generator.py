@@ -17,7 +17,7 @@ from PIL import Image
 
 from data import errors
 from data.attributes.options import ATTRIBUTES_NAME
-from data.errors import PipelineError, StepFailed
+from data.errors import InvalidDataset, PipelineError, StepFailed
 from data.layouts.layout import (
     Layout,
     blank_layouts,
@@ -180,6 +180,10 @@ def _chosen(
     dataset: Dataset, split: Split, attributes: pa.Table | None, protocol: Protocol
 ) -> _Images:
     counts = dataset_selection(dataset, split, protocol).counts()
+    if not counts["images"]:
+        raise InvalidDataset(
+            f"no {split} image has a layout to train on, of {counts}: loosen layouts.max_objects"
+        )
     return _Images(dataset, split, read_layouts(dataset, attributes, split, protocol), counts)
 
 

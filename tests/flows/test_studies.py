@@ -68,7 +68,8 @@ def test_runs_share_what_is_the_same_in_them(file):
         ("[runs.a]\n[[questions]]\nname='q'\ntext='t'\norder=['map', 'a: map']", "RUN: NUMBER"),
         ("[runs.a]\n[numbers]\nx = 'b: map'", "the runs .'b'."),
         ("best_of = ['b: real_hard']\n[runs.a]", "the runs .'b'."),
-        ("best_of = ['a']\nseeds = [0]\n[runs.a]", "give the seeds as options.retrain.seeds"),
+        ("best_of = ['a']\n[runs.a]", 'write "RUN: NAME"'),
+        ("best_of = ['a: x']\nseeds = [0]\n[runs.a]", "give the seeds as options.retrain.seeds"),
     ],
 )
 def test_a_file_that_is_no_study_is_one_clear_error(file, text, message):

@@ -1,6 +1,6 @@
 import pytest
 
-from data.attributes.folds import assign_folds, first_images, fold_image_ids, write_some
+from data.attributes.folds import assign_folds, first_image_ids, fold_image_ids, write_some
 from data.coco.files import read_coco
 from data.errors import InvalidConfig
 
@@ -28,12 +28,22 @@ def test_tiles_of_an_image_are_in_one_fold(tiled):
     assert (len(sources[0]), len(sources[1]), sources[0] & sources[1]) == (2, 2, set())
 
 
-def test_subsets_are_nested_and_are_no_folds():
-    few, more = first_images(range(100), 25), first_images(range(100), 50)
-    assert (len(few), len(more)) == (25, 50)
+def test_subsets_are_nested_and_are_no_folds(dataset):
+    few, more = (first_image_ids(dataset, "train", count) for count in (3, 6))
+    assert (len(few), len(more)) == (3, 6)
     assert set(few) < set(more)
-    assert few != assign_folds(range(100), 4)[0]
-    assert first_images(range(100), 100) == list(range(100))
+    assert few != fold_image_ids(dataset, "train", 0, 4)
+    assert first_image_ids(dataset, "train", 12) == list(range(1, 13))
+
+
+def test_a_subset_of_tiles_is_of_whole_images(tiled):
+    source = dict(zip(*(tiled.tiles[name].to_pylist() for name in ("image_id", "source_image_id")),
+                      strict=True))  # fmt: skip
+    train = {row["image_id"] for row in tiled.tiles.to_pylist() if row["split"] == "train"}
+    chosen = first_image_ids(tiled, "train", 13)
+    whole = {source[key] for key in chosen}
+    assert len(whole) == 2
+    assert set(chosen) == {key for key in train if source[key] in whole}
 
 
 def test_chosen_images_take_their_annotations_along(dataset, tmp_path):

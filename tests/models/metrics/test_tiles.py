@@ -65,8 +65,10 @@ def test_the_best_of_an_object_s_detections_stays():
 
 
 def test_one_that_a_tile_s_edge_cuts_gives_way_to_one_that_none_cuts():
-    part, whole = (1, 7, 0.9, (38, 2, 49.5, 12)), (2, 7, 0.4, (8, 2, 24, 12))
+    part, whole = (1, 7, 0.7, (38, 2, 49.5, 12)), (2, 7, 0.4, (8, 2, 24, 12))
     assert joined(part, whole) == joined(whole, part) == [(7, 0.4, 38, 7, 54, 17)]
+    sure = (1, 7, 0.9, (38, 2, 49.5, 12))
+    assert joined(sure, whole) == [(7, 0.9, 38, 7, 49.5, 17)]
     ends_with_the_image = (2, 7, 0.4, (38, 2, 50, 12))
     assert joined((2, 7, 0.3, (36, 2, 48, 12)), ends_with_the_image) == [(7, 0.4, 68, 7, 80, 17)]
 
