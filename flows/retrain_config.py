@@ -58,7 +58,7 @@ class RetrainConfig(BaseModel):
         ge=0,
         le=1,
         description="Share of every batch that images other than the training images have, synthetic, "
-        "spare or pseudo-labelled ones, in the arms that have such beside these; null: in proportion to their number.",
+        "spare or pseudo-labelled ones, in the arms that have such too; null: in proportion to their number.",
     )
     real_only_end: float = Field(
         0.0,
