@@ -108,7 +108,6 @@ _DEMO: dict[str, Any] = {
         "resolution": 64,
         "layout_conditioning": "both",
         "location_grid": 16,
-        "min_snr_gamma": 5.0,
         "num_steps": 3600,
         "batch_size": 8,
         "base_batch_size": 8,
