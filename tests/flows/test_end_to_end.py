@@ -187,7 +187,11 @@ def test_two_studies_that_share_a_generator_train_it_once(root, graph, manifest)
         "text": "stricter finds less",
         "order": ["a: recall_real", "c: recall_real"],
     }
-    config = {"name": "second", "runs": {"a": smoke, "c": strict}, "questions": [question]}
+    config = {
+        "name": "second",
+        "runs": {"a": smoke, "c": strict},
+        "asked": {"questions": [question]},
+    }
     second = state_of("study", StudyConfig.model_validate(config))
     assert made(task_runs(second, len(graph) + 3)) == {"conclude"}
     assert second.result().summary["results"]["q"] >= 0
