@@ -306,7 +306,7 @@ def test_a_training_that_died_in_a_study_leaves_its_question_to_the_other_seeds(
         {"name": name, "text": name, "order": [f"run: {number}" for number in order]}
         for name, order in orders.items()
     ]
-    asked = StudyConfig(name="holes", runs=runs, questions=questions)
+    asked = StudyConfig(name="holes", runs=runs, asked={"questions": questions})
     state = state_of("study", asked)
     assert state.is_failed()
     assert "NoSuchNet" in state.message
