@@ -162,10 +162,10 @@ def unlabelled_nodes(
         InvalidConfig: there are no such images, no detector, or it keeps less than the labels need.
     """
     pretraining = config.pretrain_generator
-    labelled = {"the arm self-training": "self-training" in arms}
-    labelled["pretrain_generator.boxes=pseudo"] = (
-        pretraining.num_steps > 0 and pretraining.boxes == "pseudo"
-    )
+    labelled = {
+        "the arm self-training": "self-training" in arms,
+        "pretrain_generator.boxes=pseudo": pretraining.num_steps and pretraining.boxes == "pseudo",
+    }
     needing = [what for what, needs in labelled.items() if needs]
     if not (needing or pretraining.num_steps):
         return

@@ -188,8 +188,8 @@ class RunConfig(BaseModel):
         generator = given.get("train_generator")
         recipe = str(generator.get("recipe")) if isinstance(generator, Mapping) else ""
         # A recipe that is asked for goes over the preset's options.
-        named = {"train_generator": RECIPES.get(recipe, {})}
-        return merge(merge(PRESETS[preset], named), given)
+        of_recipe = {"train_generator": RECIPES.get(recipe, {})}
+        return merge(merge(PRESETS[preset], of_recipe), given)
 
 
 def changes_to_preset(config: RunConfig) -> dict[str, Any]:

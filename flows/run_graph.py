@@ -23,13 +23,8 @@ from flows.nodes import (
     training_set_nodes,
     unlabelled_nodes,
 )
-from flows.run_config import (
-    RunConfig,
-    ScorerResults,
-)
-from models.generator.options import (
-    check_classes,
-)
+from flows.run_config import RunConfig, ScorerResults
+from models.generator.options import check_classes
 from tasks.execution.graph import Graph, Node, Step, resolve
 
 STAGES = {

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from data.layouts.layout import POLICIES
 from flows.presets import PRESETS
 
 _SHORT = 600
@@ -55,10 +56,10 @@ _CLAIMS: dict[str, Any] = {
 }
 
 
-_POLICIES = ("real+origin", "real+easy", "real+hard")
+_POLICIES = tuple(f"real+{policy}" for policy in POLICIES)
 
-_BEST = ("real_origin", "real_easy", "real_hard")
-"""Arms, as their numbers name them."""
+_BEST = tuple(f"real_{policy}" for policy in POLICIES)
+"""The same arms, as their numbers name them."""
 
 _LONG = {"num_iterations": 6000}
 

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from data.vocabulary.boxes import area
-from data.vocabulary.tables import BOX_COLUMNS, DETECTIONS, OBJECTS, box_array
+from data.vocabulary.tables import BOX_COLUMNS, DETECTIONS, OBJECTS, box_array, row_numbers
 
 
 def sure_detections(
@@ -22,9 +22,7 @@ def sure_detections(
     Returns:
         A table with schema `DETECTIONS`, and how many were left out by the first reason that applies.
     """
-    image_ids = images["image_id"].to_numpy()
-    order = np.argsort(image_ids)
-    rows = order[np.searchsorted(image_ids, detections["image_id"].to_numpy(), sorter=order)]
+    rows = row_numbers(images["image_id"].to_numpy(), detections["image_id"].to_numpy())
     sizes = np.stack([images["width"].to_numpy(), images["height"].to_numpy()], axis=1)[rows]
     boxes = box_array(detections).clip(0, np.tile(sizes, 2))
     score = f"score not above {score_threshold:g}"

@@ -9,7 +9,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data.vocabulary.boxes import xyxy_to_coco
-from data.vocabulary.tables import BOX_COLUMNS, Category, box_array
+from data.vocabulary.tables import BOX_COLUMNS, Category, box_array, row_numbers
 
 ProtocolName = Literal["lama-val", "synthetic-train"]
 
@@ -133,10 +133,7 @@ def without_other(selection: Selection, categories: Iterable[Category]) -> Selec
 
 def above_area(selection: Selection, images: pa.Table, fraction: float) -> Selection:
     """Keep boxes whose area is above a fraction of their image's; equal is not above."""
-    image_ids = images["image_id"].to_numpy()
-    order = np.argsort(image_ids)
-    ids = selection.objects["image_id"].to_numpy()
-    rows = order[np.searchsorted(image_ids, ids, sorter=order)] if len(ids) else ids
+    rows = row_numbers(images["image_id"].to_numpy(), selection.objects["image_id"].to_numpy())
     pixels = (images["width"].to_numpy().astype(np.int64) * images["height"].to_numpy())[rows]
     sides = xyxy_to_coco(box_array(selection.objects))[:, 2:]
     keep = sides.prod(axis=1) / pixels > fraction

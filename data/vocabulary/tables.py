@@ -123,6 +123,16 @@ def box_array(table: pa.Table) -> np.ndarray:
     return np.stack(columns, dtype=np.float64).T  # each edge contiguous in memory
 
 
+def row_numbers(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Where each of some ids stands among others, of which it is one and which are each there once.
+
+    >>> row_numbers(np.array([7, 3, 5]), np.array([5, 7, 5])).tolist()
+    [2, 0, 2]
+    """
+    order = np.argsort(ids)
+    return np.asarray(order[np.searchsorted(ids, wanted, sorter=order)])
+
+
 def split_folder(split: Split) -> str:
     """Where an ingested data set has its images, if it has them itself, as Scenes do."""
     return f"scenes/{split}"

@@ -1,5 +1,6 @@
 """Options of what generated images and retrained detectors are measured by. Light: no torch."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -99,9 +100,7 @@ class Question(Options):
     @field_validator("order")
     @classmethod
     def _run_and_number(cls, values: tuple[str, ...]) -> tuple[str, ...]:
-        wrong = [value for value in values if not all(run_and_name(value))]
-        if wrong:
-            raise ValueError(f'write "RUN: NUMBER", not {wrong[0]!r}')
+        _require_pairs(values, "NUMBER")
         return values
 
     @property
@@ -114,6 +113,12 @@ def run_and_name(text: str) -> tuple[str, str]:
     """The parts of "RUN: NAME"; an empty one is missing."""
     run, _, name = text.partition(":")
     return run.strip(), name.strip()
+
+
+def _require_pairs(texts: Iterable[str], what: str) -> None:
+    wrong = [text for text in texts if not all(run_and_name(text))]
+    if wrong:
+        raise ValueError(f'write "RUN: {what}", not {wrong[0]!r}')
 
 
 class ConclusionOptions(Options):
@@ -133,10 +138,7 @@ class ConclusionOptions(Options):
     @field_validator("numbers", "best_of")
     @classmethod
     def _runs_and_names(cls, values: Any) -> Any:
-        texts = values.values() if isinstance(values, dict) else values
-        wrong = [text for text in texts if not all(run_and_name(text))]
-        if wrong:
-            raise ValueError(f'write "RUN: NAME", not {wrong[0]!r}')
+        _require_pairs(values.values() if isinstance(values, dict) else values, "NAME")
         return values
 
     @field_validator("questions")

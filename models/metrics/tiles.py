@@ -5,7 +5,7 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
 from data.vocabulary.boxes import area
-from data.vocabulary.tables import BOX_COLUMNS, EDGES, box_array
+from data.vocabulary.tables import BOX_COLUMNS, EDGES, box_array, row_numbers
 
 SAME_OBJECT_IOU = 0.45
 """From this overlap on two detections of a class are one object, seen in two tiles.
@@ -34,9 +34,7 @@ def join_tiles(detections: pa.Table, tiles: pa.Table) -> pa.Table:
     Returns:
         The same by the ids and in the pixels of the whole images.
     """
-    tile_ids = tiles["image_id"].to_numpy()
-    order = np.argsort(tile_ids)
-    rows = order[np.searchsorted(tile_ids, detections["image_id"].to_numpy(), sorter=order)]
+    rows = row_numbers(tiles["image_id"].to_numpy(), detections["image_id"].to_numpy())
     places = np.stack([tiles[name].to_numpy() for name in EDGES], axis=1)
     boxes = box_array(detections) + np.tile(places[rows, :2], 2)
     sources = tiles["source_image_id"].to_numpy()

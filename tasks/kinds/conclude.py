@@ -12,7 +12,6 @@ from models.metrics.options import ConclusionOptions, Question, run_and_name
 from tasks.execution.context import StepContext, Summary
 from tasks.pages.cards import markdown_table, write_card
 from tasks.pages.numbers import finite
-from tasks.pages.report_tables import shown_number
 from tasks.pages.study_page import (
     CANNOT_TELL,
     HOLDS,
@@ -21,6 +20,7 @@ from tasks.pages.study_page import (
     OPPOSITE,
     Finding,
     answer_table,
+    own_numbers,
     write_study_page,
 )
 
@@ -46,9 +46,7 @@ def run(context: Context) -> Summary:
         context.out,
         "Study",
         markdown_table(answer_table(findings)),
-        markdown_table(
-            [{"number": name, "": shown_number(value)} for name, value in numbers.items()]
-        ),
+        markdown_table(own_numbers(numbers)),
     )
     for question, finding in zip(questions, findings, strict=True):
         numbers |= _numbers(question.name, finding)

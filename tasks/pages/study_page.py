@@ -172,7 +172,7 @@ def write_study_page(
         _BODY,
         findings=findings,
         effects=effect_panels(estimates) if estimates else None,
-        numbers=[{"number": name, "": shown_number(value)} for name, value in numbers.items()],
+        numbers=own_numbers(numbers),
         runs=of_runs,
         num_runs=len(runs),
         holes={run: own["num_missing"] for run, own in runs.items() if "num_missing" in own},
@@ -194,6 +194,11 @@ def answer_table(findings: Sequence[Finding]) -> list[dict[str, Any]]:
         }
         for item in findings
     ]
+
+
+def own_numbers(numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A study's own numbers, a row each."""
+    return [{"number": name, "": shown_number(value)} for name, value in numbers.items()]
 
 
 def _number_table(runs: Runs) -> list[dict[str, Any]]:
