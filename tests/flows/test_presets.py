@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from data.errors import InvalidConfig
@@ -49,9 +51,46 @@ def test_a_run_survives_json():
 
 
 @pytest.mark.parametrize(
+    ("options", "place", "meant"),
+    [
+        ({"train_generator": {"num_step": 5}}, "train_generator.num_step", "num_steps"),
+        (
+            {"train_generator": {"base_model": {"patch_siz": 4}}},
+            "train_generator.base_model.patch_siz",
+            "patch_size",
+        ),
+        ({"layouts": {"max_object": 3}}, "layouts.max_object", "max_objects"),
+        (
+            {"retrain": {"others": {"yolox": {"num_epoch": 3}}}},
+            "retrain.others.yolox.num_epoch",
+            "num_epochs",
+        ),
+        ({"ingest": {"tile": {"sise": 64}}}, "ingest.tile.sise", "size"),
+    ],
+)
+def test_an_unknown_option_is_named_in_full_with_what_may_be_meant(options, place, meant):
+    expected = f"{place}: unknown option; did you mean {meant}?"
+    with pytest.raises(InvalidConfig, match=re.escape(expected)):
+        build_run("smoke", options)
+
+
+def test_prefect_shows_what_may_be_meant_too():
+    from prefect.exceptions import ParameterTypeError
+
+    from flows.stages import end_to_end
+
+    given = {"preset": "smoke", "train_generator": {"num_step": 5}}
+    with pytest.raises(
+        ParameterTypeError, match=r"num_step: unknown option; did you mean num_steps\?"
+    ):
+        end_to_end.validate_parameters({"config": given, "num_cores": None})
+
+
+@pytest.mark.parametrize(
     ("preset", "overrides", "message"),
     [
-        ("nope", {}, "unknown preset 'nope'"),
+        ("nope", {}, "unknown preset 'nope': choose one of smoke, .*[^?]$"),
+        ("smok", {}, "unknown preset 'smok': .*; did you mean smoke[?]$"),
         ("demo", {"train_generator": {"nope": 1}}, r"train_generator\.nope"),
         (
             "demo",
@@ -59,7 +98,8 @@ def test_a_run_survives_json():
             r"train_generator\.num_steps: .* \(got 0\)",
         ),
         ("demo", {"train_generator": {"resolution": 66}}, "66 is not a multiple"),
-        ("demo", {"nope": 1}, "nope: Extra inputs"),
+        ("demo", {"nope": 1}, r"valid: nope: unknown option \(got 1\)$"),
+        ("demo", {"retrian": {}}, r"valid: retrian: unknown option; did you mean retrain\?"),
         ("demo", {"ingest": 3}, "ingest"),
         ("demo", {"ingest": {"tile": {"size": 64, "overlap": 1}}}, r"ingest\.tile\.overlap"),
         ("demo", {"retrain": {"seeds": []}}, r"retrain\.seeds"),
