@@ -8,18 +8,41 @@ from models.generator.options import RELEASED_RATES
 PresetName = Literal["smoke", "demo", "coco-256", "coco-512"]
 
 
+_DELETE = "_delete_"
+"""MMEngine's mark of a mapping that takes the place of another instead of going over it."""
+
+
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Lay nested options over others; neither is changed.
 
+    A mapping with `_delete_` takes the other's place, and keeps the mark for what it is laid over next.
+
     >>> merge({"a": {"x": 1, "y": 2}}, {"a": {"y": 3}})
     {'a': {'x': 1, 'y': 3}}
+    >>> merge({"a": {"x": 1, "y": 2}}, {"a": {"_delete_": True, "y": 3}})
+    {'a': {'_delete_': True, 'y': 3}}
     """
     merged = dict(base)
     for name, value in over.items():
         old = merged.get(name)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping) and not value.get(_DELETE)
         merged[name] = merge(old, value) if both else value  # type: ignore[arg-type]
     return merged
+
+
+def unmarked(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the marks `_delete_` of what is inside; in a detector's `overrides` deeper ones are MMEngine's.
+
+    >>> unmarked({"overrides": {"_delete_": True, "optimizer": {"_delete_": True}}})
+    {'overrides': {'optimizer': {'_delete_': True}}}
+    """
+    left: dict[str, Any] = {}
+    for name, value in options.items():
+        left[name] = value
+        if isinstance(value, Mapping):
+            plain = {key: item for key, item in value.items() if key != _DELETE}
+            left[name] = plain if name == "overrides" else unmarked(plain)
+    return left
 
 
 _FAST_INFERENCE = {

@@ -23,7 +23,7 @@ from data.layouts.layout import AttributePolicy
 from data.layouts.protocols import Protocol, Rule, RuleOrRuns, protocol_of
 from data.layouts.variation import LayoutSource
 from data.vocabulary.tables import Split
-from flows.presets import PRESETS, PresetName, merge
+from flows.presets import PRESETS, PresetName, merge, unmarked
 from flows.retrain_config import RetrainConfig, named
 from models.detector.config_sources import dotted
 from models.detector.options import (
@@ -254,16 +254,18 @@ class RunConfig(HintingModel):
         recipe = str(generator.get("recipe")) if isinstance(generator, Mapping) else ""
         # A recipe that is asked for goes over the preset's options.
         of_recipe = {"train_generator": RECIPES.get(recipe, {})}
-        return merge(merge(PRESETS[preset], of_recipe), given)
+        return unmarked(merge(merge(PRESETS[preset], of_recipe), given))
 
 
 def changes_to_preset(config: RunConfig) -> dict[str, Any]:
-    """The options in which a run differs from its preset, by dotted name."""
+    """The options in which a run differs from its preset, by dotted name; None for those that it has not."""
     given, preset = (
         dotted(item.model_dump(mode="json"))
         for item in (config, RunConfig.model_validate({"preset": config.preset}))
     )
-    return {name: value for name, value in given.items() if preset.get(name, ...) != value}
+    changed = {name: value for name, value in given.items() if preset.get(name, ...) != value}
+    there = tuple(f"{name}." for name in given)
+    return changed | {name: None for name in preset if not f"{name}.".startswith(there)}
 
 
 def build_run(preset: str, overrides: Mapping[str, Any]) -> RunConfig:

@@ -3,8 +3,9 @@ import re
 import pytest
 
 from data.errors import InvalidConfig
-from flows.presets import PRESETS
-from flows.run_config import RunConfig, build_run
+from flows.presets import PRESETS, merge
+from flows.run_config import RunConfig, build_run, changes_to_preset
+from models.detector.options import DetectorConfig
 from models.generator.options import NewModelConfig
 
 
@@ -26,6 +27,35 @@ def test_a_base_model_folder_takes_the_place_of_a_new_model():
     assert isinstance(build_run("demo", {}).train_generator.base_model, NewModelConfig)
     run = build_run("demo", {"train_generator": {"base_model": "some/folder"}})
     assert run.train_generator.base_model == "some/folder"
+
+
+def test_a_mapping_with_delete_takes_the_presets_place():
+    own = {"config": "my.py", "overrides": {"_delete_": True, "model.x": {"_delete_": True}}}
+    detector = build_run("smoke", {"train_detector": own}).train_detector
+    assert detector.overrides == {"model.x": {"_delete_": True}}  # MMEngine's stays
+    assert (detector.config, detector.num_iterations) == ("my.py", 8)
+    alone = build_run("smoke", {"train_detector": {"_delete_": True, "num_epochs": 2}})
+    assert alone.train_detector == DetectorConfig(num_epochs=2)
+    with pytest.raises(InvalidConfig, match="_delete_: unknown option"):
+        build_run("smoke", {"_delete_": True})
+
+
+def test_options_over_options_keep_the_mark_for_the_preset():
+    file, line = {"overrides": {"model.x": 1}}, {"overrides": {"_delete_": True, "model.y": 2}}
+    for over in (merge(file, line), merge(line, file)):
+        overrides = build_run("smoke", {"train_detector": over}).train_detector.overrides
+        assert overrides == {
+            name: over["overrides"][name] for name in over["overrides"] if "." in name
+        }
+
+
+def test_what_a_run_has_not_of_its_preset_is_a_change():
+    run = build_run("smoke", {"train_detector": {"overrides": {"_delete_": True}}})
+    names = {name.partition(".overrides.")[0] for name in changes_to_preset(run)}
+    assert names == {"train_detector"}
+    assert set(changes_to_preset(run).values()) == {None}
+    folder = build_run("smoke", {"train_generator": {"base_model": "some/folder"}})
+    assert changes_to_preset(folder) == {"train_generator.base_model": "some/folder"}
 
 
 def test_a_recipe_that_is_asked_for_goes_over_the_presets_options():
