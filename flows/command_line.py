@@ -8,6 +8,7 @@ import sys
 import tempfile
 import tomllib
 from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,7 +33,7 @@ from data.errors import (
 from data.vocabulary.tables import Dataset
 from flows.nodes import REPORT
 from flows.plateau import doubling, length_option, real_alone, validated
-from flows.presets import merge
+from flows.presets import PRESETS, merge
 from flows.request import Request
 from flows.results import flat_results, newest_artifact, newest_reports
 from flows.run_config import RunConfig, build_run
@@ -52,7 +53,6 @@ app = typer.Typer(
     help="Turn a COCO-format detection data set into a better detector (DetDiffusion, CVPR 2024).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 
 _DEVICE_SIZES = (80, 40, 24, 16, 8)
@@ -61,7 +61,9 @@ _DEVICE_SIZES = (80, 40, 24, 16, 8)
 _INPUTS_SHOWN = 4
 """In the table of a plan."""
 
-PresetArgument = Annotated[str, typer.Argument(help="smoke, demo, coco-256 or coco-512.")]
+PresetArgument = Annotated[
+    str, typer.Argument(help=f"{', '.join(PRESETS)}.", autocompletion=lambda: list(PRESETS))
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -116,6 +118,25 @@ def _overrides(assignments: list[str] | None, file: Path | None) -> dict[str, An
     for text in assignments or []:
         overrides = merge(overrides, parse_assignment(text))
     return overrides
+
+
+def _show_version(asked: bool) -> None:  # noqa: FBT001  # typer's callback
+    if asked:
+        typer.echo(version("detdiffusion"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    *,
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Options before the command."""
 
 
 @app.command()

@@ -31,7 +31,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unmarked(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out the marks `_delete_` of what is inside; in a detector's `overrides` deeper ones are MMEngine's.
+    """Leave out marks `_delete_` of what is inside; deeper ones in detectors' `overrides` are MMEngine's.
 
     >>> unmarked({"overrides": {"_delete_": True, "optimizer": {"_delete_": True}}})
     {'overrides': {'optimizer': {'_delete_': True}}}

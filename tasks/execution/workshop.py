@@ -6,6 +6,7 @@ fork server, from which the steps' processes are forked.
 
 import errno
 import multiprocessing
+import os
 import shutil
 import subprocess
 import sys
@@ -72,6 +73,8 @@ class Workshop:
         if modules:
             from multiprocessing import forkserver  # noqa: PLC0415  # starts nothing by itself
 
+            # The server is not told this process' path: it would import a `tasks.py` of the working folder.
+            os.environ["PYTHONSAFEPATH"] = "1"
             multiprocessing.set_forkserver_preload(sorted(modules))
             with _start_lock:
                 forkserver.ensure_running()
