@@ -23,6 +23,7 @@ from flows.nodes import (
     training_set_nodes,
     unlabelled_nodes,
 )
+from flows.presets import PRESETS
 from flows.run_config import RunConfig, ScorerResults
 from models.generator.options import check_classes
 from tasks.execution.graph import Graph, Node, Step, resolve
@@ -92,7 +93,7 @@ def stage_steps(graph: Graph, stage: str | None) -> list[Step]:
 def _check(config: RunConfig, digests: DigestMemory) -> None:
     """Refuse what options and files show to be impossible."""
     splits = config.ingest.splits
-    if config.preset.startswith("coco") and not splits:
+    if not PRESETS[config.preset]["ingest"] and not splits:
         raise InvalidConfig(
             f"preset {config.preset} needs your data: give ingest.train and ingest.val, see README"
         )

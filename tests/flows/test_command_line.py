@@ -45,7 +45,7 @@ def test_plan_of_an_empty_root_is_all_misses(cli):
         (("run", "nope"), "unknown preset 'nope': choose one of smoke, demo"),
         (("run", "smoke", "--set", "train_generator.nope=1"), "train_generator.nope"),
         (("run", "smoke", "--set", "nonsense"), "write KEY=VALUE"),
-        (("run", "smoke", "--set", "train_generator.num_steps=-1"), "greater than or equal to 1"),
+        (("run", "smoke", "--set", "train_generator.num_steps=-1"), "greater than or equal to 0"),
         (("run", "smoke", "--stage", "nope"), "unknown stage 'nope': choose one of ingest"),
         (("run", "smoke", "--config", "missing.toml"), "--config missing.toml"),
         (("run", "smoke", "--set", "ingest.train.instances=/no/such.json"), "ingest.train.images"),
@@ -74,10 +74,10 @@ def test_a_mistake_is_one_line_and_status_1(cli, tmp_path, arguments, message):
 
 def test_options_come_from_a_file_and_then_from_the_line(cli, tmp_path):
     file = tmp_path / "run.toml"
-    file.write_text("[train_generator]\nnum_steps = 0\n")
+    file.write_text("[train_generator]\nnum_steps = -1\n")
     status, _, err = cli("plan", "smoke", "--config", str(file))
     assert status == 1
-    assert "got 0" in err
+    assert "got -1" in err
     status, _, _ = cli(
         "plan", "smoke", "--config", str(file), "--set", "train_generator.num_steps=3"
     )

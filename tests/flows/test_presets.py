@@ -3,6 +3,7 @@ import re
 import pytest
 
 from data.errors import InvalidConfig
+from data.layouts.protocols import Protocol
 from flows.presets import PRESETS, merge
 from flows.run_config import RunConfig, build_run, changes_to_preset
 from models.detector.options import DetectorConfig
@@ -75,6 +76,14 @@ def test_coco_has_the_released_recipe_and_rates():
     assert of_512.schedule_stretch == 8
 
 
+def test_own_data_is_fine_tuned_by_the_released_rate_for_each_image():
+    run = build_run("fine-tune", {"train_generator": {"batch_size": 16}})
+    assert run.train_generator.rates == (1.5e-4 / 16, 0.75 * 1.5e-4 / 16)
+    assert run.train_generator.in_steps(1000).num_steps == 60 * 1000 / 16
+    assert {run.protocol(use) for use in ("generator", "train", "val")} == {Protocol()}
+    assert run.train_detector == run.retrain.detector  # which is then trained once
+
+
 def test_a_run_survives_json():
     run = build_run("demo", {"train_generator": {"num_steps": 5}})
     assert RunConfig.model_validate_json(run.model_dump_json()) == run
@@ -124,9 +133,11 @@ def test_prefect_shows_what_may_be_meant_too():
         ("demo", {"train_generator": {"nope": 1}}, r"train_generator\.nope"),
         (
             "demo",
-            {"train_generator": {"num_steps": 0}},
-            r"train_generator\.num_steps: .* \(got 0\)",
+            {"train_generator": {"num_steps": -1}},
+            r"train_generator\.num_steps: .* \(got -1\)",
         ),
+        ("demo", {"train_generator": {"num_steps": 0}}, "num_epochs is 0 and num_steps 0: one of"),
+        ("fine-tune", {"train_generator": {"num_steps": 9}}, "num_epochs is 60 and num_steps 9: "),
         ("demo", {"train_generator": {"resolution": 66}}, "66 is not a multiple"),
         ("demo", {"nope": 1}, r"valid: nope: unknown option \(got 1\)$"),
         ("demo", {"retrian": {}}, r"valid: retrian: unknown option; did you mean retrain\?"),
