@@ -459,6 +459,38 @@ def inspect(
     typer.echo(output)
 
 
+@app.command()
+def new(
+    instances: Annotated[Path, typer.Argument(help="Your COCO instances JSON.")],
+    images: Annotated[Path, typer.Option(help="Folder that its file names are relative to.")],
+    val: Annotated[
+        Path | None,
+        typer.Option(help="That of your validation images; none: INSTANCES is split, 4 to 1."),
+    ] = None,
+    val_images: Annotated[
+        Path | None, typer.Option(help="Their folder; default: --images.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The new TOML file.")] = Path("my.toml"),
+    group_by: Annotated[
+        str | None,
+        typer.Option(
+            help="Regular expression: images whose names it matches alike, such as frames of a film by "
+            "'(.*)_[0-9]+', are not torn apart. Default: each image for itself."
+        ),
+    ] = None,
+    *,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+) -> None:
+    """Look at a data set of yours, and write a TOML file of options for the preset fine-tune."""
+    from flows.new_config import NewConfig, write_config  # noqa: PLC0415  # loads what runs need not
+
+    asked = NewConfig(instances, images, val, val_images or images, out, group_by, force)
+    for note in write_config(asked, available_cores()):
+        typer.echo(note, err=True)
+    for path in asked.files:
+        typer.echo(path)
+
+
 def _ingested(store: ArtifactStore, folder: Path | None) -> Dataset:
     if folder is None:
         newest = newest_artifact(store, "ingest", lambda manifest: True)
