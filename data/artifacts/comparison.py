@@ -41,7 +41,12 @@ class Change:
                 return f"content of {self.name}: {_short(self.before)} → {_short(self.after)}"
             case "artifact":
                 return f"{self.name} is not in the store"
-        return f"{self.what} {self.name}: {self.before} → {self.after}"
+        return f"{self.label}: {self.before or 'none'} → {self.after or 'none'}"
+
+    @property
+    def label(self) -> str:
+        """What sort of difference it is, and of what."""
+        return f"{self.what} {self.name}".rstrip()
 
 
 Causes = Mapping[tuple[str, str], tuple[Change, ...]]
@@ -178,10 +183,7 @@ def run_differences(
 def _told(causes: Causes, names: Mapping[str, str] = MappingProxyType({})) -> Differences:
     """The causes by name, after what the step is called, or its `kind/key`."""
     return {
-        f"{names.get(new, new)}: {change.what} {change.name}".rstrip(): (
-            change.before,
-            change.after,
-        )
+        f"{names.get(new, new)}: {change.label}": (change.before, change.after)
         for (_, new), changes in causes.items()
         for change in changes
     }

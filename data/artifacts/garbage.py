@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from data.artifacts.inventory import artifacts, require_store, tree, unfinished
+from data.artifacts.inventory import artifacts, made_at, require_store, tree, unfinished
 from data.artifacts.roots import Keep, Roots
 from data.artifacts.store import WORK_FOLDER, ArtifactStore
 from data.artifacts.trash import Removal, opened
@@ -38,16 +38,18 @@ def garbage(store: ArtifactStore, keep: Keep, free: int | None = None) -> list[G
     require_store(store.root)
     now = datetime.now(UTC)
     kept = Roots(store, keep).kept(now)
-    paths = {name: name for name in artifacts(store.root)}
-    paths |= {f"{WORK_FOLDER}/{name}": name for name in unfinished(store.root)}
     found = [
-        Garbage(reference, path, *tree(store.root / path))
-        for path, reference in paths.items()
-        if reference not in kept
+        Garbage(item, item, tree(store.root / item)[0], made_at(store.root, item))
+        for item in artifacts(store.root)
+        if item not in kept
     ]
     since = (now - keep.grace).timestamp()
-    old = sorted((item for item in found if item.changed <= since), key=lambda item: item.changed)
-    return old if free is None else list(_first(old, free))
+    for item in unfinished(store.root):
+        size, changed = tree(store.root / WORK_FOLDER / item)
+        if item not in kept and changed <= since:
+            found.append(Garbage(item, f"{WORK_FOLDER}/{item}", size, changed))
+    found.sort(key=lambda item: item.changed)
+    return found if free is None else list(_first(found, free))
 
 
 def collect(store: ArtifactStore, keep: Keep, found: Sequence[Garbage]) -> list[Garbage]:
