@@ -73,7 +73,9 @@ def collect(store: ArtifactStore, keep: Keep, found: Sequence[Garbage]) -> list[
                 if not is_free or item.reference in roots.kept(now, item.reference):
                     continue
                 if (store.root / item.path).is_dir():
-                    trash.move(item.path, Removal(item.reference, now.isoformat(), "collected"))
+                    trash.move(
+                        item.path, Removal(item.reference, now.isoformat(), "collected by gc")
+                    )
                     moved.append(item)
     return moved
 

@@ -109,7 +109,7 @@ class Roots:
         for record in records:
             steps = frozenset(step.reference for step in record.steps)
             different = newest.setdefault((record.what, record.name), set())
-            if steps in different or len(different) < self._keep.runs:
+            if len(different) < self._keep.runs:
                 different.add(steps)
                 yield record, f"one of the newest runs of {record.name}, {record.id}"
             elif f"{RECORDS_FOLDER}/{record.id}" in pins:

@@ -25,12 +25,12 @@ class Removal(msgspec.Struct, frozen=True):
     Attributes:
         reference: its `kind/key`.
         at: ISO 8601, UTC.
-        why: by a garbage collection, or because it was damaged.
+        why: what moved it.
     """
 
     reference: str
     at: str
-    why: Literal["collected", "damaged"]
+    why: Literal["collected by gc", "damaged, moved away by verify"]
 
 
 @dataclass(frozen=True, slots=True)

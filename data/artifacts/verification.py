@@ -45,6 +45,6 @@ def remove_damaged(store: ArtifactStore, references: Collection[str]) -> list[st
             with store.lock_if_free(*reference.split("/")) as is_free:
                 if is_free and damaged_files(store, reference):
                     now = datetime.now(UTC).isoformat()
-                    trash.move(reference, Removal(reference, now, "damaged"))
+                    trash.move(reference, Removal(reference, now, "damaged, moved away by verify"))
                     moved.append(reference)
     return moved

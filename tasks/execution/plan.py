@@ -62,7 +62,7 @@ class Planner:
             more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
             return PlannedStep(step, "stale", f"missing or damaged: {damaged[0]}{more}")
         if removal := self._removals.get(identity.reference):
-            return PlannedStep(step, "miss", f"{removal.why} and moved away on {removal.at[:10]}")
+            return PlannedStep(step, "miss", f"{removal.why} on {removal.at[:10]}")
         nearest = self._lineage.nearest(identity.reference, self._of_kind(identity.kind))
         if nearest is None:
             asked_for = identity.reference in self._asked_for()

@@ -97,9 +97,9 @@ def test_why_tells_never_made_damaged_and_collected_apart(store, graphs):
     options = ("smoke", "--set", "train_detector.num_iterations=9")
     assert "missing or damaged: file" in call("why", "label attributes", *options)[1]
     assert call("verify", "--repair")[0] == 1
-    assert "damaged and moved away on" in call("why", "label attributes", *options)[1]
+    assert "damaged, moved away by verify on" in call("why", "label attributes", *options)[1]
     call("gc", "--apply", "--keep", 0)
-    assert "collected and moved away on" in call("why", "ingest", *options)[1]
+    assert "collected by gc on" in call("why", "ingest", *options)[1]
     shutil.rmtree(store.root / ".trash")
     assert "never finished, or removed" in call("why", "ingest", *options)[1]
     assert "never made" in call("why", "ingest", "smoke", "--set", "ingest.scenes.seed=9")[1]

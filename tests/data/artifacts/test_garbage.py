@@ -77,7 +77,7 @@ def test_what_no_run_needs_goes_to_the_trash_and_is_deleted_by_the_next(publish,
     assert collected(store) == {unused}
     assert artifacts(store.root) == [used]
     assert [path.read_text() for path in (store.root / ".trash").rglob("file")] == ["content"]
-    assert removals(store.root)[unused].why == "collected"
+    assert removals(store.root)[unused].why == "collected by gc"
     assert collected(store) == set()
     assert not list((store.root / ".trash").rglob("file"))
     assert unused in removals(store.root)
