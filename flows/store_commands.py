@@ -24,7 +24,15 @@ from data.artifacts.comparison import (
 )
 from data.artifacts.digests import DigestMemory
 from data.artifacts.garbage import collect, garbage
-from data.artifacts.inventory import artifacts, find, require_store, short_keys, tree, unfinished
+from data.artifacts.inventory import (
+    artifacts,
+    find,
+    folders,
+    require_store,
+    short_keys,
+    tree,
+    unfinished,
+)
 from data.artifacts.listing import Listed, listed
 from data.artifacts.manifest import Manifest
 from data.artifacts.records import RECORDS_FOLDER, Record, read_records
@@ -320,13 +328,16 @@ def gc(
     found = garbage(store, kept, None if free is None else _bytes(free))
     steps = {item.reference: item.step for item in listed(store, read_records(store.root))}
     short = short_keys(_references(store))
-    earlier, _ = tree(store.root / TRASH_FOLDER)
+    trash = store.root / TRASH_FOLDER
+    earlier = sum(tree(trash / name)[0] for name in folders(trash))
     done = {item.path for item in collect(store, kept, found)} if apply else set()
     table = Table("step", "artifact", "size", "age", *(["moved"] if apply else []))
     for item in found:
         moved = ["yes" if item.path in done else "no, in use"] if apply else []
         name = item.path.replace(item.reference, _short(item.reference, short[item.reference]))
-        table.add_row(steps[item.reference], name, _size(item.bytes), _age(item.changed), *moved)
+        table.add_row(
+            steps.get(item.reference, ""), name, _size(item.bytes), _age(item.changed), *moved
+        )
     if found:
         _print(table)
     total = _size(sum(item.bytes for item in found if not apply or item.path in done))
