@@ -123,11 +123,11 @@ def test_inspect_writes_the_page_of_an_ingested_folder(cli, dataset, tmp_path):
 def test_help_names_the_commands(cli):
     status, out, _ = cli("--help")
     assert status == 0
-    assert all(command in out for command in ("run", "study", "plan", "report", "inspect"))
+    assert all(command in out for command in ("run", "study", "plan", "inspect", "gc"))
 
 
 def test_json_values_are_parsed():
-    from flows.command_line import parse_assignment
+    from flows.command_options import parse_assignment
 
     assert parse_assignment("a.b=[1, 2]") == {"a": {"b": [1, 2]}}
     assert parse_assignment("a=text") == {"a": "text"}
