@@ -25,6 +25,10 @@ class ArtifactMissing(PipelineError):
     """A step was asked to run before the steps it depends on."""
 
 
+class InvalidManifest(PipelineError):
+    """An artifact whose manifest is missing or cannot be read."""
+
+
 class InvalidRecord(PipelineError):
     """A record of a run that is damaged, or of a newer version."""
 

@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import tempfile
-import tomllib
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -31,12 +30,22 @@ from data.errors import (
     ServiceUnavailable,
 )
 from data.vocabulary.tables import Dataset
+from flows import store_commands
+from flows.command_options import (
+    FileOption,
+    PresetArgument,
+    SetOption,
+    StudyOption,
+    configured_run,
+    overrides_of,
+    requested,
+    show_digests,
+)
 from flows.nodes import REPORT
 from flows.plateau import doubling, length_option, real_alone, validated
-from flows.presets import PRESETS, merge
 from flows.request import Request
 from flows.results import flat_results, newest_artifact, newest_reports
-from flows.run_config import RunConfig, build_run
+from flows.run_config import RunConfig
 from flows.run_graph import stage_steps
 from flows.studies import CONCLUSION, read_study
 from flows.study_presets import STUDIES
@@ -54,70 +63,13 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.add_typer(store_commands.app)
 
 _DEVICE_SIZES = (80, 40, 24, 16, 8)
 """Of GPUs, GB."""
 
 _INPUTS_SHOWN = 4
 """In the table of a plan."""
-
-PresetArgument = Annotated[
-    str, typer.Argument(help=f"{', '.join(PRESETS)}.", autocompletion=lambda: list(PRESETS))
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Override an option, e.g. --set train_generator.num_steps=500; may be repeated. "
-        "Values are JSON, or text where they are not.",
-    ),
-]
-FileOption = Annotated[
-    Path | None, typer.Option("--config", help="TOML file of overrides; --set goes over it.")
-]
-
-
-def parse_assignment(text: str) -> dict[str, Any]:
-    """Turn `a.b=1` into nested options.
-
-    >>> parse_assignment("train_generator.num_steps=500")
-    {'train_generator': {'num_steps': 500}}
-
-    Raises:
-        InvalidConfig: there is no `=`.
-    """
-    name, separator, value = text.partition("=")
-    if not separator or not name:
-        raise InvalidConfig(f"--set {text!r}: write KEY=VALUE, e.g. train_generator.num_steps=500")
-    try:
-        options: Any = json.loads(value)
-    except json.JSONDecodeError:
-        options = value
-    for part in reversed(name.split(".")):
-        options = {part: options}
-    return dict(options)
-
-
-def configured_run(preset: str, assignments: list[str] | None, file: Path | None) -> RunConfig:
-    """Build a run from the command line's preset, file and assignments.
-
-    Raises:
-        InvalidConfig: an option or value does not exist, or the file cannot be read.
-    """
-    return build_run(preset, _overrides(assignments, file))
-
-
-def _overrides(assignments: list[str] | None, file: Path | None) -> dict[str, Any]:
-    overrides: dict[str, Any] = {}
-    if file is not None:
-        try:
-            overrides = tomllib.loads(file.read_text())
-        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise InvalidConfig(f"--config {file}: {error}") from error
-    for text in assignments or []:
-        overrides = merge(overrides, parse_assignment(text))
-    return overrides
 
 
 def _show_version(asked: bool) -> None:  # noqa: FBT001  # typer's callback
@@ -171,7 +123,7 @@ def study(
 
     Overrides go over the options that its runs have in common.
     """
-    config = read_study(source, _overrides(assignments, config_file))
+    config = read_study(source, overrides_of(assignments, config_file))
     store = ArtifactStore(default_root())
     graph = _carry_out(store, Request("study", config.name, config))
     for name in config.runs:
@@ -243,7 +195,7 @@ def _checked_graph(store: ArtifactStore, request: Request, digests: DigestMemory
 
 def _carry_out(store: ArtifactStore, request: Request) -> Graph:
     """Obtain steps by a flow, or say that all are there, which needs no Prefect."""
-    with DigestMemory(store.root, _show_digests) as digests:
+    with DigestMemory(store.root, show_digests) as digests:
         graph = _checked_graph(store, request, digests)
         store.create_root()
         digests.save(store.root)  # where the flow finds what was read here
@@ -256,10 +208,6 @@ def _carry_out(store: ArtifactStore, request: Request) -> Graph:
     note_places(store, graph)
     request.record(store, graph)
     return graph
-
-
-def _show_digests(done: int, total: int, status: str) -> None:
-    typer.echo(f"{done}/{total} {status}", err=True)
 
 
 def _has_server() -> bool:
@@ -333,9 +281,7 @@ def plan(
     preset: PresetArgument = "demo",
     assignments: SetOption = None,
     config_file: FileOption = None,
-    study_source: Annotated[
-        str | None, typer.Option("--study", help="A study's file or name, instead of a preset.")
-    ] = None,
+    study_source: StudyOption = None,
     *,
     memory: Annotated[
         bool,
@@ -352,13 +298,8 @@ def plan(
     if memory:
         _show_memory(configured_run(preset, assignments, config_file))
         return
-    if study_source is None:
-        config = configured_run(preset, assignments, config_file)
-        request = Request("run", config.preset, config)
-    else:
-        study_config = read_study(study_source, _overrides(assignments, config_file))
-        request = Request("study", study_config.name, study_config)
-    with DigestMemory(store.root, _show_digests) as digests:
+    request = requested(preset, assignments, config_file, study_source)
+    with DigestMemory(store.root, show_digests) as digests:
         graph = _checked_graph(store, request, digests)
     table = Table("stage", "step", "state", "why", "after", "artifact")
     for item in plan_steps(store, graph, read_records(store.root)):

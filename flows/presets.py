@@ -57,20 +57,31 @@ _NARROW: dict[str, Any] = {
     "image_size": (64, 64),
     "batch_size": 8,
     "num_warmup_iterations": 50,
-    "checkpoint_interval": 100,
+    "checkpoint_interval": 400,
     "num_workers": 0,
+    "learning_rate": 0.004,
     "overrides": {
-        "model.backbone.out_indices": [1, 2, 3],
+        "model.backbone.out_indices": [1, 2],
         "model.backbone.widen_factor": 0.25,
-        "model.neck.in_channels": [32, 64, 128],
-        "model.neck.out_channels": 64,
-        "model.bbox_head.in_channels": 64,
-        "model.bbox_head.feat_channels": 64,
+        "model.neck.in_channels": [32, 64],
+        "model.neck.out_channels": 48,
+        "model.bbox_head.in_channels": 48,
+        "model.bbox_head.feat_channels": 48,
         "model.bbox_head.stacked_convs": 1,
+        "optim_wrapper.paramwise_cfg": None,
+        "optim_wrapper.optimizer": {
+            "_delete_": True,
+            "type": "AdamW",
+            "weight_decay": 0.05,
+            "fused": True,
+        },
         **_FAST_INFERENCE,
     },
 }
-"""A tiny one-stage detector at two thirds of its width and half of its depth, for 64-pixel images."""
+"""A tiny one-stage detector, narrower, shallower and of two levels, for 64-pixel images.
+
+With MMDetection's decay by kind of parameter every parameter is a group and a step of the optimiser of its own.
+"""
 
 _RTMDET = "mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py"
 
@@ -78,14 +89,12 @@ _RTMDET_NARROW = merge(
     _NARROW,
     {
         "config": _RTMDET,
-        "learning_rate": 0.004,
         "overrides": {
             "model.backbone.arch_ovewrite": [
                 [64, 128, 3, True, False],
-                [128, 256, 6, True, False],
-                [256, 512, 6, False, True],
+                [128, 256, 6, False, True],
             ],
-            "model.bbox_head.anchor_generator.strides": [4, 8, 16],
+            "model.bbox_head.anchor_generator.strides": [4, 8],
             "model.bbox_head.loss_cls.beta": 1.0,
             "model.bbox_head.loss_cls.loss_weight": 2.0,
             "model.train_cfg.assigner.topk": 5,
@@ -93,19 +102,22 @@ _RTMDET_NARROW = merge(
     },
 )
 
+_SILU = {"type": "SiLU"}
+"""In one kernel; mmcv's Swish, which is the same, takes two."""
+
 _YOLOX_NARROW = merge(
     _NARROW,
     {
         "config": "mmdet::yolox/yolox_tiny_8xb8-300e_coco.py",
-        "learning_rate": 0.004,
         "overrides": {
             "model.backbone.arch_ovewrite": [
                 [64, 128, 3, True, False],
-                [128, 256, 3, True, False],
-                [256, 512, 3, False, True],
+                [128, 256, 3, False, True],
             ],
-            "model.bbox_head.strides": [4, 8, 16],
-            "optim_wrapper.optimizer": {"_delete_": True, "type": "AdamW", "weight_decay": 0.05},
+            "model.backbone.act_cfg": _SILU,
+            "model.neck.act_cfg": _SILU,
+            "model.bbox_head.act_cfg": _SILU,
+            "model.bbox_head.strides": [4, 8],
         },
     },
 )

@@ -28,16 +28,21 @@ def newest_reports(
             continue
         if study is not None and (record.what, record.name) != ("study", study):
             continue
-        steps = [step for step in record.steps if step.kind in {"report", "conclude"}]
-        found = {name: store.read(step.kind, step.key) for step in steps for name in step.names}
-        there = {name: manifest for name, manifest in found.items() if manifest is not None}
-        if there and len(there) == len(found):
+        if there := reports_of(store, record):
             return record, there
     if study is not None:
         raise ArtifactMissing(
             f"no finished study {study!r} under {store.root}: run `detdiffusion study` with it first"
         )
     raise ArtifactMissing(f"no finished run under {store.root}: run `detdiffusion run demo` first")
+
+
+def reports_of(store: ArtifactStore, record: Record) -> dict[str, Manifest]:
+    """The reports of a run or study by the names of their steps; none where one is not there."""
+    steps = [step for step in record.steps if step.kind in {"report", "conclude"}]
+    found = {name: store.read(step.kind, step.key) for step in steps for name in step.names}
+    there = {name: manifest for name, manifest in found.items() if manifest is not None}
+    return there if len(there) == len(found) else {}
 
 
 def flat_results(

@@ -23,6 +23,29 @@ import pytest
 
 
 @pytest.fixture(scope="session")
+def publish():
+    """Puts an artifact of one file into a store, some hours ago."""
+    import time
+    from datetime import UTC, datetime
+
+    def publish(store, identity, hours=0, content="content"):
+        out = store.work(identity.kind, identity.key) / "out"
+        out.mkdir(parents=True)
+        (out / "file").write_text(content)
+        made = time.time() - 3600 * hours
+        manifest = store.publish(
+            identity, out, summary={"results": {"size": len(content)}}, environment={}, seconds=1.0,
+            peak_memory_bytes=1, created_at=datetime.fromtimestamp(made, UTC).isoformat(),
+        )  # fmt: skip
+        for path in (store.root / manifest.reference).iterdir():
+            os.utime(path, (made, made))
+        os.utime(store.root / manifest.reference, (made, made))
+        return manifest
+
+    return publish
+
+
+@pytest.fixture(scope="session")
 def ingested(tmp_path_factory) -> Path:
     """Folder of an ingested Scenes data set of 12 training and 6 validation images."""
     from data.ingest.ingestion import ingest

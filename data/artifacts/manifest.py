@@ -1,6 +1,5 @@
-"""Manifests: what an artifact is, and in what it differs from another."""
+"""Manifests: what an artifact is."""
 
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -8,9 +7,6 @@ from pydantic import BaseModel, ConfigDict
 from data.artifacts.identity import StepIdentity
 
 MANIFEST_NAME = "manifest.json"
-
-_DIGITS = 12
-"""Of a digest, where people read it."""
 
 
 class FileRecord(BaseModel):
@@ -60,42 +56,7 @@ class Manifest(BaseModel):
         """`kind/key`: the artifact's folder under the store's root."""
         return f"{self.kind}/{self.key}"
 
-
-def changes(old: Manifest, new: StepIdentity, steps: Mapping[str, str] | None = None) -> list[str]:
-    """What makes a new identity differ from that of an artifact, one line each.
-
-    Args:
-        steps: input's name to what the step is called that makes it.
-    """
-    found = [
-        f"version of {name} {before} → {after}"
-        for name, before, after in _differences(old.versions, new.versions)
-    ]
-    found += [
-        f"{name}: {before!r} → {after!r}"
-        for name, before, after in _differences(old.options, new.options)
-    ]
-    found += [
-        f"content of {name}: {_short(before)} → {_short(after)}"
-        for name, before, after in _differences(old.foreign, new.foreign)
-    ]
-    inputs = [name for name, _, _ in _differences(old.inputs, new.inputs)]
-    known = steps or {}
-    return found + [
-        f"{known[name]} changed" if name in known else f"input {name}" for name in inputs
-    ]
-
-
-def _short(digest: str | None) -> str:
-    return digest[:_DIGITS] if digest else "none"
-
-
-def _differences(
-    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
-) -> Iterator[tuple[str, Any, Any]]:
-    for name in sorted({*old, *new}):
-        before, after = old.get(name), new.get(name)
-        if isinstance(before, dict) and isinstance(after, dict):
-            yield from _differences(before, after, f"{prefix}{name}.")
-        elif before != after:
-            yield f"{prefix}{name}", before, after
+    @property
+    def identity(self) -> StepIdentity:
+        """What determined it."""
+        return StepIdentity(self.kind, self.versions, self.options, self.foreign, self.inputs)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data.artifacts.store import storage_errors
 from data.errors import InvalidRecord
 
-_FOLDER = "runs"
+RECORDS_FOLDER = "runs"
 _FORMAT = 1
 
 
@@ -27,11 +27,17 @@ class RecordedStep(BaseModel):
     kind: str
     key: str
 
+    @property
+    def reference(self) -> str:
+        """`kind/key` of its artifact."""
+        return f"{self.kind}/{self.key}"
+
 
 class Record(BaseModel):
     """A run or a study as it was started; never changed.
 
     Attributes:
+        id: name of its file, less the ending.
         format: of the record itself.
         what: a run, or a study of several.
         name: the preset, or the study's name.
@@ -43,6 +49,7 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    id: str = Field(exclude=True)
     format: int = _FORMAT
     what: Literal["run", "study"]
     name: str
@@ -71,12 +78,18 @@ def write_record(
     """
     now = datetime.now(UTC)
     record = Record(
-        what=what, name=name, stage=stage, created_at=now.isoformat(), options=options, steps=steps
+        id=f"{now:%Y%m%dT%H%M%S.%f}-{uuid.uuid4().hex[:8]}",
+        what=what,
+        name=name,
+        stage=stage,
+        created_at=now.isoformat(),
+        options=options,
+        steps=steps,
     )
-    folder = root / _FOLDER
+    folder = root / RECORDS_FOLDER
     with storage_errors(root):
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{now:%Y%m%dT%H%M%S.%f}-{uuid.uuid4().hex[:8]}.json"
+        path = folder / f"{record.id}.json"
         temporary = path.with_suffix(".tmp")
         with temporary.open("w") as file:
             file.write(record.model_dump_json(indent=1))
@@ -92,10 +105,20 @@ def read_records(root: Path) -> Iterator[Record]:
     Raises:
         InvalidRecord: one is damaged, or of a newer version of this program.
     """
-    yield from map(_read, sorted((root / _FOLDER).glob("*.json"), reverse=True))
+    yield from map(read_record, record_files(root))
 
 
-def _read(path: Path) -> Record:
+def record_files(root: Path) -> list[Path]:
+    """The files of a store's records, the newest first."""
+    return sorted((root / RECORDS_FOLDER).glob("*.json"), reverse=True)
+
+
+def read_record(path: Path) -> Record:
+    """Read one record.
+
+    Raises:
+        InvalidRecord: it is damaged, or of a newer version of this program.
+    """
     try:
         document = msgspec.json.decode(path.read_bytes())
         newer = document["format"] > _FORMAT
@@ -107,6 +130,6 @@ def _read(path: Path) -> Record:
             f"known up to {_FORMAT}): update, or use another DETDIFFUSION_HOME"
         )
     try:
-        return Record.model_validate(document)
+        return Record.model_validate({**document, "id": path.stem})
     except ValidationError as error:
         raise InvalidRecord(f"{path} is no record of a run, move it away: {error}") from error

@@ -23,6 +23,8 @@ from data.errors import StorageError
 if TYPE_CHECKING:
     from filelock import FileLock
 
+WORK_FOLDER = ".work"
+
 
 @contextmanager
 def storage_errors(root: Path) -> Iterator[None]:
@@ -76,13 +78,13 @@ class ArtifactStore:
 
     def work(self, kind: str, key: str) -> Path:
         """Folder for shard outputs and checkpoints of an unfinished artifact, found again by key."""
-        folder = self.root / ".work" / kind / key
+        folder = self.root / WORK_FOLDER / kind / key
         with storage_errors(self.root):
             folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def lock(self, kind: str, key: str) -> "FileLock":
-        """Lock that keeps two processes from making the same artifact at once."""
+        """Lock that keeps two processes from making, or removing, the same artifact at once."""
         from filelock import FileLock  # noqa: PLC0415  # brings asyncio and ssl, which a plan goes without
 
         folder = self.root / ".locks"
@@ -90,17 +92,44 @@ class ArtifactStore:
             folder.mkdir(parents=True, exist_ok=True)
         return FileLock(folder / f"{kind}-{key}")
 
+    @contextmanager
+    def lock_if_free(self, kind: str, key: str) -> Iterator[bool]:
+        """Hold an artifact's lock where nobody does; yields whether it is held now."""
+        from filelock import Timeout  # noqa: PLC0415  # as above
+
+        lock = self.lock(kind, key)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def locked(self) -> set[str]:
+        """`kind/key` of the artifacts whose lock somebody holds."""
+        names = (path.name.rpartition("-") for path in (self.root / ".locks").glob("*-*"))
+        held = set()
+        for kind, _, key in names:
+            with self.lock_if_free(kind, key) as is_free:
+                if not is_free:
+                    held.add(f"{kind}/{key}")
+        return held
+
     def has(self, kind: str, key: str) -> bool:
         """Whether there is an artifact, intact or not."""
         return (self.path(kind, key) / MANIFEST_NAME).is_file()
 
     def read(self, kind: str, key: str) -> Manifest | None:
-        """Read a manifest without checking the files; None if absent or unreadable."""
+        """Read a manifest without checking the files; None if absent, unreadable or of another artifact."""
         try:
             text = (self.path(kind, key) / MANIFEST_NAME).read_text()
-            return Manifest.model_validate_json(text)
+            manifest = Manifest.model_validate_json(text)
         except (OSError, ValidationError, UnicodeDecodeError):
             return None
+        return manifest if manifest.reference == f"{kind}/{key}" else None
 
     def lookup(self, kind: str, key: str) -> Manifest | None:
         """Return the manifest of an intact artifact, None if it is absent or damaged."""
@@ -115,10 +144,7 @@ class ArtifactStore:
         manifest = self.read(kind, key)
         if manifest is None or manifest.reference not in self._verified:
             return self.lookup(kind, key) is not None
-        folder = str(self.root / manifest.reference)
-        return all(
-            _has_size(f"{folder}/{name}", item.size) for name, item in manifest.files.items()
-        )
+        return not self.wrong_sizes(manifest)
 
     def damage(self, manifest: Manifest, suffix: str = "") -> list[str]:
         """Files of an artifact that are missing or do not have their recorded content.
@@ -131,6 +157,15 @@ class ArtifactStore:
             name
             for name, record in manifest.files.items()
             if name.endswith(suffix) and not _intact(f"{folder}/{name}", record)
+        ]
+
+    def wrong_sizes(self, manifest: Manifest) -> list[str]:
+        """Files of an artifact that are missing or do not have their recorded size."""
+        folder = str(self.root / manifest.reference)
+        return [
+            name
+            for name, record in manifest.files.items()
+            if not _has_size(f"{folder}/{name}", record.size)
         ]
 
     def ancestors(self, manifest: Manifest) -> dict[str, Manifest]:
@@ -188,7 +223,7 @@ class ArtifactStore:
             out.rename(target)
             _sync(target.parent)
         self._verified.add(identity.reference)
-        shutil.rmtree(self.root / ".work" / identity.reference, ignore_errors=True)
+        shutil.rmtree(self.root / WORK_FOLDER / identity.reference, ignore_errors=True)
         return manifest
 
 

@@ -195,10 +195,10 @@ def render_scene(scene: Scene, size: int) -> RenderedScene:
 
 
 def _downsample(values: np.ndarray) -> np.ndarray:
-    """Mean over blocks of `_SUPERSAMPLING` × `_SUPERSAMPLING`."""
-    height, width = values.shape[0] // _SUPERSAMPLING, values.shape[1] // _SUPERSAMPLING
-    blocks = values.reshape(height, _SUPERSAMPLING, width, _SUPERSAMPLING, *values.shape[2:])
-    return np.asarray(blocks.mean(axis=(1, 3)))
+    """Mean over blocks of `_SUPERSAMPLING` × `_SUPERSAMPLING`, by far faster than numpy's over two axes."""
+    values = values.astype(np.float64)
+    rows = sum(values[k::_SUPERSAMPLING] for k in range(_SUPERSAMPLING))
+    return sum(rows[:, k::_SUPERSAMPLING] for k in range(_SUPERSAMPLING)) / _SUPERSAMPLING**2
 
 
 def _pixel_box(box: np.ndarray, side: int) -> tuple[int, int, int, int]:
@@ -209,10 +209,10 @@ def _pixel_box(box: np.ndarray, side: int) -> tuple[int, int, int, int]:
 def _render_litter(spots: np.ndarray, canvas: np.ndarray) -> np.ndarray:
     """Paint the spots in place; return where they are."""
     side = len(canvas)
-    y, x = np.mgrid[:side, :side] / side
+    places = np.arange(side) / side
     covered = np.zeros((side, side), dtype=bool)
     for centre_x, centre_y, radius, *colour in spots:
-        spot = np.abs(x - centre_x) + np.abs(y - centre_y) < radius
+        spot = np.add.outer(np.abs(places - centre_y), np.abs(places - centre_x)) < radius
         canvas[spot] = colour
         covered |= spot
     return covered

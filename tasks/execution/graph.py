@@ -77,7 +77,9 @@ class Graph:
         for step in self:
             if name in step.names:
                 return step
-        raise InvalidGraph(f"no step is called {name!r}")
+        raise InvalidGraph(
+            f"no step is called {name!r}: `detdiffusion plan` shows what they are called"
+        )
 
     def of_stage(self, stage: str) -> list[Step]:
         """The steps of a stage, each after its inputs."""

@@ -1,13 +1,18 @@
 """What a run would find in the store: for every step hit, miss or stale, and why."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal
 
-from data.artifacts.manifest import Manifest, changes
+from data.artifacts.comparison import Causes, Lineage
+from data.artifacts.identity import StepIdentity
+from data.artifacts.inventory import folders
+from data.artifacts.manifest import Manifest
 from data.artifacts.records import Record
 from data.artifacts.store import ArtifactStore
+from data.artifacts.trash import removals
+from data.artifacts.verification import damaged_files
 from data.vocabulary.tables import Dataset
 from tasks.execution.graph import Graph, Step
 
@@ -17,23 +22,85 @@ class PlannedStep:
     """A step, and what a run would find.
 
     Attributes:
-        state: there and intact; never made; or made with something different, or damaged.
+        state: there and intact; not there; or made with something different, or damaged.
         why: it is no hit.
+        nearest: of all artifacts of its kind the one that differs least, where it was made differently.
+        causes: in what that and what it was made from differ.
     """
 
     step: Step
     state: Literal["hit", "miss", "stale"]
     why: str = ""
+    nearest: Manifest | None = None
+    causes: Causes = field(default_factory=dict)
+
+
+class Planner:
+    """Says of the steps of a graph what a run would find.
+
+    Args:
+        records: of earlier runs.
+    """
+
+    def __init__(self, store: ArtifactStore, graph: Graph, records: Iterable[Record]):
+        self._store = store
+        self._graph = graph
+        self._records = records
+        self._removals = removals(store.root)
+        self._read = cache(store.read)
+        self._of_kind = cache(self._artifacts)  # only where something is missing
+        self._asked_for = cache(self._recorded)
+        self._lineage = Lineage(self._identity)
+
+    def look_up(self, step: Step) -> PlannedStep:
+        """Look a step up, and compare it with the artifact that differs least where it is not there."""
+        identity = step.identity
+        if self._store.path(identity.kind, identity.key).is_dir():
+            damaged = damaged_files(self._store, identity.reference)
+            if not damaged:
+                return PlannedStep(step, "hit")
+            more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+            return PlannedStep(step, "stale", f"missing or damaged: {damaged[0]}{more}")
+        if removal := self._removals.get(identity.reference):
+            return PlannedStep(step, "miss", f"{removal.why} on {removal.at[:10]}")
+        nearest = self._lineage.nearest(identity.reference, self._of_kind(identity.kind))
+        if nearest is None:
+            asked_for = identity.reference in self._asked_for()
+            why = "never finished, or removed" if asked_for else "never made"
+            return PlannedStep(step, "miss", why)
+        causes = self._lineage.causes(nearest.reference, identity.reference)
+        return PlannedStep(step, "stale", self._told(step, causes), nearest, causes)
+
+    def _told(self, step: Step, causes: Causes) -> str:
+        """The step's own changes, and the names of the first steps that changed before it."""
+        own = [
+            str(change)
+            for (_, new), changes in causes.items()
+            for change in changes
+            if new == step.identity.reference
+        ]
+        sources = [new for _, new in causes if new != step.identity.reference]
+        names = dict.fromkeys(self._graph.steps[new].name for new in sources)
+        return "; ".join([*own, *(f"{name} changed" for name in names)])
+
+    def _identity(self, reference: str) -> StepIdentity | None:
+        if step := self._graph.steps.get(reference):
+            return step.identity
+        manifest = self._read(*reference.split("/"))
+        return manifest.identity if manifest else None
+
+    def _artifacts(self, kind: str) -> list[Manifest]:
+        read = (self._read(kind, key) for key in folders(self._store.root / kind))
+        return [manifest for manifest in read if manifest]
+
+    def _recorded(self) -> set[str]:
+        return {step.reference for record in self._records for step in record.steps}
 
 
 def plan(store: ArtifactStore, graph: Graph, records: Iterable[Record]) -> list[PlannedStep]:
-    """Look every step up.
-
-    Args:
-        records: of earlier runs, the newest first; a step is compared with the one of its name.
-    """
-    read = cache(lambda: list(records))  # only where something is missing
-    return [_planned(store, step, read) for step in graph]
+    """Look every step up."""
+    planner = Planner(store, graph, records)
+    return [planner.look_up(step) for step in graph]
 
 
 def check(store: ArtifactStore, graph: Graph) -> None:
@@ -67,32 +134,3 @@ def _dataset(store: ArtifactStore, ingest: Step) -> Dataset | None:
     if manifest is None or store.damage(manifest, ".parquet"):
         return None
     return Dataset(store.root / manifest.reference)
-
-
-def _planned(store: ArtifactStore, step: Step, records: Callable[[], list[Record]]) -> PlannedStep:
-    kind, key = step.identity.kind, step.identity.key
-    manifest = store.read(kind, key)
-    if manifest is not None:
-        damaged = store.damage(manifest)
-        if not damaged:
-            return PlannedStep(step, "hit")
-        more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-        return PlannedStep(step, "stale", f"missing or damaged: {damaged[0]}{more}")
-    if earlier := _earlier(store, step, records()):
-        names = {name: source.name for name, source in step.inputs.items()}
-        return PlannedStep(step, "stale", "; ".join(changes(earlier, step.identity, names)))
-    asked_for = ((item.kind, item.key) for record in records() for item in record.steps)
-    why = "never finished, or removed" if (kind, key) in asked_for else "never made"
-    return PlannedStep(step, "miss", why)
-
-
-def _earlier(store: ArtifactStore, step: Step, records: Iterable[Record]) -> Manifest | None:
-    """The artifact that the newest run with a step of this name and kind had."""
-    for record in records:
-        for name in step.names:
-            found = record.step(name)
-            if found and found.kind == step.kind.name:
-                manifest = store.read(found.kind, found.key)
-                if manifest:
-                    return manifest
-    return None

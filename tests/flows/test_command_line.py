@@ -144,7 +144,7 @@ def test_a_shell_completes_commands_and_presets(words, completed):
 def test_help_names_the_commands(cli):
     status, out, _ = cli("--help")
     assert status == 0
-    assert all(command in out for command in ("run", "study", "plan", "report", "inspect"))
+    assert all(command in out for command in ("run", "study", "plan", "inspect", "gc"))
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def test_a_wheel_works_in_any_folder(installed, tmp_path, names):
 
 
 def test_json_values_are_parsed():
-    from flows.command_line import parse_assignment
+    from flows.command_options import parse_assignment
 
     assert parse_assignment("a.b=[1, 2]") == {"a": {"b": [1, 2]}}
     assert parse_assignment("a=text") == {"a": "text"}

@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.artifacts.identity import StepIdentity
-from data.artifacts.manifest import Manifest, changes
 from data.artifacts.options import AddedLater, Options, RuntimeOnly
 
 
@@ -52,29 +51,3 @@ def test_the_key_does_not_depend_on_the_order_of_options(options):
     assert first.key != StepIdentity("k", {"step": 2}, options, {}, {}).key
     assert first.key != StepIdentity("k", {"step": 1}, options, {"x": "1"}, {}).key
     assert first.key != StepIdentity("k", {"step": 1}, options, {}, {"x": "1"}).key
-
-
-def test_a_difference_is_told_by_what_changed():
-    old = Manifest(
-        kind="k",
-        key="0",
-        versions={"step": 1, "detector": 3},
-        options={"a": 1, "b": {"c": 2}},
-        foreign={"train": "0123456789abcdef"},
-        inputs={"input": "k/1"},
-        files={},
-        summary={},
-        environment={},
-        seconds=0,
-        peak_memory_bytes=0,
-        created_at="",
-    )
-    new = StepIdentity(
-        "k", {"step": 1, "detector": 4}, {"a": 1, "b": {"c": 3}}, {"train": "fe"}, {"input": "k/2"}
-    )
-    assert changes(old, new) == [
-        "version of detector 3 → 4",
-        "b.c: 2 → 3",
-        "content of train: 0123456789ab → fe",
-        "input input",
-    ]

@@ -1,5 +1,8 @@
 """What a plan says of every step, and why."""
 
+import shutil
+from datetime import UTC, datetime
+
 import pytest
 
 from data.artifacts.digests import DigestMemory
@@ -43,7 +46,7 @@ def make(store, graph):
         (out / "file").write_text("content")
         store.publish(
             step.identity, out, summary={}, environment={}, seconds=0, peak_memory_bytes=0,
-            created_at="",
+            created_at=datetime.now(UTC).isoformat(),
         )  # fmt: skip
 
 
@@ -75,6 +78,8 @@ def test_damage_and_absence_are_told_apart(store):
     (store.root / graph.find("a copy").identity.reference / "file").write_text("CONTENT")
     assert planned(store, graph) == [("hit", ""), ("stale", "missing or damaged: file")]
     (store.root / graph.find("a copy").identity.reference / "manifest.json").unlink()
+    assert planned(store, graph)[1] == ("stale", "missing or damaged: manifest.json")
+    shutil.rmtree(store.root / graph.find("a copy").identity.reference)
     assert planned(store, graph)[1] == ("miss", "never finished, or removed")
 
 

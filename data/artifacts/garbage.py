@@ -1,0 +1,89 @@
+"""Garbage collection: what nothing keeps goes to the trash, and is deleted by the next one."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from data.artifacts.inventory import artifacts, made_at, require_store, tree, unfinished
+from data.artifacts.roots import Keep, Roots
+from data.artifacts.store import WORK_FOLDER, ArtifactStore
+from data.artifacts.trash import Removal, opened
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """An artifact, or a work folder, that nothing keeps.
+
+    Attributes:
+        reference: `kind/key`.
+        path: relative to the root.
+        changed: seconds since the epoch.
+    """
+
+    reference: str
+    path: str
+    bytes: int
+    changed: float
+
+
+def garbage(store: ArtifactStore, keep: Keep, free: int | None = None) -> list[Garbage]:
+    """Find what nothing keeps, the oldest first.
+
+    Args:
+        free: bytes that suffice; None for all that there are.
+
+    Raises:
+        PipelineError: this is no store, or what a run or an artifact needs is not known.
+    """
+    require_store(store.root)
+    now = datetime.now(UTC)
+    kept = Roots(store, keep).kept(now)
+    found = [
+        Garbage(item, item, tree(store.root / item)[0], made_at(store.root, item))
+        for item in artifacts(store.root)
+        if item not in kept
+    ]
+    since = (now - keep.grace).timestamp()
+    for item in unfinished(store.root):
+        size, changed = tree(store.root / WORK_FOLDER / item)
+        if item not in kept and changed <= since:
+            found.append(Garbage(item, f"{WORK_FOLDER}/{item}", size, changed))
+    found.sort(key=lambda item: item.changed)
+    return found if free is None else list(_first(found, free))
+
+
+def collect(store: ArtifactStore, keep: Keep, found: Sequence[Garbage]) -> list[Garbage]:
+    """Delete what an earlier collection found, and move to the trash what this one did.
+
+    Each is looked at again, under its lock: what somebody works on or has come to need stays.
+
+    Returns:
+        What was moved.
+
+    Raises:
+        PipelineError: what a run or an artifact needs is not known, or the trash cannot be used.
+    """
+    roots, moved = Roots(store, keep), []
+    with opened(store) as trash:
+        roots.kept(datetime.now(UTC))  # before anything is deleted
+        trash.empty()
+        for item in found:
+            with store.lock_if_free(*item.reference.split("/")) as is_free:
+                now = datetime.now(UTC)
+                if not is_free or item.reference in roots.kept(now, item.reference):
+                    continue
+                if (store.root / item.path).is_dir():
+                    trash.move(
+                        item.path, Removal(item.reference, now.isoformat(), "collected by gc")
+                    )
+                    moved.append(item)
+    return moved
+
+
+def _first(found: Sequence[Garbage], free: int) -> Iterator[Garbage]:
+    """As many as free so many bytes."""
+    for item in found:
+        if free <= 0:
+            return
+        yield item
+        free -= item.bytes

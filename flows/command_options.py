@@ -1,0 +1,101 @@
+"""Options that several commands of the command line have."""
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from data.errors import InvalidConfig
+from flows.presets import PRESETS, merge
+from flows.request import Request
+from flows.run_config import RunConfig, build_run
+from flows.studies import read_study
+
+PresetArgument = Annotated[
+    str, typer.Argument(help=f"{', '.join(PRESETS)}.", autocompletion=lambda: list(PRESETS))
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override an option, e.g. --set train_generator.num_steps=500; may be repeated. "
+        "Values are JSON, or text where they are not.",
+    ),
+]
+FileOption = Annotated[
+    Path | None, typer.Option("--config", help="TOML file of overrides; --set goes over it.")
+]
+
+StudyOption = Annotated[
+    str | None, typer.Option("--study", help="A study's file or name, instead of a preset.")
+]
+
+
+def parse_assignment(text: str) -> dict[str, Any]:
+    """Turn `a.b=1` into nested options.
+
+    >>> parse_assignment("train_generator.num_steps=500")
+    {'train_generator': {'num_steps': 500}}
+
+    Raises:
+        InvalidConfig: there is no `=`.
+    """
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise InvalidConfig(f"--set {text!r}: write KEY=VALUE, e.g. train_generator.num_steps=500")
+    try:
+        options: Any = json.loads(value)
+    except json.JSONDecodeError:
+        options = value
+    for part in reversed(name.split(".")):
+        options = {part: options}
+    return dict(options)
+
+
+def configured_run(preset: str, assignments: list[str] | None, file: Path | None) -> RunConfig:
+    """Build a run from the command line's preset, file and assignments.
+
+    Raises:
+        InvalidConfig: an option or value does not exist, or the file cannot be read.
+    """
+    return build_run(preset, overrides_of(assignments, file))
+
+
+def overrides_of(assignments: list[str] | None, file: Path | None) -> dict[str, Any]:
+    """The overrides of a file and of assignments, which go over it.
+
+    Raises:
+        InvalidConfig: the file cannot be read.
+    """
+    overrides: dict[str, Any] = {}
+    if file is not None:
+        try:
+            overrides = tomllib.loads(file.read_text())
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InvalidConfig(f"--config {file}: {error}") from error
+    for text in assignments or []:
+        overrides = merge(overrides, parse_assignment(text))
+    return overrides
+
+
+def requested(
+    preset: str, assignments: list[str] | None, file: Path | None, study: str | None
+) -> Request:
+    """What a preset, or a study in its place, and overrides ask for.
+
+    Raises:
+        InvalidConfig: an option or value does not exist, or a file cannot be read.
+    """
+    if study is None:
+        config = configured_run(preset, assignments, file)
+        return Request("run", config.preset, config)
+    study_config = read_study(study, overrides_of(assignments, file))
+    return Request("study", study_config.name, study_config)
+
+
+def show_digests(done: int, total: int, status: str) -> None:
+    """Report on standard error how many files were read."""
+    typer.echo(f"{done}/{total} {status}", err=True)

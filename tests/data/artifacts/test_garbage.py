@@ -1,0 +1,301 @@
+"""What a garbage collection leaves, and that it never takes what anything needs."""
+
+import json
+import os
+import time
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.artifacts.garbage import collect, garbage
+from data.artifacts.identity import StepIdentity
+from data.artifacts.inventory import artifacts, unfinished
+from data.artifacts.records import RecordedStep, record_files, write_record
+from data.artifacts.roots import Keep, pin, unpin
+from data.artifacts.store import ArtifactStore
+from data.artifacts.trash import removals
+from data.errors import ArtifactMissing, InvalidManifest, InvalidRecord, StorageError
+
+OLD = 100
+"""Hours."""
+
+
+def identity(value, *inputs, kind="kind"):
+    sources = {f"input {i}": reference for i, reference in enumerate(inputs)}
+    return StepIdentity(kind, {}, {"value": value}, {}, sources)
+
+
+def record(root, references, name="demo", hours=OLD):
+    """Leave the record of a run that was started some hours ago; returns its id."""
+    steps = tuple(
+        RecordedStep(names=(f"step {i}",), stages=("s",), kind=kind, key=key)
+        for i, (kind, _, key) in enumerate(reference.partition("/") for reference in references)
+    )
+    known = set(record_files(root))
+    write_record(root, "run", name, {}, steps)
+    (path,) = set(record_files(root)) - known
+    started = datetime.now(UTC) - timedelta(hours=hours)
+    document = json.loads(path.read_text()) | {"created_at": started.isoformat()}
+    path.write_text(json.dumps(document))
+    return path.stem
+
+
+def leave_work(store, reference, hours):
+    """A work folder as a killed run leaves it."""
+    folder = store.work(*reference.split("/"))
+    (folder / "checkpoint").write_text("work")
+    when = time.time() - 3600 * hours
+    for path in (folder / "checkpoint", folder):
+        os.utime(path, (when, when))
+
+
+def collected(store, keep=None):
+    keep = keep or Keep()
+    return {item.path for item in collect(store, keep, garbage(store, keep))}
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A store in which one run is recorded, of nothing."""
+    store = ArtifactStore(tmp_path / "root")
+    record(store.root, [], "empty")
+    return store
+
+
+def make(publish, store, *values, hours=OLD):
+    return [publish(store, identity(value), hours).reference for value in values]
+
+
+def test_what_no_run_needs_goes_to_the_trash_and_is_deleted_by_the_next(publish, store):
+    used, unused = make(publish, store, 1, 2)
+    record(store.root, [used])
+    assert [item.path for item in garbage(store, Keep())] == [unused]
+    assert artifacts(store.root) == sorted([used, unused])
+    assert collected(store) == {unused}
+    assert artifacts(store.root) == [used]
+    assert [path.read_text() for path in (store.root / ".trash").rglob("file")] == ["content"]
+    assert removals(store.root)[unused].why == "collected by gc"
+    assert collected(store) == set()
+    assert not list((store.root / ".trash").rglob("file"))
+    assert unused in removals(store.root)
+
+
+def test_the_newest_runs_of_each_preset_are_kept_and_the_same_run_again_counts_once(publish, store):
+    first, second, third, other = make(publish, store, 1, 2, 3, 4)
+    record(store.root, [other], "smoke")
+    for reference in (first, second, third, third, third):
+        record(store.root, [reference])
+    assert collected(store, Keep(runs=2)) == {first}
+    assert collected(store, Keep(runs=1)) == {second}
+    assert collected(store, Keep(runs=0)) == {third, other}
+
+
+def test_inputs_are_kept_however_far_up(publish, store):
+    base = publish(store, identity(1), OLD).reference
+    middle = publish(store, identity(2, base), OLD).reference
+    top = publish(store, identity(3, middle), OLD).reference
+    make(publish, store, 4)
+    pin(store.root, top)
+    assert len(collected(store)) == 1
+    assert set(artifacts(store.root)) == {base, middle, top}
+
+
+def test_the_young_are_kept_and_so_is_what_they_are_made_from(publish, store):
+    base = publish(store, identity(1), OLD).reference
+    young = publish(store, identity(2, base), hours=23).reference
+    old = publish(store, identity(3), hours=25).reference
+    assert collected(store) == {old}
+    assert collected(store, Keep(grace=timedelta(hours=22))) == {base, young}
+
+
+def test_a_young_run_and_a_pinned_one_are_kept_beyond_their_number(publish, store):
+    young, fixed, loose = make(publish, store, 1, 2, 3)
+    record(store.root, [young], hours=1)
+    pin(store.root, f"runs/{record(store.root, [fixed])}")
+    record(store.root, [loose])
+    assert collected(store, Keep(runs=0)) == {loose}
+
+
+def test_a_held_lock_keeps_the_artifact_and_its_whole_run(publish, store):
+    held, other, loose = make(publish, store, 1, 2, 3)
+    record(store.root, [held, other])
+    record(store.root, [loose])
+    with store.lock(*held.split("/")):
+        assert collected(store, Keep(runs=0)) == {loose}
+    assert collected(store, Keep(runs=0)) == {held, other}
+
+
+def test_work_folders_of_no_kept_run_go_when_they_are_old(store):
+    kept, old, young, held = (identity(value).reference for value in range(4))
+    record(store.root, [kept])
+    for reference in (kept, old, held):
+        leave_work(store, reference, OLD)
+    leave_work(store, young, 1)
+    with store.lock(*held.split("/")):
+        assert collected(store) == {f".work/{old}"}
+    assert set(unfinished(store.root)) == {kept, young, held}
+
+
+@pytest.mark.parametrize("change", ["record", "pin", "lock"])
+def test_what_came_to_be_needed_meanwhile_stays(publish, store, change):
+    needed, unused = make(publish, store, 1, 2)
+    found = garbage(store, Keep())
+    lock = store.lock(*needed.split("/"))
+    match change:
+        case "record":
+            record(store.root, [needed])
+        case "pin":
+            pin(store.root, needed)
+        case "lock":
+            lock.acquire()
+    assert [item.path for item in collect(store, Keep(), found)] == [unused]
+    lock.release()
+
+
+def test_enough_is_freed_by_the_oldest(publish, store):
+    references = [publish(store, identity(n), OLD - n, "x" * 1000).reference for n in range(4)]
+    size = garbage(store, Keep())[0].bytes
+    found = [item.reference for item in garbage(store, Keep(), size + 1)]
+    assert found == references[:2]
+    assert garbage(store, Keep(), 0) == []
+
+
+@pytest.mark.parametrize("text", [None, "{", "{}", "other"])
+def test_a_manifest_that_cannot_be_read_stops_everything(publish, store, text):
+    trash = make(publish, store, 3)
+    collected(store)
+    first, second = make(publish, store, 1, 2)
+    found = garbage(store, Keep())
+    path = store.root / first / "manifest.json"
+    match text:
+        case None:
+            path.unlink()
+        case "other":
+            path.write_text((store.root / second / "manifest.json").read_text())
+        case _:
+            path.write_text(text)
+    for attempt in (lambda: garbage(store, Keep()), lambda: collect(store, Keep(), found)):
+        with pytest.raises(InvalidManifest, match=first):
+            attempt()
+    assert len(artifacts(store.root)) == 2
+    assert list((store.root / ".trash").glob(f"*/{trash[0]}/file"))
+
+
+def test_a_record_that_cannot_be_read_stops_everything(publish, store):
+    make(publish, store, 1)
+    (store.root / "runs" / "x.json").write_text("{")
+    with pytest.raises(InvalidRecord, match="no record of a run"):
+        garbage(store, Keep())
+
+
+def test_a_pinned_run_without_record_stops_everything(publish, store):
+    make(publish, store, 1)
+    pin(store.root, "runs/gone")
+    with pytest.raises(InvalidRecord, match="runs/gone is pinned"):
+        garbage(store, Keep())
+    unpin(store.root, "runs/gone")
+    assert garbage(store, Keep())
+
+
+def test_a_folder_that_no_run_was_recorded_in_is_refused(publish, tmp_path):
+    store = ArtifactStore(tmp_path)
+    make(publish, store, 1)
+    with pytest.raises(ArtifactMissing, match="no artifact store at"):
+        garbage(store, Keep())
+
+
+def test_links_are_not_followed(publish, store, tmp_path):
+    away = tmp_path / "away"
+    reference = publish(ArtifactStore(away), identity(1), OLD).reference
+    (store.root / "kind").mkdir()
+    (store.root / reference).symlink_to(away / reference)
+    (store.root / "linked").symlink_to(away / "kind")
+    (store.root / ".work").symlink_to(away)
+    assert garbage(store, Keep()) == []
+    own = publish(ArtifactStore(store.root), identity(2, kind="own"), OLD).reference
+    (store.root / own / "inside").symlink_to(away)
+    for _ in range(2):
+        collected(store)
+    assert not (store.root / own).exists()
+    assert (away / reference / "file").read_text() == "content"
+
+
+def test_a_trash_that_is_a_link_or_in_use_is_refused(publish, store, tmp_path):
+    make(publish, store, 1)
+    with (
+        store.lock("store", "trash"),
+        pytest.raises(StorageError, match="another process moves artifacts"),
+    ):
+        collected(store)
+    (store.root / ".trash").symlink_to(tmp_path)
+    with pytest.raises(StorageError, match="is a link"):
+        collected(store)
+    assert len(artifacts(store.root)) == 1
+
+
+class Model:
+    """A store as sets and ages, in hours."""
+
+    def __init__(self):
+        self.made, self.inputs, self.runs, self.pins = {}, {}, [], set()
+
+    def left(self, keep):
+        """What a collection must leave: `kept` one by one, and then everything they are made from."""
+        wanted = [reference for reference, hours in self.made.items() if hours < 24]
+        counted = {}
+        for identifier, name, references, hours in reversed(self.runs):
+            different = counted.setdefault(name, [])
+            if references not in different and len(different) < keep:
+                different.append(references)
+            if references in different or identifier in self.pins or hours < 24:
+                wanted += references
+        wanted += self.pins
+        left = set()
+        while wanted:
+            reference = wanted.pop()
+            if reference in self.made and reference not in left:
+                left.add(reference)
+                wanted += self.inputs[reference]
+        return left
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_random_histories_leave_what_a_plain_model_leaves(publish, tmp_path_factory, seed):
+    rng = np.random.default_rng(seed)
+    store, model = ArtifactStore(tmp_path_factory.mktemp("store")), Model()
+    record(store.root, [], "empty")
+
+    def some(items, count):
+        items = list(items)
+        return [items[i] for i in rng.permutation(len(items))[:count]]
+
+    for number in range(40):
+        hours = int(rng.choice([1, OLD]))
+        match rng.choice(["make", "make", "make", "run", "run", "pin", "unpin", "collect"]):
+            case "make":
+                inputs = some(model.made, rng.integers(3))
+                reference = publish(store, identity(number, *inputs), hours).reference
+                model.made[reference], model.inputs[reference] = hours, inputs
+            case "run":
+                references = sorted(some(model.made, rng.integers(1, 4)))
+                name = f"preset {rng.integers(2)}"
+                identifier = record(store.root, references, name, hours)
+                model.runs.append((f"runs/{identifier}", name, references, hours))
+            case "pin":
+                for reference in some([*model.made, *(run[0] for run in model.runs)], 1):
+                    pin(store.root, reference)
+                    model.pins.add(reference)
+            case "unpin":
+                for reference in some(sorted(model.pins), 1):
+                    unpin(store.root, reference)
+                    model.pins.discard(reference)
+            case "collect":
+                keep = int(rng.integers(3))
+                left = model.left(keep)
+                collected(store, Keep(runs=keep))
+                assert set(artifacts(store.root)) == left
+                model.made = {name: model.made[name] for name in model.made if name in left}
