@@ -144,7 +144,7 @@ def test_a_shell_completes_commands_and_presets(words, completed):
 def test_help_names_the_commands(cli):
     status, out, _ = cli("--help")
     assert status == 0
-    assert all(command in out for command in ("run", "study", "plan", "inspect", "gc"))
+    assert all(command in out for command in ("run", "study", "plan", "inspect", "new", "gc"))
 
 
 @pytest.fixture(scope="module")
