@@ -5,7 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from data.artifacts.digests import DigestMemory, combined_digest
 from data.artifacts.options import AddedLater, Options, RuntimeOnly
@@ -50,7 +50,7 @@ class DetectorConfig(Options):
         "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",
         description="A config packaged with MMDetection (`mmdet::…`) or the path of a config file.",
     )
-    overrides: dict[str, Any] = Field(
+    overrides: dict[str, JsonValue] = Field(
         default_factory=dict,
         description="MMEngine options by dotted name, such as model.neck.out_channels.",
     )
