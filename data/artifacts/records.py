@@ -1,6 +1,5 @@
 """Records of runs and studies: what was asked for, when, and the keys of its steps."""
 
-import os
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -10,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from data.artifacts.store import storage_errors
+from data.artifacts.store import durable_file, storage_errors
 from data.errors import InvalidRecord
 
 _FOLDER = "runs"
@@ -77,12 +76,8 @@ def write_record(
     with storage_errors(root):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{now:%Y%m%dT%H%M%S.%f}-{uuid.uuid4().hex[:8]}.json"
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("w") as file:
-            file.write(record.model_dump_json(indent=1))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
+        with durable_file(path) as file:
+            file.write(record.model_dump_json(indent=1).encode())
     return record
 
 

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pydantic import ValidationError
 
@@ -45,6 +45,17 @@ def storage_errors(root: Path) -> Iterator[None]:
 
 def _concerns(path: Path, root: Path) -> bool:
     return path.is_relative_to(root) or root.is_relative_to(path)
+
+
+@contextmanager
+def durable_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that appears under its name by one rename, when its content is on the disk."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
 
 
 def default_root() -> Path:
