@@ -224,10 +224,11 @@ def _carry_out(store: ArtifactStore, request: Request) -> Graph:
     """Obtain steps by a flow, or say that all are there, which needs no Prefect."""
     with DigestMemory(store.root, _show_digests) as digests:
         graph = _checked_graph(store, request, digests)
-        store.create_root()
-        digests.save(store.root)  # where the flow finds what was read here
-    steps = stage_steps(graph, request.stage)
-    there = all(store.lookup(step.identity.kind, step.identity.key) for step in steps)
+        steps = stage_steps(graph, request.stage)
+        there = all(store.lookup(step.identity.kind, step.identity.key) for step in steps)
+        if not there:
+            store.create_root()
+            digests.save(store.root)  # where the flow finds what was read here
     if _has_server() or not there:
         _run_flow(_flow_name(request), request.config)
         return graph

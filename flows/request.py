@@ -1,5 +1,6 @@
 """What is asked for: a run, a stage of one, or a study. Flows and the command line carry it out."""
 
+import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -8,10 +9,13 @@ from typing import Literal
 from data.artifacts.digests import DigestMemory
 from data.artifacts.records import write_record
 from data.artifacts.store import ArtifactStore
+from data.errors import StorageError
 from flows.run_config import RunConfig
 from flows.run_graph import lost_detectors, run_graph
 from flows.studies import StudyConfig, study_graph
 from tasks.execution.graph import Graph
+
+logger = logging.getLogger(__name__)
 
 _ONLY_RUN = ""
 """What a run is called that is no study's."""
@@ -56,11 +60,10 @@ class Request:
         return {name: lost for name, lost in found.items() if lost}
 
     def record(self, store: ArtifactStore, graph: Graph) -> None:
-        """Leave a record of it in the store.
-
-        Raises:
-            StorageError: the store cannot be written to.
-        """
+        """Leave a record of it in the store; where that cannot be written to, hits can be had all the same."""
         options = self.config.model_dump(mode="json")
         steps = graph.recorded()
-        write_record(store.root, self.what, self.name, options, steps, self.stage)
+        try:
+            write_record(store.root, self.what, self.name, options, steps, self.stage)
+        except StorageError as error:
+            logger.warning("no record of this %s is left: %s", self.what, error)

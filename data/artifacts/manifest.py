@@ -9,6 +9,9 @@ from data.artifacts.identity import StepIdentity
 
 MANIFEST_NAME = "manifest.json"
 
+LOG_NAME = "log.txt"
+"""What a step's process printed, beside the manifest, which does not record it: it tells of time and place."""
+
 _DIGITS = 12
 """Of a digest, where people read it."""
 

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -17,7 +18,7 @@ from pydantic import ValidationError
 
 from data.artifacts.digests import file_digest
 from data.artifacts.identity import StepIdentity
-from data.artifacts.manifest import MANIFEST_NAME, FileRecord, Manifest
+from data.artifacts.manifest import LOG_NAME, MANIFEST_NAME, FileRecord, Manifest
 from data.errors import StorageError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def storage_errors(root: Path) -> Iterator[None]:
-    """Turn an unwritable root or a full disk into `StorageError`."""
+    """Turn an unwritable root, a full disk or a file that is gone into `StorageError`."""
     try:
         yield
     except OSError as error:
@@ -36,8 +37,12 @@ def storage_errors(root: Path) -> Iterator[None]:
                 "finished steps are kept and a rerun goes on from them"
             ) from error
         if isinstance(error.filename, str | Path) and _concerns(Path(error.filename), root):
+            if isinstance(error, FileNotFoundError):
+                raise StorageError(
+                    f"{error.filename}: no such file; run again: an artifact that lacks one is made anew"
+                ) from error
             raise StorageError(
-                f"cannot write artifacts under {root} ({error.strerror}): "
+                f"cannot write artifacts under {root} ({error.filename}: {error.strerror}): "
                 "set DETDIFFUSION_HOME to a folder you can write to"
             ) from error
         raise
@@ -93,13 +98,13 @@ class ArtifactStore:
         return folder
 
     def lock(self, kind: str, key: str) -> "FileLock":
-        """Lock that keeps two processes from making the same artifact at once."""
+        """Lock that keeps two processes from making the same artifact at once; see `holder`."""
         from filelock import FileLock  # noqa: PLC0415  # brings asyncio and ssl, which a plan goes without
 
         folder = self.root / ".locks"
         with storage_errors(self.root):
             folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / f"{kind}-{key}")
+        return FileLock(folder / f"{kind}-{key}", on_acquired=_sign)
 
     def has(self, kind: str, key: str) -> bool:
         """Whether there is an artifact, intact or not."""
@@ -165,7 +170,7 @@ class ArtifactStore:
         peak_memory_bytes: int,
         created_at: str,
     ) -> Manifest:
-        """Move a finished output folder into the store and delete the step's work folder.
+        """Move a finished output folder, and the step's log, into the store; delete its work folder.
 
         Args:
             out: folder on the same file system as the root; consumed.
@@ -174,7 +179,9 @@ class ArtifactStore:
             StorageError: the disk is full or not writable; `out` is left as it was.
         """
         with storage_errors(self.root):
-            names = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
+            work = self.root / ".work" / identity.reference
+            names = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
+            recorded = sorted(names - {MANIFEST_NAME, LOG_NAME})
             manifest = Manifest(
                 kind=identity.kind,
                 key=identity.key,
@@ -182,7 +189,7 @@ class ArtifactStore:
                 options=identity.options,
                 foreign=identity.foreign,
                 inputs=identity.inputs,
-                files={name: _record(out / name) for name in names if name != MANIFEST_NAME},
+                files={name: _record(out / name) for name in recorded},
                 summary=dict(summary),
                 environment=dict(environment),
                 seconds=seconds,
@@ -190,6 +197,8 @@ class ArtifactStore:
                 created_at=created_at,
             )
             (out / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1))
+            if (work / LOG_NAME).exists():
+                shutil.copyfile(work / LOG_NAME, out / LOG_NAME)
             _sync_tree(out)
             target = self.root / identity.reference
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -198,9 +207,23 @@ class ArtifactStore:
                 target.rename(out.with_name("damaged"))
             out.rename(target)
             _sync(target.parent)
+            _sync(self.root)  # whose entry the kind's folder is
         self._verified.add(identity.reference)
-        shutil.rmtree(self.root / ".work" / identity.reference, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
         return manifest
+
+
+def holder(lock: "FileLock") -> str:
+    """Who has a lock of a store, or had it last: process, machine, since when."""
+    return Path(lock.lock_file).read_text()
+
+
+def _sign(descriptor: int) -> None:
+    """Write into a lock's file who has it now."""
+    now = datetime.now(UTC)
+    text = f"process {os.getpid()} on {os.uname().nodename} since {now:%Y-%m-%d %H:%M:%S} UTC"
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, text.encode(), 0)
 
 
 def _record(path: Path) -> FileRecord:
