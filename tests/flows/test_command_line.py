@@ -8,7 +8,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from data.artifacts.digests import DigestMemory
+from data.artifacts.store import ArtifactStore
+from data.progress import silent
 from flows.command_line import main
+from flows.run_config import build_run
+from flows.run_graph import run_graph
+from tasks.execution.workshop import Workshop
 
 
 @pytest.fixture
@@ -83,6 +89,16 @@ def test_an_unwritable_root_is_one_line(cli, tmp_path):
     status, _, err = cli("run", "smoke")
     assert status == 1
     assert "DETDIFFUSION_HOME" in err.splitlines()[-1]
+
+
+def test_hits_can_be_had_where_nothing_can_be_written(cli, tmp_path, caplog):
+    store = ArtifactStore(tmp_path / "root")
+    graph = run_graph(build_run("smoke", {}), DigestMemory())
+    Workshop(store, graph, 1).obtain(graph.find("ingest"), silent)
+    (store.root / "runs").write_text("no folder can be made here")
+    status, out, _ = cli("run", "smoke", "--stage", "ingest")
+    assert (status, out.splitlines()[0]) == (0, "Every step is a hit; nothing to run.")
+    assert "no record of this run is left: cannot write artifacts under" in caplog.text
 
 
 def test_a_server_that_does_not_answer_is_one_line(cli, monkeypatch):
