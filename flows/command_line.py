@@ -29,6 +29,7 @@ from data.errors import (
     PipelineError,
     ServiceUnavailable,
 )
+from data.orphans import end_with_parent
 from data.vocabulary.tables import Dataset
 from flows.nodes import REPORT
 from flows.plateau import doubling, length_option, real_alone, validated
@@ -360,7 +361,7 @@ def _show_memory(config: RunConfig) -> None:
     """Print what is chosen on each device, and the bytes by part."""
     typer.echo("counting on tensors without data, one to two minutes", err=True)
     counted = ("models.training.memory_table", "memory_table", config.train_generator)
-    with ProcessPoolExecutor(1, get_context("spawn")) as counter:
+    with ProcessPoolExecutor(1, get_context("spawn"), end_with_parent) as counter:
         source, rows = counter.submit(
             call, *counted, config.synthesize.sampling, _DEVICE_SIZES
         ).result()

@@ -21,7 +21,7 @@ from data.artifacts.options import Options
 from data.artifacts.store import storage_errors
 from data.errors import OutOfMemory, PipelineError
 from tasks.execution.context import StepContext
-from tasks.execution.orphans import end_with_channel
+from data.orphans import end_with_channel
 
 _MIN_SECONDS_BETWEEN_REPORTS = 1.0
 

@@ -50,7 +50,7 @@ from models.training.probe import GeneratorProbe
 from models.training.state import TrainingState
 from models.training.training_set import TrainingSet, build_training_set
 from tasks.execution.context import StepContext, Summary
-from tasks.execution.orphans import end_with_parent
+from data.orphans import end_with_parent
 from tasks.pages.cards import markdown_picture, markdown_table, write_card
 
 logger = logging.getLogger(__name__)

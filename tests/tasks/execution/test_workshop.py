@@ -387,27 +387,6 @@ def test_a_data_set_that_is_a_hit_notes_where_its_images_lie(store):
     assert places.exists()
 
 
-def test_a_process_ends_with_its_parent(tmp_path):
-    child = (
-        "from tasks.execution.orphans import end_with_parent as e; e(); import time; time.sleep(60)"
-    )
-    parent = (
-        "import subprocess, sys, time\n"
-        f"print(subprocess.Popen([sys.executable, '-c', {child!r}]).pid, flush=True)\n"
-        "time.sleep(3)"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True
-    ) as process:
-        pid = int(process.stdout.readline())
-        time.sleep(1)
-        process.kill()
-    deadline = time.monotonic() + 10
-    while psutil.pid_exists(pid) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-
-
 def test_peak_memory_sees_an_allocation():
     with PeakMemory(os.getpid()) as peak:
         block = bytearray(os.urandom(1) * 200_000_000)
