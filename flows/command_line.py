@@ -211,10 +211,15 @@ def _real_scores(
 
 
 def _checked_graph(store: ArtifactStore, request: Request, digests: DigestMemory) -> Graph:
-    """Build a graph; refuse what cannot work as far as options, files and tables tell; name downloads."""
+    """Build a graph; refuse what cannot work as far as options, files and tables tell.
+
+    Names options without effect, and downloads.
+    """
     graph = request.graph(digests)
     steps = stage_steps(graph, request.stage)
     check(store, graph)
+    for line in request.idle_options():
+        typer.echo(f"warning: {line}", err=True)
     missing = [step for step in steps if not store.has(step.kind.name, step.identity.key)]
     for name in dict.fromkeys(name for step in missing for name in step.options.downloads()):
         typer.echo(f"to be downloaded, where it is not cached: {name}", err=True)

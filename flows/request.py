@@ -11,7 +11,7 @@ from data.artifacts.records import write_record
 from data.artifacts.store import ArtifactStore
 from data.errors import StorageError
 from flows.run_config import RunConfig
-from flows.run_graph import lost_detectors, run_graph
+from flows.run_graph import idle_options, lost_detectors, run_graph
 from flows.studies import StudyConfig, study_graph
 from tasks.execution.graph import Graph
 
@@ -54,10 +54,18 @@ class Request:
 
     def lost_detectors(self, digests: DigestMemory, store: ArtifactStore) -> dict[str, list[str]]:
         """By run the detectors without result that its comparison could be made without."""
-        config = self.config
-        runs = config.runs if isinstance(config, StudyConfig) else {_ONLY_RUN: config}
-        found = {name: lost_detectors(run, digests, store) for name, run in runs.items()}
+        found = {name: lost_detectors(run, digests, store) for name, run in self._runs.items()}
         return {name: lost for name, lost in found.items() if lost}
+
+    def idle_options(self) -> list[str]:
+        """Options that are given and that nothing uses, each with what it needs."""
+        return idle_options(self._runs.values())
+
+    @property
+    def _runs(self) -> Mapping[str, RunConfig]:
+        return (
+            self.config.runs if isinstance(self.config, StudyConfig) else {_ONLY_RUN: self.config}
+        )
 
     def record(self, store: ArtifactStore, graph: Graph) -> None:
         """Leave a record of it in the store; where that cannot be written to, hits can be had all the same."""

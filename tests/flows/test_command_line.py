@@ -39,6 +39,12 @@ def test_plan_of_an_empty_root_is_all_misses(cli):
     assert out.count("never made") == out.count(" miss ") == 28
 
 
+def test_a_plan_warns_of_options_without_effect(cli):
+    status, out, err = cli("plan", "smoke", "--set", "pseudo_labels.score_threshold=0.6")
+    assert (status, "never made" in out) == (0, True)
+    assert err.startswith("warning: pseudo_labels has no effect without the arm self-training or ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
