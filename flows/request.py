@@ -68,7 +68,7 @@ class Request:
         )
 
     def record(self, store: ArtifactStore, graph: Graph) -> None:
-        """Leave a record of it in the store; where that cannot be written to, hits can be had all the same."""
+        """Leave a record of it in the store; one that cannot be written to still has its hits."""
         options = self.config.model_dump(mode="json")
         steps = graph.recorded()
         try:

@@ -10,7 +10,7 @@ from data.artifacts.identity import StepIdentity
 MANIFEST_NAME = "manifest.json"
 
 LOG_NAME = "log.txt"
-"""What a step's process printed, beside the manifest, which does not record it: it tells of time and place."""
+"""What a step's process printed; not among the files of a manifest, for it tells of time and place."""
 
 _DIGITS = 12
 """Of a digest, where people read it."""

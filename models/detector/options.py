@@ -164,8 +164,8 @@ class DetectorConfig(Options):
         texts = [repr(self.overrides), *(path.read_text(errors="replace") for path in files)]
         if files[0].suffix == ".py" and not any("base_batch_size" in text for text in texts):
             raise InvalidConfig(
-                f"detector config {self.config!r}: learning_rate is null, and no auto_scale_lr.base_batch_size "
-                "says for which batch the config's is: give learning_rate"
+                f"detector config {self.config!r}: learning_rate is null, and there is no "
+                "auto_scale_lr.base_batch_size that says for which batch the config's is: give learning_rate"
             )
 
     def _require(self, path: str) -> None:

@@ -20,8 +20,8 @@ from data.artifacts.manifest import LOG_NAME
 from data.artifacts.options import Options
 from data.artifacts.store import storage_errors
 from data.errors import OutOfMemory, PipelineError
-from tasks.execution.context import StepContext
 from data.orphans import end_with_channel
+from tasks.execution.context import StepContext
 
 _MIN_SECONDS_BETWEEN_REPORTS = 1.0
 

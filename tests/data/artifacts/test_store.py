@@ -123,9 +123,9 @@ def test_an_unwritable_root_is_one_clear_error(tmp_path):
 
 
 def test_a_file_that_is_gone_is_named_and_no_matter_of_writing(tmp_path):
-    with pytest.raises(StorageError, match=r"ingest/0/objects\.parquet: no such file; run again"):
-        with storage_errors(tmp_path):
-            (tmp_path / "ingest/0/objects.parquet").read_bytes()
+    message = r"ingest/0/objects\.parquet: no such file; run again"
+    with pytest.raises(StorageError, match=message), storage_errors(tmp_path):
+        (tmp_path / "ingest/0/objects.parquet").read_bytes()
 
 
 def test_a_full_disk_is_one_clear_error(tmp_path):

@@ -47,7 +47,9 @@ def test_a_config_that_a_detectors_config_inherits_from_is_part_of_it(configs, n
 
 def test_a_config_without_a_rule_for_its_rate_is_refused_where_none_is_given(configs):
     config = DetectorConfig(config=str(configs / "detector.py"))
-    with pytest.raises(InvalidConfig, match=r"no auto_scale_lr\.base_batch_size .*: give learning_rate"):
+    with pytest.raises(
+        InvalidConfig, match=r"no auto_scale_lr\.base_batch_size .* give learning_rate"
+    ):
         foreign(config)
     assert foreign(config.model_copy(update={"learning_rate": 0.1}))
     assert foreign(config.model_copy(update={"overrides": {"auto_scale_lr.base_batch_size": 16}}))

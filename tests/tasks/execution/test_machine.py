@@ -23,9 +23,7 @@ from tasks.execution.machine import Machine, available_cores
         ("", {}, 64),
     ],
 )
-def test_the_quota_of_a_container_limits_the_cores(
-    tmp_path, monkeypatch, membership, files, cores
-):
+def test_the_quota_of_a_container_limits_the_cores(tmp_path, monkeypatch, membership, files, cores):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)))
     for name, text in files.items():
         path = tmp_path / "groups" / name

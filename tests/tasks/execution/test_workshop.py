@@ -155,7 +155,9 @@ def test_a_crash_names_the_log(store, step, what, message):
 
 
 def test_a_device_that_is_too_small_is_one_sentence_with_the_option_to_turn(store, step):
-    with pytest.raises(OutOfMemory, match=r"does not suffice: a smaller batch_size needs less \(log: "):
+    with pytest.raises(
+        OutOfMemory, match=r"does not suffice: a smaller batch_size needs less \(log: "
+    ):
         obtain(store, alone(step("memory")))
 
 
