@@ -1,3 +1,5 @@
+from datetime import date
+
 import pytest
 
 from data.errors import InvalidConfig
@@ -62,6 +64,11 @@ def test_a_run_survives_json():
         ("demo", {"nope": 1}, "nope: Extra inputs"),
         ("demo", {"ingest": 3}, "ingest"),
         ("demo", {"ingest": {"tile": {"size": 64, "overlap": 1}}}, r"ingest\.tile\.overlap"),
+        (
+            "demo",
+            {"train_scorer": {"overrides": {"made": date(2026, 1, 2)}}},
+            r"train_scorer\.overrides\.made: .* JSON value \(got datetime\.date\(2026, 1, 2\)\)",
+        ),
         ("demo", {"retrain": {"seeds": []}}, r"retrain\.seeds"),
         ("demo", {"retrain": {"seeds": [1, 1]}}, "each may stand once"),
         ("demo", {"retrain": {"arms": ["real+nothing"]}}, r"retrain\.arms"),
