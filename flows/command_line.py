@@ -29,6 +29,7 @@ from data.errors import (
     PipelineError,
     ServiceUnavailable,
 )
+from data.orphans import end_with_parent
 from data.vocabulary.tables import Dataset
 from flows import store_commands
 from flows.command_options import (
@@ -183,10 +184,15 @@ def _real_scores(
 
 
 def _checked_graph(store: ArtifactStore, request: Request, digests: DigestMemory) -> Graph:
-    """Build a graph; refuse what cannot work as far as options, files and tables tell; name downloads."""
+    """Build a graph; refuse what cannot work as far as options, files and tables tell.
+
+    Names options without effect, and downloads.
+    """
     graph = request.graph(digests)
     steps = stage_steps(graph, request.stage)
     check(store, graph)
+    for line in request.idle_options():
+        typer.echo(f"warning: {line}", err=True)
     missing = [step for step in steps if not store.has(step.kind.name, step.identity.key)]
     for name in dict.fromkeys(name for step in missing for name in step.options.downloads()):
         typer.echo(f"to be downloaded, where it is not cached: {name}", err=True)
@@ -197,10 +203,11 @@ def _carry_out(store: ArtifactStore, request: Request) -> Graph:
     """Obtain steps by a flow, or say that all are there, which needs no Prefect."""
     with DigestMemory(store.root, show_digests) as digests:
         graph = _checked_graph(store, request, digests)
-        store.create_root()
-        digests.save(store.root)  # where the flow finds what was read here
-    steps = stage_steps(graph, request.stage)
-    there = all(store.lookup(step.identity.kind, step.identity.key) for step in steps)
+        steps = stage_steps(graph, request.stage)
+        there = all(store.lookup(step.identity.kind, step.identity.key) for step in steps)
+        if not there:
+            store.create_root()
+            digests.save(store.root)  # where the flow finds what was read here
     if _has_server() or not there:
         _run_flow(_flow_name(request), request.config)
         return graph
@@ -321,7 +328,7 @@ def _show_memory(config: RunConfig) -> None:
     """Print what is chosen on each device, and the bytes by part."""
     typer.echo("counting on tensors without data, one to two minutes", err=True)
     counted = ("models.training.memory_table", "memory_table", config.train_generator)
-    with ProcessPoolExecutor(1, get_context("spawn")) as counter:
+    with ProcessPoolExecutor(1, get_context("spawn"), end_with_parent) as counter:
         source, rows = counter.submit(
             call, *counted, config.synthesize.sampling, _DEVICE_SIZES
         ).result()

@@ -80,7 +80,7 @@ _NARROW: dict[str, Any] = {
 }
 """A tiny one-stage detector, narrower, shallower and of two levels, for 64-pixel images.
 
-With MMDetection's decay by kind of parameter every parameter is a group and a step of the optimiser of its own.
+MMDetection's decay by kind of parameter would make each a group, and a call of the optimiser, of its own.
 """
 
 _RTMDET = "mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py"

@@ -12,7 +12,13 @@ import psutil
 import pytest
 import typer
 
+from data.artifacts.digests import DigestMemory
+from data.artifacts.store import ArtifactStore
+from data.progress import silent
 from flows.command_line import main
+from flows.run_config import build_run
+from flows.run_graph import run_graph
+from tasks.execution.workshop import Workshop
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,6 +43,12 @@ def test_plan_of_an_empty_root_is_all_misses(cli):
     status, out, _ = cli("plan", "smoke")
     assert status == 0
     assert out.count("never made") == out.count(" miss ") == 28
+
+
+def test_a_plan_warns_of_options_without_effect(cli):
+    status, out, err = cli("plan", "smoke", "--set", "pseudo_labels.score_threshold=0.6")
+    assert (status, "never made" in out) == (0, True)
+    assert err.startswith("warning: pseudo_labels has no effect without the arm self-training or ")
 
 
 @pytest.mark.parametrize(
@@ -89,6 +101,16 @@ def test_an_unwritable_root_is_one_line(cli, tmp_path):
     status, _, err = cli("run", "smoke")
     assert status == 1
     assert "DETDIFFUSION_HOME" in err.splitlines()[-1]
+
+
+def test_hits_can_be_had_where_nothing_can_be_written(cli, tmp_path, caplog):
+    store = ArtifactStore(tmp_path / "root")
+    graph = run_graph(build_run("smoke", {}), DigestMemory())
+    Workshop(store, graph, 1).obtain(graph.find("ingest"), silent)
+    (store.root / "runs").write_text("no folder can be made here")
+    status, out, _ = cli("run", "smoke", "--stage", "ingest")
+    assert (status, out.splitlines()[0]) == (0, "Every step is a hit; nothing to run.")
+    assert "no record of this run is left: cannot write artifacts under" in caplog.text
 
 
 def test_a_server_that_does_not_answer_is_one_line(cli, monkeypatch):

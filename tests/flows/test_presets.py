@@ -1,4 +1,5 @@
 import re
+from datetime import date
 
 import pytest
 
@@ -143,6 +144,11 @@ def test_prefect_shows_what_may_be_meant_too():
         ("demo", {"retrian": {}}, r"valid: retrian: unknown option; did you mean retrain\?"),
         ("demo", {"ingest": 3}, "ingest"),
         ("demo", {"ingest": {"tile": {"size": 64, "overlap": 1}}}, r"ingest\.tile\.overlap"),
+        (
+            "demo",
+            {"train_scorer": {"overrides": {"made": date(2026, 1, 2)}}},
+            r"train_scorer\.overrides\.made: .* JSON value \(got datetime\.date\(2026, 1, 2\)\)",
+        ),
         ("demo", {"retrain": {"seeds": []}}, r"retrain\.seeds"),
         ("demo", {"retrain": {"seeds": [1, 1]}}, "each may stand once"),
         ("demo", {"retrain": {"arms": ["real+nothing"]}}, r"retrain\.arms"),

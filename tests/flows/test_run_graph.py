@@ -19,7 +19,7 @@ from data.layouts.protocols import PROTOCOLS, Protocol
 from flows.command_line import app
 from flows.presets import merge
 from flows.run_config import build_run
-from flows.run_graph import STAGES, run_graph, stage_steps
+from flows.run_graph import STAGES, idle_options, run_graph, stage_steps
 from models.generator.options import MODEL_PARTS
 from tasks.execution.plan import check
 
@@ -495,6 +495,40 @@ def test_what_cannot_work_is_refused_before_anything_runs(overrides, error, mess
     with pytest.raises(error, match=message):
         graph_of(overrides)
     assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "idle"),
+    [
+        ({}, []),
+        ({"retrain": {"verification": {}, "added_share": 0.5, "real_only_end": 0.1}}, []),
+        (
+            {"retrain": {"verification": {}, "added_share": 0.5, "real_only_end": 0.1, "arms": ["real"]}},
+            ["retrain.verification", "retrain.added_share", "retrain.real_only_end"],
+        ),
+        (
+            {"retrain": {"added_share": 0.5, "verification": {}, "arms": ["real", "more-real"]}}, [],
+        ),
+        ({"retrain": {"box_noise": 0.1, "arms": ["synthetic-only"]}}, ["retrain.box_noise"]),
+        ({"retrain": {"box_noise": 0.1, "arms": ["synthetic-only"], "ruler": [0.5]}}, []),
+        ({"pseudo_labels": {"score_threshold": 0.6}}, ["pseudo_labels"]),
+        (merge(SELF_TRAINING, {"pseudo_labels": {"score_threshold": 0.6}}), []),
+        (merge(PRETRAINING, {"pseudo_labels": {"score_threshold": 0.6}}), []),
+        ({"pretrain_generator": {"boxes": "none"}}, ["pretrain_generator"]),
+    ],
+)  # fmt: skip
+def test_options_without_effect_are_named(overrides, idle):
+    found = idle_options([build_run("smoke", overrides)])
+    assert [line.partition(" has no effect without ")[0] for line in found] == idle
+
+
+def test_an_option_that_one_run_of_a_study_uses_has_effect():
+    used, unused = (
+        build_run("smoke", {"retrain": {"added_share": 0.5, "arms": arms}})
+        for arms in (["real", "real+hard"], ["real"])
+    )
+    assert idle_options([used, unused]) == []
+    assert len(idle_options([unused, build_run("smoke", {})])) == 1
 
 
 def layout_rules(overrides):
