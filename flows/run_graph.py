@@ -23,6 +23,7 @@ from flows.nodes import (
     training_set_nodes,
     unlabelled_nodes,
 )
+from flows.presets import PRESETS
 from flows.retrain_config import is_mixed
 from flows.run_config import RunConfig, ScorerResults, changes_to_preset
 from models.generator.options import check_classes
@@ -122,7 +123,7 @@ def stage_steps(graph: Graph, stage: str | None) -> list[Step]:
 def _check(config: RunConfig, digests: DigestMemory) -> None:
     """Refuse what options and files show to be impossible."""
     splits = config.ingest.splits
-    if config.preset.startswith("coco") and not splits:
+    if not PRESETS[config.preset]["ingest"] and not splits:
         raise InvalidConfig(
             f"preset {config.preset} needs your data: give ingest.train and ingest.val, see README"
         )

@@ -78,6 +78,8 @@ class Workshop:
         if modules:
             from multiprocessing import forkserver  # noqa: PLC0415  # starts nothing by itself
 
+            # The server is not told this process' path: it would import a `tasks.py` of the working folder.
+            os.environ["PYTHONSAFEPATH"] = "1"
             multiprocessing.set_forkserver_preload(sorted(modules))
             with _start_lock:
                 forkserver.ensure_running()

@@ -100,9 +100,10 @@ class _Prepared:
 def run(context: Context) -> Summary:
     """Train and export a diffusers-format folder, with loss curves and probes beside it."""
     precision = settled_precision(context.work, context.options.mixed_precision)
-    options = context.options.model_copy(update={"mixed_precision": precision})
-    context = replace(context, options=options)
     images = _images(context)
+    options = context.options.in_steps(len(images.layouts))
+    options = options.model_copy(update={"mixed_precision": precision})
+    context = replace(context, options=options)
     generator = _new_generator(context, images)
     context, worked = _fitted(context, generator)
     prepared = _prepare(context, images, generator)

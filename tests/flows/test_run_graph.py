@@ -560,9 +560,10 @@ def test_another_rule_is_for_those_who_are_given_it():
     }
 
 
-def test_a_coco_preset_without_data_is_refused():
+@pytest.mark.parametrize("preset", ["fine-tune", "coco-512"])
+def test_a_preset_for_data_without_data_is_refused(preset):
     with pytest.raises(InvalidConfig, match=r"needs your data: give ingest\.train"):
-        graph_of(preset="coco-512")
+        graph_of(preset=preset)
 
 
 def publish_tables(store, graph, folder):
@@ -594,8 +595,8 @@ def coco_shaped(folder):
     return splits
 
 
-@pytest.mark.parametrize("preset", ["coco-256", "coco-512"])
-def test_the_coco_presets_are_planned_without_a_warning(preset, tmp_path, caplog, monkeypatch):
+@pytest.mark.parametrize("preset", ["fine-tune", "coco-256", "coco-512"])
+def test_the_presets_for_data_are_planned_without_a_warning(preset, tmp_path, caplog, monkeypatch):
     """README's command, with `plan` in place of `run`."""
     base = tmp_path / "stable-diffusion"
     for part in MODEL_PARTS:

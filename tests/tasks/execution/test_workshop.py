@@ -333,11 +333,12 @@ for step in graph:
 def script(step, tmp_path):
     """A process that obtains steps by its fork server, as a run does."""
     (tmp_path / "script.py").write_text(SCRIPT)
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
 
-    def start(*words):
+    def start(*words, cwd=None):
         return subprocess.Popen(
             [sys.executable, tmp_path / "script.py", tmp_path / "root", *words],
+            cwd=cwd,
             env={**os.environ, "PYTHONPATH": path},
             stdout=subprocess.PIPE,
             text=True,
@@ -352,6 +353,14 @@ def test_steps_are_forked_from_one_process_that_has_imported_their_modules(scrip
     assert len(lines) == 2
     assert lines[0] == lines[1]
     assert "imported by" in lines[0]
+
+
+def test_a_file_of_a_packages_name_in_the_working_folder_is_not_imported(script, tmp_path):
+    folder = tmp_path / "working"
+    folder.mkdir()
+    (folder / "tasks.py").write_text("raise SystemExit('the wrong tasks')")
+    with script("one", cwd=folder) as process:
+        assert "imported by" in process.stdout.read()
 
 
 def test_a_step_ends_with_the_run_however_that_ends(script, step, store):
