@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -198,8 +198,9 @@ def render_scene(scene: Scene, size: int) -> RenderedScene:
 def _downsample(values: np.ndarray) -> np.ndarray:
     """Mean over blocks of `_SUPERSAMPLING` × `_SUPERSAMPLING`, by far faster than numpy's over two axes."""
     values = values.astype(np.float64)
-    rows = sum(values[k::_SUPERSAMPLING] for k in range(_SUPERSAMPLING))
-    return sum(rows[:, k::_SUPERSAMPLING] for k in range(_SUPERSAMPLING)) / _SUPERSAMPLING**2
+    rows = reduce(np.add, (values[k::_SUPERSAMPLING] for k in range(_SUPERSAMPLING)))
+    blocks = reduce(np.add, (rows[:, k::_SUPERSAMPLING] for k in range(_SUPERSAMPLING)))
+    return np.asarray(blocks / _SUPERSAMPLING**2)
 
 
 def _pixel_box(box: np.ndarray, side: int) -> tuple[int, int, int, int]:
