@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,6 +29,7 @@ from data.errors import (
     PipelineError,
     ServiceUnavailable,
 )
+from data.orphans import end_with_parent
 from data.vocabulary.tables import Dataset
 from flows import store_commands
 from flows.command_options import (
@@ -61,7 +63,6 @@ app = typer.Typer(
     help="Turn a COCO-format detection data set into a better detector (DetDiffusion, CVPR 2024).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 app.add_typer(store_commands.app)
 
@@ -70,6 +71,25 @@ _DEVICE_SIZES = (80, 40, 24, 16, 8)
 
 _INPUTS_SHOWN = 4
 """In the table of a plan."""
+
+
+def _show_version(asked: bool) -> None:  # noqa: FBT001  # typer's callback
+    if asked:
+        typer.echo(version("detdiffusion"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    *,
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Options before the command."""
 
 
 @app.command()
@@ -164,10 +184,15 @@ def _real_scores(
 
 
 def _checked_graph(store: ArtifactStore, request: Request, digests: DigestMemory) -> Graph:
-    """Build a graph; refuse what cannot work as far as options, files and tables tell; name downloads."""
+    """Build a graph; refuse what cannot work as far as options, files and tables tell.
+
+    Names options without effect, and downloads.
+    """
     graph = request.graph(digests)
     steps = stage_steps(graph, request.stage)
     check(store, graph)
+    for line in request.idle_options():
+        typer.echo(f"warning: {line}", err=True)
     missing = [step for step in steps if not store.has(step.kind.name, step.identity.key)]
     for name in dict.fromkeys(name for step in missing for name in step.options.downloads()):
         typer.echo(f"to be downloaded, where it is not cached: {name}", err=True)
@@ -178,10 +203,11 @@ def _carry_out(store: ArtifactStore, request: Request) -> Graph:
     """Obtain steps by a flow, or say that all are there, which needs no Prefect."""
     with DigestMemory(store.root, show_digests) as digests:
         graph = _checked_graph(store, request, digests)
-        store.create_root()
-        digests.save(store.root)  # where the flow finds what was read here
-    steps = stage_steps(graph, request.stage)
-    there = all(store.lookup(step.identity.kind, step.identity.key) for step in steps)
+        steps = stage_steps(graph, request.stage)
+        there = all(store.lookup(step.identity.kind, step.identity.key) for step in steps)
+        if not there:
+            store.create_root()
+            digests.save(store.root)  # where the flow finds what was read here
     if _has_server() or not there:
         _run_flow(_flow_name(request), request.config)
         return graph
@@ -302,7 +328,7 @@ def _show_memory(config: RunConfig) -> None:
     """Print what is chosen on each device, and the bytes by part."""
     typer.echo("counting on tensors without data, one to two minutes", err=True)
     counted = ("models.training.memory_table", "memory_table", config.train_generator)
-    with ProcessPoolExecutor(1, get_context("spawn")) as counter:
+    with ProcessPoolExecutor(1, get_context("spawn"), end_with_parent) as counter:
         source, rows = counter.submit(
             call, *counted, config.synthesize.sampling, _DEVICE_SIZES
         ).result()
@@ -379,6 +405,38 @@ def inspect(
             attributes = attributes or _newest_attributes(store, found)
         write_inspection(found, attributes, output, title)
     typer.echo(output)
+
+
+@app.command()
+def new(
+    instances: Annotated[Path, typer.Argument(help="Your COCO instances JSON.")],
+    images: Annotated[Path, typer.Option(help="Folder that its file names are relative to.")],
+    val: Annotated[
+        Path | None,
+        typer.Option(help="That of your validation images; none: INSTANCES is split, 4 to 1."),
+    ] = None,
+    val_images: Annotated[
+        Path | None, typer.Option(help="Their folder; default: --images.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The new TOML file.")] = Path("my.toml"),
+    group_by: Annotated[
+        str | None,
+        typer.Option(
+            help="Regular expression: images whose names it matches alike, such as frames of a film by "
+            "'(.*)_[0-9]+', are not torn apart. Default: each image for itself."
+        ),
+    ] = None,
+    *,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+) -> None:
+    """Look at a data set of yours, and write a TOML file of options for the preset fine-tune."""
+    from flows.new_config import NewConfig, write_config  # noqa: PLC0415  # loads what runs need not
+
+    asked = NewConfig(instances, images, val, val_images or images, out, group_by, force)
+    for note in write_config(asked, available_cores()):
+        typer.echo(note, err=True)
+    for path in asked.files:
+        typer.echo(path)
 
 
 def _ingested(store: ArtifactStore, folder: Path | None) -> Dataset:

@@ -8,12 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from data.errors import InvalidConfig
-from flows.presets import merge
+from flows.presets import PRESETS, merge
 from flows.request import Request
 from flows.run_config import RunConfig, build_run
 from flows.studies import read_study
 
-PresetArgument = Annotated[str, typer.Argument(help="smoke, demo, coco-256 or coco-512.")]
+PresetArgument = Annotated[
+    str, typer.Argument(help=f"{', '.join(PRESETS)}.", autocompletion=lambda: list(PRESETS))
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(

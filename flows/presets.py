@@ -5,21 +5,44 @@ from typing import Any, Literal
 
 from models.generator.options import RELEASED_RATES
 
-PresetName = Literal["smoke", "demo", "coco-256", "coco-512"]
+PresetName = Literal["smoke", "demo", "fine-tune", "coco-256", "coco-512"]
+
+
+_DELETE = "_delete_"
+"""MMEngine's mark of a mapping that takes the place of another instead of going over it."""
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Lay nested options over others; neither is changed.
 
+    A mapping with `_delete_` takes the other's place, and keeps the mark for what it is laid over next.
+
     >>> merge({"a": {"x": 1, "y": 2}}, {"a": {"y": 3}})
     {'a': {'x': 1, 'y': 3}}
+    >>> merge({"a": {"x": 1, "y": 2}}, {"a": {"_delete_": True, "y": 3}})
+    {'a': {'_delete_': True, 'y': 3}}
     """
     merged = dict(base)
     for name, value in over.items():
         old = merged.get(name)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping) and not value.get(_DELETE)
         merged[name] = merge(old, value) if both else value  # type: ignore[arg-type]
     return merged
+
+
+def unmarked(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out marks `_delete_` of what is inside; deeper ones in detectors' `overrides` are MMEngine's.
+
+    >>> unmarked({"overrides": {"_delete_": True, "optimizer": {"_delete_": True}}})
+    {'overrides': {'optimizer': {'_delete_': True}}}
+    """
+    left: dict[str, Any] = {}
+    for name, value in options.items():
+        left[name] = value
+        if isinstance(value, Mapping):
+            plain = {key: item for key, item in value.items() if key != _DELETE}
+            left[name] = plain if name == "overrides" else unmarked(plain)
+    return left
 
 
 _FAST_INFERENCE = {
@@ -57,7 +80,7 @@ _NARROW: dict[str, Any] = {
 }
 """A tiny one-stage detector, narrower, shallower and of two levels, for 64-pixel images.
 
-With MMDetection's decay by kind of parameter every parameter is a group and a step of the optimiser of its own.
+MMDetection's decay by kind of parameter would make each a group, and a call of the optimiser, of its own.
 """
 
 _RTMDET = "mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py"
@@ -120,14 +143,14 @@ _DEMO: dict[str, Any] = {
         "resolution": 64,
         "layout_conditioning": "both",
         "location_grid": 16,
-        "num_steps": 3600,
+        "num_steps": 2000,
         "batch_size": 8,
         "base_batch_size": 8,
         "learning_rate": 1.5e-3,
         "text_learning_rate": 1e-3,
         "num_warmup_steps": 100,
         "ema_decay": 0.995,
-        "probe": {"interval": 900, "sampling": _FAST_SAMPLING},
+        "probe": {"interval": 1000, "sampling": _FAST_SAMPLING},
         "num_workers": 0,
         "checkpoint_interval": 600,
     },
@@ -162,9 +185,39 @@ _SMOKE = merge(
     },
 )
 
-_COCO_LAYOUTS = {"min_area_fraction": 0.02, "max_objects": 8}
-
 _FASTER_RCNN = {"config": "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"}
+
+_RTMDET_TINY = {
+    "config": _RTMDET,
+    "image_size": (640, 640),
+    "overrides": {"auto_scale_lr.base_batch_size": 256},  # that of its rate
+}
+
+_TWICE = {"num_epochs": 24}
+"""MMDetection's schedule 2x."""
+
+_FINE_TUNE: dict[str, Any] = {
+    "ingest": {},
+    "train_detector": {**_FASTER_RCNN, **_TWICE},
+    "train_scorer": {**_RTMDET_TINY, **_TWICE},
+    "extract_attributes": {},
+    "train_generator": {
+        "recipe": "geodiffusion",
+        **RELEASED_RATES,
+        "batch_size": 8,
+        "num_epochs": 60,
+        "num_steps": 0,
+        "num_warmup_steps": 500,
+        "checkpoint_interval": 500,
+        "probe": {"interval": 500},
+    },
+    "synthesize": {"images_per_val_layout": 1},
+    "retrain": {"detector": {**_FASTER_RCNN, **_TWICE}},
+    "evaluate": {},
+}
+"""Data of a user's on one GPU; `ingest.train` and `ingest.val` are theirs to give."""
+
+_COCO_LAYOUTS = {"min_area_fraction": 0.02, "max_objects": 8}
 
 
 def _coco(resolution: int, guidance_scale: float, **rates: float) -> dict[str, Any]:
@@ -196,13 +249,7 @@ def _coco(resolution: int, guidance_scale: float, **rates: float) -> dict[str, A
         },
         "retrain": {
             "detector": _FASTER_RCNN,
-            "others": {
-                "rtmdet": {
-                    "config": _RTMDET,
-                    "image_size": (640, 640),
-                    "overrides": {"auto_scale_lr.base_batch_size": 256},  # that of its rate
-                }
-            },
+            "others": {"rtmdet": _RTMDET_TINY},
         },
         "evaluate": {},
     }
@@ -211,6 +258,7 @@ def _coco(resolution: int, guidance_scale: float, **rates: float) -> dict[str, A
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": _SMOKE,
     "demo": _DEMO,
+    "fine-tune": _FINE_TUNE,
     "coco-256": _coco(256, guidance_scale=4.0, **RELEASED_RATES),
     "coco-512": _coco(
         512,

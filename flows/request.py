@@ -1,5 +1,6 @@
 """What is asked for: a run, a stage of one, or a study. Flows and the command line carry it out."""
 
+import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -8,10 +9,13 @@ from typing import Literal
 from data.artifacts.digests import DigestMemory
 from data.artifacts.records import write_record
 from data.artifacts.store import ArtifactStore
+from data.errors import StorageError
 from flows.run_config import RunConfig
-from flows.run_graph import lost_detectors, run_graph
+from flows.run_graph import idle_options, lost_detectors, run_graph
 from flows.studies import StudyConfig, study_graph
 from tasks.execution.graph import Graph
+
+logger = logging.getLogger(__name__)
 
 _ONLY_RUN = ""
 """What a run is called that is no study's."""
@@ -50,17 +54,24 @@ class Request:
 
     def lost_detectors(self, digests: DigestMemory, store: ArtifactStore) -> dict[str, list[str]]:
         """By run the detectors without result that its comparison could be made without."""
-        config = self.config
-        runs = config.runs if isinstance(config, StudyConfig) else {_ONLY_RUN: config}
-        found = {name: lost_detectors(run, digests, store) for name, run in runs.items()}
+        found = {name: lost_detectors(run, digests, store) for name, run in self._runs.items()}
         return {name: lost for name, lost in found.items() if lost}
 
-    def record(self, store: ArtifactStore, graph: Graph) -> None:
-        """Leave a record of it in the store.
+    def idle_options(self) -> list[str]:
+        """Options that are given and that nothing uses, each with what it needs."""
+        return idle_options(self._runs.values())
 
-        Raises:
-            StorageError: the store cannot be written to.
-        """
+    @property
+    def _runs(self) -> Mapping[str, RunConfig]:
+        return (
+            self.config.runs if isinstance(self.config, StudyConfig) else {_ONLY_RUN: self.config}
+        )
+
+    def record(self, store: ArtifactStore, graph: Graph) -> None:
+        """Leave a record of it in the store; one that cannot be written to still has its hits."""
         options = self.config.model_dump(mode="json")
         steps = graph.recorded()
-        write_record(store.root, self.what, self.name, options, steps, self.stage)
+        try:
+            write_record(store.root, self.what, self.name, options, steps, self.stage)
+        except StorageError as error:
+            logger.warning("no record of this %s is left: %s", self.what, error)

@@ -1,6 +1,7 @@
 """Options of a run by stage, and how a run is put together from a preset and overrides."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -8,10 +9,12 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
     ValidationError,
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from data.attributes.options import AttributeConfig, PseudoLabelConfig
 from data.errors import InvalidConfig
@@ -20,7 +23,7 @@ from data.layouts.layout import AttributePolicy
 from data.layouts.protocols import Protocol, Rule, RuleOrRuns, protocol_of
 from data.layouts.variation import LayoutSource
 from data.vocabulary.tables import Split
-from flows.presets import PRESETS, PresetName, merge
+from flows.presets import PRESETS, PresetName, merge, unmarked
 from flows.retrain_config import RetrainConfig, named
 from models.detector.config_sources import dotted
 from models.detector.options import (
@@ -41,6 +44,70 @@ from models.generator.options import (
     SamplingConfig,
 )
 from models.metrics.options import DETECTOR, SCORER
+
+
+class HintingModel(BaseModel):
+    """Options that say of an unknown one which may be meant, in what it reads and what Prefect shows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _hint(cls, given: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(given)
+        except ValidationError as error:
+            lines = [_hinting(cls, item) for item in error.errors()]
+            raise ValidationError.from_exception_data(error.title, lines) from error
+
+
+def _hinting(model: type[BaseModel], error: ErrorDetails) -> InitErrorDetails:
+    message, place = error["msg"], error["loc"]
+    if error["type"] == "extra_forbidden":
+        names, known = _place(model, place[:-1])
+        message, place = f"unknown option{_meant(place[-1], known)}", (*names, place[-1])
+    kind = PydanticCustomError(error["type"], message)
+    return InitErrorDetails(type=kind, loc=place, input=error["input"])
+
+
+def _place(
+    model: type[BaseModel], place: Sequence[int | str]
+) -> tuple[list[int | str], dict[str, Any]]:
+    """A place inside of a model without pydantic's names for the members of a union, and its fields."""
+    names: list[int | str] = []
+    models = [model]
+    for part in place:
+        fields = _fields(models)
+        of_union = [item for item in models if item.__name__ in str(part)]
+        if part in fields:
+            models = list(_models(fields[part].annotation))
+        elif of_union:
+            models = of_union
+            continue
+        names.append(part)
+    return names, _fields(models)
+
+
+def _fields(models: Iterable[type[BaseModel]]) -> dict[Any, Any]:
+    return {name: field for item in models for name, field in item.model_fields.items()}
+
+
+def _models(kind: Any) -> Iterator[type[BaseModel]]:
+    """The models that an annotation names."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        yield kind
+    for part in get_args(kind):
+        yield from _models(part)
+
+
+def _meant(name: object, known: Iterable[str]) -> str:
+    """What a name is perhaps meant for, as the end of a message.
+
+    >>> _meant("num_step", ["num_steps", "batch_size"])
+    '; did you mean num_steps?'
+    """
+    found = get_close_matches(str(name), known, n=1)
+    return f"; did you mean {found[0]}?" if found else ""
 
 
 class _Section(BaseModel):
@@ -143,10 +210,8 @@ class EvaluationConfig(_Section):
         return named(values, SCORER, DETECTOR)
 
 
-class RunConfig(BaseModel):
+class RunConfig(HintingModel):
     """All options of a run: those of the preset, and over them those given."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     preset: PresetName = Field(
         "demo",
@@ -189,16 +254,18 @@ class RunConfig(BaseModel):
         recipe = str(generator.get("recipe")) if isinstance(generator, Mapping) else ""
         # A recipe that is asked for goes over the preset's options.
         of_recipe = {"train_generator": RECIPES.get(recipe, {})}
-        return merge(merge(PRESETS[preset], of_recipe), given)
+        return unmarked(merge(merge(PRESETS[preset], of_recipe), given))
 
 
 def changes_to_preset(config: RunConfig) -> dict[str, Any]:
-    """The options in which a run differs from its preset, by dotted name."""
+    """The options in which a run differs from its preset, by dotted name; None for those that it has not."""
     given, preset = (
         dotted(item.model_dump(mode="json"))
         for item in (config, RunConfig.model_validate({"preset": config.preset}))
     )
-    return {name: value for name, value in given.items() if preset.get(name, ...) != value}
+    changed = {name: value for name, value in given.items() if preset.get(name, ...) != value}
+    there = tuple(f"{name}." for name in given)
+    return changed | {name: None for name in preset if not f"{name}.".startswith(there)}
 
 
 def build_run(preset: str, overrides: Mapping[str, Any]) -> RunConfig:
@@ -209,7 +276,7 @@ def build_run(preset: str, overrides: Mapping[str, Any]) -> RunConfig:
     """
     if preset not in PRESETS:
         raise InvalidConfig(
-            f"unknown preset {preset!r}: choose one of {', '.join(get_args(PresetName))}"
+            f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}{_meant(preset, PRESETS)}"
         )
     try:
         return RunConfig.model_validate({**overrides, "preset": preset})

@@ -1,6 +1,6 @@
 """The graph of a run: the one place that knows the whole of it."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from data.artifacts.digests import DigestMemory
 from data.artifacts.store import ArtifactStore
@@ -23,7 +23,9 @@ from flows.nodes import (
     training_set_nodes,
     unlabelled_nodes,
 )
-from flows.run_config import RunConfig, ScorerResults
+from flows.presets import PRESETS
+from flows.retrain_config import is_mixed
+from flows.run_config import RunConfig, ScorerResults, changes_to_preset
 from models.generator.options import check_classes
 from tasks.execution.graph import Graph, Node, Step, resolve
 
@@ -75,6 +77,35 @@ def lost_detectors(config: RunConfig, digests: DigestMemory, store: ArtifactStor
     return lost if is_there("measure") and len(lost) < len(arms) else []
 
 
+def idle_options(configs: Iterable[RunConfig]) -> list[str]:
+    """Options that are given and that none of some runs uses, each with what it needs."""
+    used: dict[str, bool] = {}
+    for config in configs:
+        given = changes_to_preset(config)
+        for name, (is_used, needed) in _uses(config).items():
+            if any(f"{item}.".startswith(f"{name}.") for item in given):
+                line = f"{name} has no effect without {needed}"
+                used[line] = is_used or used.get(line, False)
+    return [line for line, is_used in used.items() if not is_used]
+
+
+def _uses(config: RunConfig) -> dict[str, tuple[bool, str]]:
+    """Whether an option or a group of them is used, and what uses it."""
+    retrain, pretraining = config.retrain, config.pretrain_generator
+    is_pretrained = pretraining.num_steps > 0
+    pseudo = "self-training" in retrain.arms or (is_pretrained and pretraining.boxes == "pseudo")
+    mixed = any(map(is_mixed, retrain.arms)), "an arm with other images than the training images"
+    real = any(arm.options.get("images") != "synthetic" for arm in arms_of(retrain))
+    return {
+        "retrain.verification": (bool(training_policies(retrain)), "an arm with synthetic images"),
+        "retrain.added_share": mixed,
+        "retrain.real_only_end": mixed,
+        "retrain.box_noise": (real, "an arm with real images"),
+        "pseudo_labels": (pseudo, "the arm self-training or pretrain_generator.boxes=pseudo"),
+        "pretrain_generator": (is_pretrained, "pretrain_generator.num_steps"),
+    }
+
+
 def stage_steps(graph: Graph, stage: str | None) -> list[Step]:
     """The steps of a stage, or of all.
 
@@ -92,7 +123,7 @@ def stage_steps(graph: Graph, stage: str | None) -> list[Step]:
 def _check(config: RunConfig, digests: DigestMemory) -> None:
     """Refuse what options and files show to be impossible."""
     splits = config.ingest.splits
-    if config.preset.startswith("coco") and not splits:
+    if not PRESETS[config.preset]["ingest"] and not splits:
         raise InvalidConfig(
             f"preset {config.preset} needs your data: give ingest.train and ingest.val, see README"
         )

@@ -61,13 +61,15 @@ def _run(request: Request, num_cores: int | None) -> State[Any]:
     """Record a graph and obtain its steps, or a stage's; an error of the user's becomes a failed state."""
     store = ArtifactStore(default_root())
     try:
-        store.create_root()
         with (
             StepProgress("digest files") as progress,
             DigestMemory(store.root, progress) as digests,
         ):
             graph = request.graph(digests)
             steps = stage_steps(graph, request.stage)
+            if not all(store.has(step.kind.name, step.identity.key) for step in steps):
+                store.create_root()
+                digests.save(store.root)
             request.record(store, graph)
             state = _obtain(store, graph, steps, num_cores)
             if state.is_failed() and request.stage is None:

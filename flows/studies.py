@@ -6,13 +6,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from data.artifacts.digests import DigestMemory
 from data.errors import InvalidConfig, PipelineError
 from flows.nodes import REPORT
 from flows.presets import merge
-from flows.run_config import RunConfig, build_run
+from flows.run_config import HintingModel, RunConfig, build_run
 from flows.run_graph import run_graph
 from flows.study_presets import STUDIES
 from models.metrics.options import ConclusionOptions
@@ -25,10 +25,8 @@ _ASKED = tuple(ConclusionOptions.model_fields)
 _KEYS = ("name", "preset", "seeds", "options", "runs", *_ASKED)
 
 
-class StudyConfig(BaseModel):
+class StudyConfig(HintingModel):
     """Runs by name, or by name and seed, and what is asked of them."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1)
     runs: dict[str, RunConfig] = Field(min_length=1)

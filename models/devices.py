@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from data.artifacts.store import durable_file
 from models.precision import Precision
 
 
@@ -36,9 +37,8 @@ def settled_precision(work: Path, precision: Precision) -> Precision:
     """
     note = work / "precision.txt"
     if not note.exists():
-        temporary = note.with_suffix(".tmp")
-        temporary.write_text(resolve_precision(precision))
-        temporary.replace(note)
+        with durable_file(note) as file:
+            file.write(resolve_precision(precision).encode())
     return cast("Precision", note.read_text())
 
 

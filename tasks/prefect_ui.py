@@ -59,6 +59,7 @@ class StepProgress:
         self._artifact: UUID | None = None
         self._bar: rich_progress.TaskID | None = None
         self._last_line = 0.0
+        self._warned = False
 
     def __enter__(self) -> Self:
         return self
@@ -106,7 +107,9 @@ class StepProgress:
             else:
                 update_progress_artifact(self._artifact, percent, description=status)
         except Exception as error:  # noqa: BLE001  # the client raises anything while a server restarts
-            logger.warning("%s: progress is not shown in the UI: %s", self._name, error)
+            if not self._warned:
+                logger.warning("%s: progress is not shown in the UI: %s", self._name, error)
+            self._warned = True
 
 
 @task(

@@ -8,6 +8,9 @@ from data.artifacts.identity import StepIdentity
 
 MANIFEST_NAME = "manifest.json"
 
+LOG_NAME = "log.txt"
+"""What a step's process printed; not among the files of a manifest, for it tells of time and place."""
+
 
 class FileRecord(BaseModel):
     """Size in bytes and SHA-256 of one file of an artifact."""

@@ -1,6 +1,5 @@
 """Records of runs and studies: what was asked for, when, and the keys of its steps."""
 
-import os
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -10,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from data.artifacts.store import storage_errors
+from data.artifacts.store import durable_file, storage_errors
 from data.errors import InvalidRecord
 
 RECORDS_FOLDER = "runs"
@@ -89,13 +88,8 @@ def write_record(
     folder = root / RECORDS_FOLDER
     with storage_errors(root):
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{record.id}.json"
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("w") as file:
-            file.write(record.model_dump_json(indent=1))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
+        with durable_file(folder / f"{record.id}.json") as file:
+            file.write(record.model_dump_json(indent=1).encode())
     return record
 
 

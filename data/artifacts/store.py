@@ -10,14 +10,15 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pydantic import ValidationError
 
 from data.artifacts.digests import file_digest
 from data.artifacts.identity import StepIdentity
-from data.artifacts.manifest import MANIFEST_NAME, FileRecord, Manifest
+from data.artifacts.manifest import LOG_NAME, MANIFEST_NAME, FileRecord, Manifest
 from data.errors import StorageError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ WORK_FOLDER = ".work"
 
 @contextmanager
 def storage_errors(root: Path) -> Iterator[None]:
-    """Turn an unwritable root or a full disk into `StorageError`."""
+    """Turn an unwritable root, a full disk or a file that is gone into `StorageError`."""
     try:
         yield
     except OSError as error:
@@ -38,8 +39,12 @@ def storage_errors(root: Path) -> Iterator[None]:
                 "finished steps are kept and a rerun goes on from them"
             ) from error
         if isinstance(error.filename, str | Path) and _concerns(Path(error.filename), root):
+            if isinstance(error, FileNotFoundError):
+                raise StorageError(
+                    f"{error.filename}: no such file; run again: an artifact that lacks one is made anew"
+                ) from error
             raise StorageError(
-                f"cannot write artifacts under {root} ({error.strerror}): "
+                f"cannot write artifacts under {root} ({error.filename}: {error.strerror}): "
                 "set DETDIFFUSION_HOME to a folder you can write to"
             ) from error
         raise
@@ -47,6 +52,17 @@ def storage_errors(root: Path) -> Iterator[None]:
 
 def _concerns(path: Path, root: Path) -> bool:
     return path.is_relative_to(root) or root.is_relative_to(path)
+
+
+@contextmanager
+def durable_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that appears under its name by one rename, when its content is on the disk."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
 
 
 def default_root() -> Path:
@@ -84,13 +100,13 @@ class ArtifactStore:
         return folder
 
     def lock(self, kind: str, key: str) -> "FileLock":
-        """Lock that keeps two processes from making, or removing, the same artifact at once."""
+        """Lock that keeps two processes from making, or removing, an artifact at once; see `holder`."""
         from filelock import FileLock  # noqa: PLC0415  # brings asyncio and ssl, which a plan goes without
 
         folder = self.root / ".locks"
         with storage_errors(self.root):
             folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / f"{kind}-{key}")
+        return FileLock(folder / f"{kind}-{key}", on_acquired=_sign)
 
     @contextmanager
     def lock_if_free(self, kind: str, key: str) -> Iterator[bool]:
@@ -189,7 +205,7 @@ class ArtifactStore:
         peak_memory_bytes: int,
         created_at: str,
     ) -> Manifest:
-        """Move a finished output folder into the store and delete the step's work folder.
+        """Move a finished output folder, and the step's log, into the store; delete its work folder.
 
         Args:
             out: folder on the same file system as the root; consumed.
@@ -198,7 +214,9 @@ class ArtifactStore:
             StorageError: the disk is full or not writable; `out` is left as it was.
         """
         with storage_errors(self.root):
-            names = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
+            work = self.root / WORK_FOLDER / identity.reference
+            names = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
+            recorded = sorted(names - {MANIFEST_NAME, LOG_NAME})
             manifest = Manifest(
                 kind=identity.kind,
                 key=identity.key,
@@ -206,7 +224,7 @@ class ArtifactStore:
                 options=identity.options,
                 foreign=identity.foreign,
                 inputs=identity.inputs,
-                files={name: _record(out / name) for name in names if name != MANIFEST_NAME},
+                files={name: _record(out / name) for name in recorded},
                 summary=dict(summary),
                 environment=dict(environment),
                 seconds=seconds,
@@ -214,6 +232,8 @@ class ArtifactStore:
                 created_at=created_at,
             )
             (out / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1))
+            if (work / LOG_NAME).exists():
+                shutil.copyfile(work / LOG_NAME, out / LOG_NAME)
             _sync_tree(out)
             target = self.root / identity.reference
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -222,9 +242,23 @@ class ArtifactStore:
                 target.rename(out.with_name("damaged"))
             out.rename(target)
             _sync(target.parent)
+            _sync(self.root)  # whose entry the kind's folder is
         self._verified.add(identity.reference)
-        shutil.rmtree(self.root / WORK_FOLDER / identity.reference, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
         return manifest
+
+
+def holder(lock: "FileLock") -> str:
+    """Who has a lock of a store, or had it last: process, machine, since when."""
+    return Path(lock.lock_file).read_text()
+
+
+def _sign(descriptor: int) -> None:
+    """Write into a lock's file who has it now."""
+    now = datetime.now(UTC)
+    text = f"process {os.getpid()} on {os.uname().nodename} since {now:%Y-%m-%d %H:%M:%S} UTC"
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, text.encode(), 0)
 
 
 def _record(path: Path) -> FileRecord:

@@ -6,6 +6,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
+from data.orphans import end_with_parent
+
 Shared = TypeVar("Shared")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -14,8 +16,9 @@ _shared: Any = None
 """What the parent shares with this worker process."""
 
 
-def _share(value: Any) -> None:
+def _begin(value: Any) -> None:
     global _shared  # noqa: PLW0603  # the only way to hand a large object over once a process
+    end_with_parent()
     _shared = value
 
 
@@ -34,7 +37,7 @@ class Workers(Generic[Shared]):
     def __enter__(self) -> Self:
         if self._num_workers > 1:
             self._pool = ProcessPoolExecutor(
-                self._num_workers, initializer=_share, initargs=(self._given,)
+                self._num_workers, initializer=_begin, initargs=(self._given,)
             )
         return self
 

@@ -10,6 +10,7 @@ from data.coco.records import Offence, SpanJob, map_spans
 from data.coco.stream import CocoIndex
 from data.coco.workers import Workers
 from data.errors import InvalidDataset
+from data.ingest.image_checks import is_unicode
 from data.ingest.refusals import Refusals
 from data.vocabulary.tables import CATEGORIES, Split
 
@@ -41,6 +42,8 @@ class CategoryTable:
             for item in items:
                 if item.id in ids | things:
                     self._refusals.add("duplicate category id", f"{split}/{item.id}")
+                elif not is_unicode(f"{item.name}{item.supercategory or ''}"):
+                    self._refusals.add("category name is not UTF-8", f"{split}/{item.id}")
                 elif item.isthing and not is_thing:
                     things.add(item.id)
                 else:

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from data.orphans import end_with_parent
 from data.progress import Progress, silent
 from data.scenes.classes import FIRST_STUFF_ID, STUFF, THINGS
 from data.scenes.sprites import ASPECTS, SPRITES, rgb
@@ -397,7 +398,7 @@ def _write_images(
     folder: Path, count: int, split: int, size: int, seed: int, num_workers: int
 ) -> Iterator[dict[str, Any]]:
     folder.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(num_workers) as pool:
+    with ProcessPoolExecutor(num_workers, initializer=end_with_parent) as pool:
         write = partial(_write_scene, folder, seed, split, size)
         yield from pool.map(write, range(count), chunksize=32)
 

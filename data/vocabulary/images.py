@@ -2,8 +2,9 @@
 
 import io
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -12,6 +13,10 @@ from data.errors import InvalidDataset
 
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**27)
 """Where Pillow itself stops: more is held for a decompression bomb."""
+
+SIZE_DIFFERS = "size differs from the image file's"
+
+Fact = TypeVar("Fact")
 
 _TRAILERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 _TRAILER_WINDOW = 4096
@@ -50,7 +55,7 @@ def _problem(file: BinaryIO, width: int, height: int) -> str | None:
     except Exception:  # noqa: BLE001  # decoders raise anything over a broken header
         return "image file unreadable"
     if size != (width, height):
-        return "size differs from the image file's"
+        return SIZE_DIFFERS
     if not _has_trailer(file, image.format):
         try:
             file.seek(0)
@@ -62,24 +67,37 @@ def _problem(file: BinaryIO, width: int, height: int) -> str | None:
 
 def shown_size(path: Path) -> tuple[int, int] | None:
     """Width and height of an image file as it is shown; None where it cannot be read."""
+    return _of_header(path, _shown_size)
+
+
+def is_turned(path: Path) -> bool:
+    """Whether EXIF asks for an image to be turned or mirrored; not where it cannot be read."""
+    return (_of_header(path, _orientation) or 1) != 1
+
+
+def _of_header(path: Path, look: Callable[[Image.Image], Fact]) -> Fact | None:
     try:
         if not path.is_file():  # a pipe would be waited for
             return None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
-                return _shown_size(image)
+                return look(image)
     except Exception:  # noqa: BLE001  # decoders raise anything over a broken header
         return None
 
 
 def _shown_size(image: Image.Image) -> tuple[int, int]:
     """Width and height after the rotation that EXIF asks for."""
+    return image.size[::-1] if _orientation(image) >= 5 else image.size
+
+
+def _orientation(image: Image.Image) -> int:
+    """That of EXIF, from 1 (as stored) to 8; from 5 on width and height are exchanged."""
     if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
         # Pillow states a TIFF's size as shown, and would decode a PNG to look for EXIF at its end.
-        return image.size
-    transposed = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-    return image.size[::-1] if transposed else image.size
+        return 1
+    return int(image.getexif().get(ExifTags.Base.Orientation, 1))
 
 
 def _has_trailer(file: BinaryIO, image_format: str | None) -> bool:

@@ -150,7 +150,9 @@ def note_places(folder: Path, image_folders: Mapping[Split, Path]) -> None:
     """
     text = json.dumps({split: str(path.absolute()) for split, path in image_folders.items()})
     path = _places_file(folder)
-    if not (path.exists() and path.read_text() == text):
+    if path.exists() and path.read_text() == text:
+        return
+    if os.access(path.parent, os.W_OK):  # else nothing can be made of the images either
         temporary = path.with_name(f"{path.name}.{os.getpid()}")
         temporary.write_text(text)
         temporary.replace(path)

@@ -18,7 +18,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import init_default_scope
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_model, save_file
 
 from data.errors import InvalidModel
 from data.vocabulary.tables import BOX_COLUMNS, DETECTIONS
@@ -86,8 +86,19 @@ def write_detector(
     set_everywhere(exported.model, "init_cfg", None)
     exported.dump(folder / "config.py")
     model.to(memory_format=torch.contiguous_format)
-    save_model(model, str(folder / "model.safetensors"))
+    save_file(_distinct(model.state_dict()), folder / "model.safetensors")
     (folder / "detector.json").write_text(json.dumps({"categories": list(categories)}))
+
+
+def _distinct(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights that modules share under their first name alone, as `load_model` reads them.
+
+    `save_model` of safetensors would note the other names too, in an order that differs from run to run.
+    """
+    first: dict[tuple[int | str, torch.Size], str] = {}
+    for name, weight in sorted(weights.items()):
+        first.setdefault((weight.data_ptr() or name, weight.shape), name)  # 0: it is empty
+    return {name: weights[name].contiguous() for name in first.values()}
 
 
 class Detector:

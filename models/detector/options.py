@@ -5,7 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from data.artifacts.digests import DigestMemory, combined_digest
 from data.artifacts.options import AddedLater, Options, RuntimeOnly
@@ -50,7 +50,7 @@ class DetectorConfig(Options):
         "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",
         description="A config packaged with MMDetection (`mmdet::…`) or the path of a config file.",
     )
-    overrides: dict[str, Any] = Field(
+    overrides: dict[str, JsonValue] = Field(
         default_factory=dict,
         description="MMEngine options by dotted name, such as model.neck.out_channels.",
     )
@@ -117,9 +117,12 @@ class DetectorConfig(Options):
         """Digests of the config and of weights in files.
 
         Raises:
-            InvalidConfig: the config or weights that it names are not there.
+            InvalidConfig: the config or weights that it names are not there, or no learning rate is given
+                and nothing says for which batch the config's is.
         """
         found = {"config": config_digest(self.config, digests)}
+        if self.learning_rate is None:
+            self._require_rule()
         given, own = self._given_weights(), self._own_weights()
         for name, path in given.items():
             if "://" not in path:
@@ -154,6 +157,16 @@ class DetectorConfig(Options):
     def _given_weights(self) -> dict[str, str]:
         """Weights that the overrides name, by the option's dotted name."""
         return weights_in(self.overrides) if self.pretrained else {}
+
+    def _require_rule(self) -> None:
+        """Refuse what is sure to lack a rule for the rate, without reading the config as MMEngine does."""
+        files = config_files(self.config)
+        texts = [repr(self.overrides), *(path.read_text(errors="replace") for path in files)]
+        if files[0].suffix == ".py" and not any("base_batch_size" in text for text in texts):
+            raise InvalidConfig(
+                f"detector config {self.config!r}: learning_rate is null, and there is no "
+                "auto_scale_lr.base_batch_size that says for which batch the config's is: give learning_rate"
+            )
 
     def _require(self, path: str) -> None:
         if not Path(path).is_file():

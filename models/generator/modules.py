@@ -128,7 +128,9 @@ def _checked_autoencoder(name: str, revision: str | None) -> str:
 
 
 def save_base_model(model: StableDiffusion, folder: Path) -> None:
-    """Write a folder that `load_base_model` and diffusers read."""
+    """Write a folder that `load_base_model` and diffusers read, of equal bytes wherever it is written."""
+    for module in (model.unet, model.vae):
+        module.register_to_config(_name_or_path=None)  # diffusers notes the folder that it read
     model.tokenizer.save_pretrained(folder / "tokenizer")
     model.text_encoder.save_pretrained(folder / "text_encoder")
     model.unet.save_pretrained(folder / "unet")

@@ -1,6 +1,7 @@
 """Options of the generator: its shape, its training, and what is drawn with it. Light: no torch."""
 
 import logging
+import math
 from collections.abc import Collection, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -169,7 +170,10 @@ class GeneratorConfig(Options):
     layouts: RuleOrRuns = Field(
         "run", description="Rule for the layouts that are trained on and probed; run: the run's."
     )
-    num_steps: int = Field(110_000, ge=1, description="Optimiser steps.")
+    num_epochs: Annotated[float, AddedLater] = Field(
+        0, ge=0, description="Passes over the images that are trained on; 0: num_steps says."
+    )
+    num_steps: int = Field(110_000, ge=0, description="Optimiser steps; 0: num_epochs says.")
     batch_size: int = Field(64, ge=1, description="Images per optimiser step.")
     learning_rate: float = Field(
         4e-5, gt=0, description="Of the UNet and the perception head, at base_batch_size."
@@ -254,6 +258,15 @@ class GeneratorConfig(Options):
         return {**RECIPES[recipe], **given} if recipe in RECIPES else given
 
     @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if bool(self.num_epochs) == bool(self.num_steps):
+            raise ValueError(
+                f"num_epochs is {self.num_epochs:g} and num_steps {self.num_steps}: "
+                "one of them must be 0 and the other say how long to train"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _batch_divides(self) -> Self:
         parts = self.num_processes * self.num_parts
         if self.batch_size % parts:
@@ -272,6 +285,16 @@ class GeneratorConfig(Options):
                 f"{shape.patch_size}"
             )
         return self
+
+    def in_steps(self, num_images: int) -> Self:
+        """The same with its length in steps, where there are so many images.
+
+        >>> GeneratorConfig(num_epochs=3, num_steps=0, batch_size=8).in_steps(20).num_steps
+        8
+        """
+        steps = math.ceil(self.num_epochs * num_images / self.batch_size)
+        length = {"num_epochs": 0, "num_steps": self.num_steps or steps}
+        return self.model_copy(update=length)
 
     @property
     def num_parts(self) -> int:
@@ -377,6 +400,7 @@ def pretraining_options(config: GeneratorConfig, pretraining: PretrainingConfig)
     Images without objects are trained on too, and there is neither a mask to learn nor a probe.
     """
     changes = {
+        "num_epochs": 0,
         "num_steps": pretraining.num_steps,
         "perception_weight": 0.0,
         "layouts": config.protocol.model_copy(update={"min_objects": 0}),

@@ -19,6 +19,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from data.artifacts.store import durable_file
 from data.layouts.layout import Layout
 from models.devices import autocast, default_device
 from models.generator.modules import Generator
@@ -105,12 +106,12 @@ def draw_pictures(
 
 
 def write_picture(picture: Picture, pixels: UInt8[np.ndarray, "height width 3"]) -> None:
-    """Save at the picture's size, in one rename."""
-    image, temporary = Image.fromarray(pixels), picture.path.with_suffix(".tmp")
+    """Save at the picture's size; a file that is there is whole, whatever ends the process or machine."""
+    image = Image.fromarray(pixels)
     if image.size != picture.size:
         image = image.resize(picture.size, Image.Resampling.BICUBIC)
-    image.save(temporary, "PNG", compress_level=1)
-    temporary.replace(picture.path)
+    with durable_file(picture.path) as file:
+        image.save(file, "PNG", compress_level=1)
 
 
 def _num_written(files: Sequence[Future[None]]) -> int:

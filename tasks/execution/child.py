@@ -16,13 +16,12 @@ from typing import Any
 
 from filelock import FileLock
 
+from data.artifacts.manifest import LOG_NAME
 from data.artifacts.options import Options
 from data.artifacts.store import storage_errors
 from data.errors import OutOfMemory, PipelineError
+from data.orphans import end_with_channel
 from tasks.execution.context import StepContext
-from tasks.execution.orphans import end_with_channel
-
-LOG_NAME = "log.txt"
 
 _MIN_SECONDS_BETWEEN_REPORTS = 1.0
 
@@ -67,6 +66,7 @@ def call(module: str, function: str, *arguments: Any) -> Any:
 
 def run_step(spec: StepSpec, channel: Connection) -> None:
     """Run one step and send its summary, or what is wrong for the user."""
+    os.setpgrp()  # all that it starts can be killed with it
     end_with_channel(channel)
     _log_to(spec.work / LOG_NAME)
     _use_threads(spec.num_workers)

@@ -6,34 +6,40 @@ fork server, from which the steps' processes are forked.
 
 import errno
 import multiprocessing
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
+from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
+from filelock import Timeout
+
 from data import errors
-from data.artifacts.manifest import Manifest
-from data.artifacts.store import ArtifactStore, storage_errors
+from data.artifacts.manifest import LOG_NAME, Manifest
+from data.artifacts.store import ArtifactStore, holder, storage_errors
 from data.errors import ArtifactMissing, PipelineError, StepFailed
 from data.progress import Progress
 from models.precision import visible_gpus
-from tasks.execution.child import LOG_NAME, StepSpec, run_step
+from tasks.execution.child import StepSpec, run_step
 from tasks.execution.graph import Graph, Step
 from tasks.execution.machine import Machine, Part, available_cores
 from tasks.execution.memory import PeakMemory
 
 _PACKAGES = ("torch", "diffusers", "transformers", "mmdet", "mmengine", "prefect")
 _LOG_LINES_SHOWN = 12
+_SECONDS_TO_END = 20.0
 _LITTLE_SPACE = 16_000_000
 """Bytes free under which a step's end is put down to a full disk: libraries hide the cause."""
 
@@ -72,34 +78,54 @@ class Workshop:
         if modules:
             from multiprocessing import forkserver  # noqa: PLC0415  # starts nothing by itself
 
+            # The server is not told this process' path: it would import a `tasks.py` of the working folder.
+            os.environ["PYTHONSAFEPATH"] = "1"
             multiprocessing.set_forkserver_preload(sorted(modules))
             with _start_lock:
                 forkserver.ensure_running()
 
     def obtain(self, step: Step, progress: Progress) -> tuple[Manifest, bool]:
-        """Return a step's artifact and whether it was there already.
+        """Return a step's artifact and whether it was there already, or another run made it meanwhile.
 
         Raises:
             ArtifactMissing: an input's artifact is absent or damaged.
             StepFailed: the step's process died, or the run was stopped.
             PipelineError: whatever the step reported.
         """
-        identity = step.identity
-        with self.store.lock(identity.kind, identity.key):
-            manifest = self.store.lookup(identity.kind, identity.key)
-            hit = manifest is not None
-            if manifest is None:
-                inputs = {name: self._input(step, name) for name in step.inputs}
-                with storage_errors(self.store.root), self._part_for(step) as part:
-                    manifest = self._make(step, inputs, part, progress)
-            step.options.note_places(self.store.root / identity.reference)
+        identity, hit = step.identity, True
+        manifest = self.store.lookup(identity.kind, identity.key)
+        if manifest is None:
+            with storage_errors(self.store.root), self._locked(step, progress):
+                manifest = self.store.lookup(identity.kind, identity.key)
+                if manifest is None:
+                    hit = False
+                    inputs = {name: self._input(step, name) for name in step.inputs}
+                    with self._part_for(step) as part:
+                        manifest = self._make(step, inputs, part, progress)
+        step.options.note_places(self.store.root / identity.reference)
         return manifest, hit
 
     def stop(self) -> None:
         """End all processes, and start no more."""
         self._stopped.set()
-        for process in list(self._processes):
-            process.terminate()
+        _end(list(self._processes))
+
+    @contextmanager
+    def _locked(self, step: Step, progress: Progress) -> Iterator[None]:
+        """Keep other runs from making the same; say for which one it waits."""
+        lock = self.store.lock(step.identity.kind, step.identity.key)
+        with suppress(Timeout):
+            lock.acquire(blocking=False)
+        if not lock.is_locked:
+            progress(0, 1, f"waits for {holder(lock)}")
+            try:
+                lock.acquire(cancel_check=self._stopped.is_set)
+            except Timeout as error:
+                raise StepFailed(f"{step.name!r}: the run was stopped") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _is_forked(self, step: Step) -> bool:
         """CUDA does not survive the fork of a process that has looked for a GPU."""
@@ -167,7 +193,7 @@ class Workshop:
         sending.close()
         self._processes.add(process)
         if self._stopped.is_set():  # meanwhile
-            process.terminate()
+            _end([process])
         last: Any = None
         try:
             with PeakMemory(process.pid or 0) as peak:
@@ -180,7 +206,7 @@ class Workshop:
                         progress(*last)
                 process.join()
         except BaseException:
-            process.terminate()
+            _end([process])
             raise
         finally:
             self._processes.discard(process)
@@ -190,7 +216,7 @@ class Workshop:
     def _result(self, step: Step, spec: StepSpec, last: Any, status: int | None) -> dict[str, Any]:
         report = last if isinstance(last, dict) else {}
         if "error" in report:
-            raise _user_error(report["error"], report["message"])
+            raise _user_error(report["error"], f"{report['message']} (log: {spec.work / LOG_NAME})")
         if "summary" in report:
             return report
         if self._stopped.is_set():
@@ -204,6 +230,18 @@ class Workshop:
             f"{step.name!r} ended with exit status {status}; run again to go on from its last checkpoint. "
             f"See the end of {log}:\n{tail}"
         )
+
+
+def _end(processes: Sequence[BaseProcess]) -> None:
+    """Ask processes to end; kill those that do not in time, with all that they started."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + _SECONDS_TO_END
+    for process in processes:
+        if not wait([process.sentinel], max(deadline - time.monotonic(), 0)):
+            process.kill()
+            with suppress(ProcessLookupError):  # it has not come to have a group of its own
+                os.killpg(cast("int", process.pid), signal.SIGKILL)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.artifacts.store import durable_file
 from data.attributes.options import ATTRIBUTES_NAME
 from data.attributes.overrides import override_attributes, read_overrides
 from data.coco.files import write_coco
@@ -134,9 +135,8 @@ def _rendered(context: Context, dataset: Dataset, folder: Path) -> list[_Labelle
         if not (note.exists() and item.path.exists()):
             drawn = draw_layout(item.layout, item.seed)
             write_picture(item, drawn.image)
-            temporary = note.with_suffix(".tmp")
-            temporary.write_text(json.dumps([drawn.annotations, drawn.num_hidden]))
-            temporary.replace(note)
+            with durable_file(note) as file:
+                file.write(json.dumps([drawn.annotations, drawn.num_hidden]).encode())
         annotations, num_hidden = json.loads(note.read_text())
         labelled.append(_Labelled(item, annotations, {"num_omitted": num_hidden}))
         context.progress(len(labelled), len(images), "images")

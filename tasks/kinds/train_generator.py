@@ -27,6 +27,7 @@ from data.layouts.layout import (
 )
 from data.layouts.prompts import LocationGrid
 from data.layouts.protocols import Protocol
+from data.orphans import end_with_parent
 from data.progress import silent
 from data.vocabulary.images import read_square
 from data.vocabulary.tables import Dataset, Split
@@ -50,7 +51,6 @@ from models.training.probe import GeneratorProbe
 from models.training.state import TrainingState
 from models.training.training_set import TrainingSet, build_training_set
 from tasks.execution.context import StepContext, Summary
-from tasks.execution.orphans import end_with_parent
 from tasks.pages.cards import markdown_picture, markdown_table, write_card
 
 logger = logging.getLogger(__name__)
@@ -100,9 +100,10 @@ class _Prepared:
 def run(context: Context) -> Summary:
     """Train and export a diffusers-format folder, with loss curves and probes beside it."""
     precision = settled_precision(context.work, context.options.mixed_precision)
-    options = context.options.model_copy(update={"mixed_precision": precision})
-    context = replace(context, options=options)
     images = _images(context)
+    options = context.options.in_steps(len(images.layouts))
+    options = options.model_copy(update={"mixed_precision": precision})
+    context = replace(context, options=options)
     generator = _new_generator(context, images)
     context, worked = _fitted(context, generator)
     prepared = _prepare(context, images, generator)

@@ -1,14 +1,26 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+import venv
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
 import pytest
+import typer
 
+from data.artifacts.digests import DigestMemory
+from data.artifacts.store import ArtifactStore
+from data.progress import silent
 from flows.command_line import main
+from flows.run_config import build_run
+from flows.run_graph import run_graph
+from tasks.execution.workshop import Workshop
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -33,13 +45,19 @@ def test_plan_of_an_empty_root_is_all_misses(cli):
     assert out.count("never made") == out.count(" miss ") == 28
 
 
+def test_a_plan_warns_of_options_without_effect(cli):
+    status, out, err = cli("plan", "smoke", "--set", "pseudo_labels.score_threshold=0.6")
+    assert (status, "never made" in out) == (0, True)
+    assert err.startswith("warning: pseudo_labels has no effect without the arm self-training or ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("run", "nope"), "unknown preset 'nope': choose one of smoke, demo"),
         (("run", "smoke", "--set", "train_generator.nope=1"), "train_generator.nope"),
         (("run", "smoke", "--set", "nonsense"), "write KEY=VALUE"),
-        (("run", "smoke", "--set", "train_generator.num_steps=-1"), "greater than or equal to 1"),
+        (("run", "smoke", "--set", "train_generator.num_steps=-1"), "greater than or equal to 0"),
         (("run", "smoke", "--stage", "nope"), "unknown stage 'nope': choose one of ingest"),
         (("run", "smoke", "--config", "missing.toml"), "--config missing.toml"),
         (("run", "smoke", "--set", "ingest.train.instances=/no/such.json"), "ingest.train.images"),
@@ -68,10 +86,10 @@ def test_a_mistake_is_one_line_and_status_1(cli, tmp_path, arguments, message):
 
 def test_options_come_from_a_file_and_then_from_the_line(cli, tmp_path):
     file = tmp_path / "run.toml"
-    file.write_text("[train_generator]\nnum_steps = 0\n")
+    file.write_text("[train_generator]\nnum_steps = -1\n")
     status, _, err = cli("plan", "smoke", "--config", str(file))
     assert status == 1
-    assert "got 0" in err
+    assert "got -1" in err
     status, _, _ = cli(
         "plan", "smoke", "--config", str(file), "--set", "train_generator.num_steps=3"
     )
@@ -83,6 +101,16 @@ def test_an_unwritable_root_is_one_line(cli, tmp_path):
     status, _, err = cli("run", "smoke")
     assert status == 1
     assert "DETDIFFUSION_HOME" in err.splitlines()[-1]
+
+
+def test_hits_can_be_had_where_nothing_can_be_written(cli, tmp_path, caplog):
+    store = ArtifactStore(tmp_path / "root")
+    graph = run_graph(build_run("smoke", {}), DigestMemory())
+    Workshop(store, graph, 1).obtain(graph.find("ingest"), silent)
+    (store.root / "runs").write_text("no folder can be made here")
+    status, out, _ = cli("run", "smoke", "--stage", "ingest")
+    assert (status, out.splitlines()[0]) == (0, "Every step is a hit; nothing to run.")
+    assert "no record of this run is left: cannot write artifacts under" in caplog.text
 
 
 def test_a_server_that_does_not_answer_is_one_line(cli, monkeypatch):
@@ -120,10 +148,63 @@ def test_inspect_writes_the_page_of_an_ingested_folder(cli, dataset, tmp_path):
     assert page.read_text().count("data:image/png") == 2
 
 
+def test_the_version_is_the_packages(cli):
+    assert cli("--version") == (0, f"{version('detdiffusion')}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"), [("detdiffusion ins", "inspect"), ("detdiffusion plan dem", "demo")]
+)
+def test_a_shell_completes_commands_and_presets(words, completed):
+    asked = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    environment = {**os.environ, **asked, "_DETDIFFUSION_COMPLETE": "complete_bash"}
+    command = Path(sys.executable).with_name("detdiffusion")
+    output = subprocess.check_output([command], env=environment, text=True)
+    assert output.split() == [completed]
+
+
 def test_help_names_the_commands(cli):
     status, out, _ = cli("--help")
     assert status == 0
-    assert all(command in out for command in ("run", "study", "plan", "inspect", "gc"))
+    assert all(command in out for command in ("run", "study", "plan", "inspect", "new", "gc"))
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The command of a wheel that is installed beside the libraries of this environment."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in ("data", "models", "tasks", "flows"):
+        shutil.copytree(ROOT / name, folder / "source" / name)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / "source")
+    pip = [sys.executable, "-m", "pip", "--quiet"]
+    offline = ["--no-deps", "--no-index"]
+    build = [*pip, "wheel", *offline, "--no-build-isolation", "-w", folder, folder / "source"]
+    subprocess.run(build, check=True, cwd=folder)
+    venv.create(folder / "venv")
+    (wheel,) = folder.glob("*.whl")
+    python = folder / "venv/bin/python"
+    subprocess.run([*pip, "--python", python, "install", *offline, wheel], check=True, cwd=folder)
+    (site,) = folder.glob("venv/lib/python*/site-packages")
+    (site / "libraries.pth").write_text(str(Path(typer.__file__).parents[1]))
+    return folder / "venv/bin/detdiffusion"
+
+
+@pytest.mark.parametrize("names", [(), ("data/__init__.py", "models/__init__.py", "tasks.py")])
+def test_a_wheel_works_in_any_folder(installed, tmp_path, names):
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("raise SystemExit('not the package')")
+
+    def output(*arguments):
+        command = [installed, *arguments]
+        return subprocess.check_output(command, cwd=tmp_path, env=environment, text=True)
+
+    assert output("--version").strip() == version("detdiffusion")
+    assert output("plan", "smoke").count("never made") == 28
+    site = installed.parents[1].glob("lib/python*/site-packages/*/py.typed")
+    assert {path.parent.name for path in site} == {"data", "models", "tasks", "flows"}
 
 
 def test_json_values_are_parsed():

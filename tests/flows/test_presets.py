@@ -1,8 +1,13 @@
+import re
+from datetime import date
+
 import pytest
 
 from data.errors import InvalidConfig
-from flows.presets import PRESETS
-from flows.run_config import RunConfig, build_run
+from data.layouts.protocols import Protocol
+from flows.presets import PRESETS, merge
+from flows.run_config import RunConfig, build_run, changes_to_preset
+from models.detector.options import DetectorConfig
 from models.generator.options import NewModelConfig
 
 
@@ -26,6 +31,35 @@ def test_a_base_model_folder_takes_the_place_of_a_new_model():
     assert run.train_generator.base_model == "some/folder"
 
 
+def test_a_mapping_with_delete_takes_the_presets_place():
+    own = {"config": "my.py", "overrides": {"_delete_": True, "model.x": {"_delete_": True}}}
+    detector = build_run("smoke", {"train_detector": own}).train_detector
+    assert detector.overrides == {"model.x": {"_delete_": True}}  # MMEngine's stays
+    assert (detector.config, detector.num_iterations) == ("my.py", 8)
+    alone = build_run("smoke", {"train_detector": {"_delete_": True, "num_epochs": 2}})
+    assert alone.train_detector == DetectorConfig(num_epochs=2)
+    with pytest.raises(InvalidConfig, match="_delete_: unknown option"):
+        build_run("smoke", {"_delete_": True})
+
+
+def test_options_over_options_keep_the_mark_for_the_preset():
+    file, line = {"overrides": {"model.x": 1}}, {"overrides": {"_delete_": True, "model.y": 2}}
+    for over in (merge(file, line), merge(line, file)):
+        overrides = build_run("smoke", {"train_detector": over}).train_detector.overrides
+        assert overrides == {
+            name: over["overrides"][name] for name in over["overrides"] if "." in name
+        }
+
+
+def test_what_a_run_has_not_of_its_preset_is_a_change():
+    run = build_run("smoke", {"train_detector": {"overrides": {"_delete_": True}}})
+    names = {name.partition(".overrides.")[0] for name in changes_to_preset(run)}
+    assert names == {"train_detector"}
+    assert set(changes_to_preset(run).values()) == {None}
+    folder = build_run("smoke", {"train_generator": {"base_model": "some/folder"}})
+    assert changes_to_preset(folder) == {"train_generator.base_model": "some/folder"}
+
+
 def test_a_recipe_that_is_asked_for_goes_over_the_presets_options():
     run = build_run("demo", {"train_generator": {"recipe": "geodiffusion", "ema_decay": 0.5}})
     assert run.train_generator.location_embedding == "raw"
@@ -43,25 +77,78 @@ def test_coco_has_the_released_recipe_and_rates():
     assert of_512.schedule_stretch == 8
 
 
+def test_own_data_is_fine_tuned_by_the_released_rate_for_each_image():
+    run = build_run("fine-tune", {"train_generator": {"batch_size": 16}})
+    assert run.train_generator.rates == (1.5e-4 / 16, 0.75 * 1.5e-4 / 16)
+    assert run.train_generator.in_steps(1000).num_steps == 60 * 1000 / 16
+    assert {run.protocol(use) for use in ("generator", "train", "val")} == {Protocol()}
+    assert run.train_detector == run.retrain.detector  # which is then trained once
+
+
 def test_a_run_survives_json():
     run = build_run("demo", {"train_generator": {"num_steps": 5}})
     assert RunConfig.model_validate_json(run.model_dump_json()) == run
 
 
 @pytest.mark.parametrize(
+    ("options", "place", "meant"),
+    [
+        ({"train_generator": {"num_step": 5}}, "train_generator.num_step", "num_steps"),
+        (
+            {"train_generator": {"base_model": {"patch_siz": 4}}},
+            "train_generator.base_model.patch_siz",
+            "patch_size",
+        ),
+        ({"layouts": {"max_object": 3}}, "layouts.max_object", "max_objects"),
+        (
+            {"retrain": {"others": {"yolox": {"num_epoch": 3}}}},
+            "retrain.others.yolox.num_epoch",
+            "num_epochs",
+        ),
+        ({"ingest": {"tile": {"sise": 64}}}, "ingest.tile.sise", "size"),
+    ],
+)
+def test_an_unknown_option_is_named_in_full_with_what_may_be_meant(options, place, meant):
+    expected = f"{place}: unknown option; did you mean {meant}?"
+    with pytest.raises(InvalidConfig, match=re.escape(expected)):
+        build_run("smoke", options)
+
+
+def test_prefect_shows_what_may_be_meant_too():
+    from prefect.exceptions import ParameterTypeError
+
+    from flows.stages import end_to_end
+
+    given = {"preset": "smoke", "train_generator": {"num_step": 5}}
+    with pytest.raises(
+        ParameterTypeError, match=r"num_step: unknown option; did you mean num_steps\?"
+    ):
+        end_to_end.validate_parameters({"config": given, "num_cores": None})
+
+
+@pytest.mark.parametrize(
     ("preset", "overrides", "message"),
     [
-        ("nope", {}, "unknown preset 'nope'"),
+        ("nope", {}, "unknown preset 'nope': choose one of smoke, .*[^?]$"),
+        ("smok", {}, "unknown preset 'smok': .*; did you mean smoke[?]$"),
         ("demo", {"train_generator": {"nope": 1}}, r"train_generator\.nope"),
         (
             "demo",
-            {"train_generator": {"num_steps": 0}},
-            r"train_generator\.num_steps: .* \(got 0\)",
+            {"train_generator": {"num_steps": -1}},
+            r"train_generator\.num_steps: .* \(got -1\)",
         ),
+        ("demo", {"train_generator": {"num_steps": 0}}, "num_epochs is 0 and num_steps 0: one of"),
+        ("fine-tune", {"train_generator": {"num_steps": 9}}, "num_epochs is 60 and num_steps 9: "),
         ("demo", {"train_generator": {"resolution": 66}}, "66 is not a multiple"),
-        ("demo", {"nope": 1}, "nope: Extra inputs"),
+        ("demo", {"nope": 1}, r"valid: nope: unknown option \(got 1\)$"),
+        ("demo", {"retrian": {}}, r"valid: retrian: unknown option; did you mean retrain\?"),
         ("demo", {"ingest": 3}, "ingest"),
         ("demo", {"ingest": {"tile": {"size": 64, "overlap": 1}}}, r"ingest\.tile\.overlap"),
+        (
+            "demo",
+            {"train_scorer": {"overrides": {"made": date(2026, 1, 2)}}},
+            r"train_scorer\.overrides\.made: .* JSON value \(got datetime\.date\(2026, 1, 2\)\)",
+        ),
         ("demo", {"retrain": {"seeds": []}}, r"retrain\.seeds"),
         ("demo", {"retrain": {"seeds": [1, 1]}}, "each may stand once"),
         ("demo", {"retrain": {"arms": ["real+nothing"]}}, r"retrain\.arms"),

@@ -19,7 +19,7 @@ from data.layouts.protocols import PROTOCOLS, Protocol
 from flows.command_line import app
 from flows.presets import merge
 from flows.run_config import build_run
-from flows.run_graph import STAGES, run_graph, stage_steps
+from flows.run_graph import STAGES, idle_options, run_graph, stage_steps
 from models.generator.options import MODEL_PARTS
 from tasks.execution.plan import check
 
@@ -497,6 +497,40 @@ def test_what_cannot_work_is_refused_before_anything_runs(overrides, error, mess
     assert time.process_time() - started < 2
 
 
+@pytest.mark.parametrize(
+    ("overrides", "idle"),
+    [
+        ({}, []),
+        ({"retrain": {"verification": {}, "added_share": 0.5, "real_only_end": 0.1}}, []),
+        (
+            {"retrain": {"verification": {}, "added_share": 0.5, "real_only_end": 0.1, "arms": ["real"]}},
+            ["retrain.verification", "retrain.added_share", "retrain.real_only_end"],
+        ),
+        (
+            {"retrain": {"added_share": 0.5, "verification": {}, "arms": ["real", "more-real"]}}, [],
+        ),
+        ({"retrain": {"box_noise": 0.1, "arms": ["synthetic-only"]}}, ["retrain.box_noise"]),
+        ({"retrain": {"box_noise": 0.1, "arms": ["synthetic-only"], "ruler": [0.5]}}, []),
+        ({"pseudo_labels": {"score_threshold": 0.6}}, ["pseudo_labels"]),
+        (merge(SELF_TRAINING, {"pseudo_labels": {"score_threshold": 0.6}}), []),
+        (merge(PRETRAINING, {"pseudo_labels": {"score_threshold": 0.6}}), []),
+        ({"pretrain_generator": {"boxes": "none"}}, ["pretrain_generator"]),
+    ],
+)  # fmt: skip
+def test_options_without_effect_are_named(overrides, idle):
+    found = idle_options([build_run("smoke", overrides)])
+    assert [line.partition(" has no effect without ")[0] for line in found] == idle
+
+
+def test_an_option_that_one_run_of_a_study_uses_has_effect():
+    used, unused = (
+        build_run("smoke", {"retrain": {"added_share": 0.5, "arms": arms}})
+        for arms in (["real", "real+hard"], ["real"])
+    )
+    assert idle_options([used, unused]) == []
+    assert len(idle_options([unused, build_run("smoke", {})])) == 1
+
+
 def layout_rules(overrides):
     graph = graph_of(overrides)
     return {
@@ -526,9 +560,10 @@ def test_another_rule_is_for_those_who_are_given_it():
     }
 
 
-def test_a_coco_preset_without_data_is_refused():
+@pytest.mark.parametrize("preset", ["fine-tune", "coco-512"])
+def test_a_preset_for_data_without_data_is_refused(preset):
     with pytest.raises(InvalidConfig, match=r"needs your data: give ingest\.train"):
-        graph_of(preset="coco-512")
+        graph_of(preset=preset)
 
 
 def publish_tables(store, graph, folder):
@@ -560,8 +595,8 @@ def coco_shaped(folder):
     return splits
 
 
-@pytest.mark.parametrize("preset", ["coco-256", "coco-512"])
-def test_the_coco_presets_are_planned_without_a_warning(preset, tmp_path, caplog, monkeypatch):
+@pytest.mark.parametrize("preset", ["fine-tune", "coco-256", "coco-512"])
+def test_the_presets_for_data_are_planned_without_a_warning(preset, tmp_path, caplog, monkeypatch):
     """README's command, with `plan` in place of `run`."""
     base = tmp_path / "stable-diffusion"
     for part in MODEL_PARTS:

@@ -66,6 +66,7 @@ def test_runs_share_what_is_the_same_in_them(file):
             "the runs .'b'.",
         ),
         ("[runs.a]\n[[questions]]\nname='q'\ntext='t'\norder=['map', 'a: map']", "RUN: NUMBER"),
+        ("[runs.a]\n[[questions]]\nnmae='q'", r"nmae.*: unknown option; did you mean name\?"),
         ("[runs.a]\n[numbers]\nx = 'b: map'", "the runs .'b'."),
         ("best_of = ['b: real_hard']\n[runs.a]", "the runs .'b'."),
         ("best_of = ['a']\n[runs.a]", 'write "RUN: NAME"'),

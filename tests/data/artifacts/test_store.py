@@ -1,4 +1,5 @@
 import errno
+import os
 import threading
 
 import pytest
@@ -37,6 +38,30 @@ def test_a_published_artifact_is_a_hit_and_its_work_is_gone(store):
     manifest = publish(store)
     assert store.lookup("kind", manifest.key) == manifest
     assert not (store.root / ".work" / "kind" / manifest.key).exists()
+
+
+def test_a_log_is_kept_beside_what_the_manifest_records(store):
+    (store.work("kind", identity().key) / "log.txt").write_text("a warning")
+    manifest = publish(store)
+    log = store.path("kind", manifest.key) / "log.txt"
+    assert log.read_text() == "a warning"
+    assert manifest.files.keys() == {"sub/file.txt"}
+    log.unlink()
+    assert store.lookup("kind", manifest.key)
+
+
+def test_the_folder_of_a_new_kind_outlives_a_crash_of_the_machine(store, monkeypatch):
+    synced, fsync = [], os.fsync
+
+    def noted(descriptor):
+        fsync(descriptor)
+        synced.append(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    manifest = publish(store)
+    artifact = store.path("kind", manifest.key)
+    folders = [item.stat().st_ino for item in (artifact, artifact.parent, store.root)]
+    assert synced[-3:] == folders
 
 
 @pytest.mark.parametrize("change", ["damage", "delete", "truncate", "manifest", "no manifest"])
@@ -95,6 +120,12 @@ def test_an_unwritable_root_is_one_clear_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="DETDIFFUSION_HOME"):
         ArtifactStore(tmp_path / "file").work("kind", "key")
+
+
+def test_a_file_that_is_gone_is_named_and_no_matter_of_writing(tmp_path):
+    message = r"ingest/0/objects\.parquet: no such file; run again"
+    with pytest.raises(StorageError, match=message), storage_errors(tmp_path):
+        (tmp_path / "ingest/0/objects.parquet").read_bytes()
 
 
 def test_a_full_disk_is_one_clear_error(tmp_path):

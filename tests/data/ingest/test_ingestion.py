@@ -213,6 +213,18 @@ def test_splits_without_a_common_class_are_refused(write, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("changes", [{"name": "d\ud800"}, {"supercategory": "d\ud800"}])
+def test_a_category_whose_names_are_not_utf_8_is_accounted_for(write, tmp_path, changes):
+    other = {"id": 4, "name": "dog"} | changes
+    summary = ingest(
+        write(document(categories=[{"id": 3, "name": "cat"}, other])), tmp_path / "out"
+    )
+    assert [row["reason"] for row in summary["refused"]] == ["category name is not UTF-8"]
+    assert summary["categories"] == 1
+    with pytest.raises(InvalidDataset, match="no usable object; 1 × category name is not UTF-8"):
+        ingest(write(document(categories=[other | {"id": 3}])), tmp_path / "none")
+
+
 def test_a_category_twice_is_accounted_for(write, tmp_path):
     content = document(categories=[{"id": 3, "name": "cat"}, {"id": 3, "name": "dog"}])
     summary = ingest(write(content), tmp_path / "out")

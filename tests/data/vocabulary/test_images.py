@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.vocabulary.images import image_problem, read_square
+from data.vocabulary.images import image_problem, is_turned, read_square
 
 WIDTH, HEIGHT = 60, 40
 
@@ -86,3 +86,14 @@ def test_damaged_headers_are_named(tmp_path):
         text[draw.integers(0, 60)] = draw.integers(0, 256)
         (tmp_path / "a.png").write_bytes(text)
         image_problem(tmp_path / "a.png", WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_what_exif_turns_or_mirrors_is_known(name, tmp_path):
+    picture, options = PICTURES[name]
+    picture.save(tmp_path / name, **options)
+    is_stored_so = name == "turned.tif"  # which Pillow turns by itself
+    assert is_turned(tmp_path / name) == (
+        name.startswith(("turned", "mirrored")) and not is_stored_so
+    )
+    assert not is_turned(tmp_path / "missing.jpg")

@@ -11,8 +11,9 @@ from data.errors import InvalidConfig, InvalidModel
 from flows.presets import PRESETS
 from models.detector.config_files import CocoFolder, Mixture, build_config
 from models.detector.config_sources import config_path
-from models.detector.detector import Detector, detections_table
-from models.detector.options import DetectorConfig
+from models.detector.detector import Detector, detections_table, write_detector
+from models.detector.mmdetection import MODELS, register_all_modules
+from models.detector.options import DETECTOR_FILES, DetectorConfig
 from models.detector.seeded_data import PlaceSampler, SeededConcatDataset
 from models.detector.training import train_detector
 
@@ -299,6 +300,21 @@ def test_objects_of_other_images_are_pasted(dataset, tmp_path, masks):
     assert all("masks" not in item["data_samples"].gt_instances for item in pasted)
     again = samples(pasting)
     assert all(torch.equal(a["inputs"], b["inputs"]) for a, b in zip(pasted, again, strict=True))
+
+
+def test_a_detector_is_the_same_bytes_whenever_it_is_written(dataset, tmp_path):
+    register_all_modules(init_default_scope=True)
+    config = build_config(settings("train_scorer"), [], dataset.things, tmp_path)
+    model, categories = MODELS.build(config.model), list(dataset.things.items())
+    for folder in ("first", "second"):
+        write_detector(tmp_path / folder, model, config, categories)
+    for name in DETECTOR_FILES:
+        first, second = (tmp_path / folder / name for folder in ("first", "second"))
+        assert first.read_bytes() == second.read_bytes()
+    weights, stored = model.state_dict(), load_file(tmp_path / "first" / "model.safetensors")
+    assert len(stored) < len(weights)  # RTMDet's levels share some
+    again = Detector.load(tmp_path / "first")._model.state_dict()
+    assert all(torch.equal(weights[name], again[name].cpu()) for name in weights)
 
 
 def test_a_folder_that_is_no_detector_is_refused(tmp_path):

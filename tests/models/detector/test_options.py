@@ -37,12 +37,24 @@ def configs(tmp_path):
 
 @pytest.mark.parametrize("name", ["detector.py", "new.py"])
 def test_a_config_that_a_detectors_config_inherits_from_is_part_of_it(configs, name):
-    config = DetectorConfig(config=str(configs / name))
+    config = DetectorConfig(config=str(configs / name), learning_rate=0.1)
     before = foreign(config)
     (configs / "base" / "schedule.py").write_text("lr = 2")
     assert foreign(config) != before
     (configs / "base" / "schedule.py").write_text("lr = 1")
     assert foreign(config) == before
+
+
+def test_a_config_without_a_rule_for_its_rate_is_refused_where_none_is_given(configs):
+    config = DetectorConfig(config=str(configs / "detector.py"))
+    with pytest.raises(
+        InvalidConfig, match=r"no auto_scale_lr\.base_batch_size .* give learning_rate"
+    ):
+        foreign(config)
+    assert foreign(config.model_copy(update={"learning_rate": 0.1}))
+    assert foreign(config.model_copy(update={"overrides": {"auto_scale_lr.base_batch_size": 16}}))
+    (configs / "base" / "schedule.py").write_text("auto_scale_lr = dict(base_batch_size=16)")
+    assert foreign(config)
 
 
 def test_packaged_configs_are_found_with_all_they_inherit_from():
@@ -118,14 +130,14 @@ def test_weights_that_a_variable_of_a_config_names_are_found(tmp_path):
     )
     neck = {"model.neck.init_cfg.type": "Xavier"}
     for overrides in ({}, neck):
-        config = DetectorConfig(config=str(path), overrides=overrides)
+        config = DetectorConfig(config=str(path), learning_rate=0.1, overrides=overrides)
         (tmp_path / "w.pth").write_text("0")
         before = foreign(config)
         (tmp_path / "w.pth").write_text("1")
         assert foreign(config) != before
     (tmp_path / "w.pth").unlink()
     with pytest.raises(InvalidConfig, match=r"w\.pth.*no such file"):
-        foreign(DetectorConfig(config=str(path)))
+        foreign(config)
 
 
 @pytest.mark.parametrize(

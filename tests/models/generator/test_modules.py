@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -47,6 +48,19 @@ def test_a_half_precision_folder_has_full_master_weights(saved):
     loaded = load_base_model(str(folder))
     for module in (loaded.unet, loaded.text_encoder, loaded.vae):
         assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
+
+
+def test_a_generator_is_the_same_bytes_wherever_it_is_written(saved, tmp_path):
+    _, folder = saved
+    other = shutil.copytree(folder, tmp_path / "another place")
+    copies = [tmp_path / "first", tmp_path / "second"]
+    for source, copy in zip((folder, other), copies, strict=True):
+        save_generator(load_generator(source), copy)
+    first, second = (
+        {path.relative_to(copy): path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+        for copy in copies
+    )
+    assert first == second
 
 
 def test_the_folder_is_diffusers_format(saved):

@@ -47,6 +47,18 @@ def test_a_training_needs_a_gpu_for_each_of_its_processes():
     assert GeneratorConfig(num_processes=4).num_gpus == 4
 
 
+@pytest.mark.parametrize(("num_images", "num_steps"), [(1, 1), (16, 5), (17, 6), (1000, 313)])
+def test_epochs_are_of_the_images_that_are_trained_on(num_images, num_steps):
+    config = GeneratorConfig(num_epochs=2.5, num_steps=0, batch_size=8)
+    assert config.in_steps(num_images) == GeneratorConfig(num_steps=num_steps, batch_size=8)
+    assert GeneratorConfig(num_steps=7).in_steps(num_images).num_steps == 7
+
+
+def test_a_length_in_steps_has_the_key_that_it_had():
+    assert "num_epochs" not in GeneratorConfig().keyed()
+    assert GeneratorConfig(num_epochs=3, num_steps=0).keyed()["num_epochs"] == 3
+
+
 def test_a_folder_that_is_no_base_model_is_refused(tmp_path):
     (tmp_path / "unet").mkdir()
     with pytest.raises(InvalidModel, match="it has no scheduler, text_encoder, tokenizer, vae"):

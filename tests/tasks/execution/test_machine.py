@@ -1,7 +1,40 @@
+import os
 import threading
 import time
 
-from tasks.execution.machine import Machine
+import pytest
+
+from tasks.execution.machine import Machine, available_cores
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "cores"),
+    [
+        ("0::/a/b", {"a/b/cpu.max": "max 100000"}, 64),
+        ("0::/a/b", {"a/b/cpu.max": "max 100000", "a/cpu.max": "250000 100000"}, 3),
+        ("0::/", {"cpu.max": "50000 100000"}, 1),
+        ("0::/of/the/host", {"cpu.max": "200000 100000"}, 2),
+        (
+            "4:memory:/m\n3:cpu,cpuacct:/docker/7",
+            {"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"},
+            2,
+        ),
+        ("1:cpu:/", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 64),
+        ("", {}, 64),
+    ],
+)
+def test_the_quota_of_a_container_limits_the_cores(tmp_path, monkeypatch, membership, files, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)))
+    for name, text in files.items():
+        path = tmp_path / "groups" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (tmp_path / "membership").write_text(membership)
+    assert available_cores(tmp_path / "membership", tmp_path / "groups") == cores
+
+
+def test_the_cores_of_this_machine_are_those_it_may_use():
+    assert 1 <= available_cores() <= len(os.sched_getaffinity(0))
 
 
 def test_no_more_cores_are_taken_than_there_are():

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,16 +15,17 @@ import pytest
 
 from data.artifacts.digests import DigestMemory
 from data.artifacts.store import ArtifactStore
-from data.errors import ArtifactMissing, InvalidConfig, OutOfMemory, StepFailed
+from data.errors import ArtifactMissing, InvalidConfig, OutOfMemory, StepFailed, StorageError
 from data.ingest.options import IngestConfig, ScenesConfig
 from tasks import catalogue
+from tasks.execution import workshop as workshop_module
 from tasks.execution.graph import Graph, Node, resolve
 from tasks.execution.memory import PeakMemory
 from tasks.execution.workshop import Workshop
 from tasks.kind import Kind
 
 MODULE = """
-import os, time
+import os, signal, subprocess, time
 from data.artifacts.options import Options
 from data.errors import InvalidConfig
 from tasks.pages.cards import write_card
@@ -52,6 +54,10 @@ def run(context):
         case "sleep":
             (context.work / "started").write_text(str(os.getpid()))
             time.sleep(60)
+        case "deaf":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            with subprocess.Popen(["sleep", "60"]) as other:
+                (context.work / "started").write_text(f"{os.getpid()} {other.pid}")
         case "meet left" | "meet right":
             (context.root / context.options.what).touch()
             deadline = time.monotonic() + 60
@@ -120,6 +126,8 @@ def test_a_step_runs_in_its_own_process_and_is_a_hit_the_second_time(store, step
     assert manifest.files.keys() == {"card.md"}
     assert manifest.peak_memory_bytes > 10_000_000
     assert capfd.readouterr() == ("", "")
+    log = store.root / manifest.reference / "log.txt"
+    assert log.read_text() == "something on standard output\n"
     again, hit, reports = obtain(store, alone(step()))
     assert (again, hit, reports) == (manifest, True, [])
 
@@ -133,7 +141,7 @@ def test_a_damaged_artifact_is_made_again_with_the_same_content(store, step):
 
 
 def test_a_users_error_arrives_as_it_was_raised_and_leaves_no_artifact(store, step):
-    with pytest.raises(InvalidConfig, match=r"^the user did it$"):
+    with pytest.raises(InvalidConfig, match=r"^the user did it \(log: /.*/log\.txt\)$"):
         obtain(store, alone(step("error")))
     assert not (store.root / "added").exists()
 
@@ -147,7 +155,9 @@ def test_a_crash_names_the_log(store, step, what, message):
 
 
 def test_a_device_that_is_too_small_is_one_sentence_with_the_option_to_turn(store, step):
-    with pytest.raises(OutOfMemory, match=r"does not suffice: a smaller batch_size needs less$"):
+    with pytest.raises(
+        OutOfMemory, match=r"does not suffice: a smaller batch_size needs less \(log: "
+    ):
         obtain(store, alone(step("memory")))
 
 
@@ -167,6 +177,72 @@ def test_a_step_whose_input_was_removed_meanwhile_says_so(store, step):
         ArtifactMissing, match=r"'second' needs the artifact added/.*missing or damaged"
     ):
         workshop.obtain(second, lambda *report: None)
+
+
+def test_a_hit_needs_no_lock_and_a_miss_without_one_is_one_clear_error(store, step):
+    """As in a root that another user writes to."""
+    manifest, _, _ = obtain(store, alone(step()))
+    locks = store.root / ".locks"
+    shutil.rmtree(locks)
+    locks.write_text("no folder can be made here")
+    assert obtain(store, alone(step())) == (manifest, True, [])
+    with pytest.raises(StorageError, match=r"cannot write artifacts under .*/root .*\.locks"):
+        obtain(store, alone(step("another")))
+
+
+@pytest.fixture
+def waiting(store, step):
+    """A run that waits for another one, which has made the same: lock, workshop, reports, result."""
+    wanted = alone(step())
+    manifest, _, _ = obtain(store, wanted)
+    made = store.root / manifest.reference
+    hidden = made.rename(made.with_name("hidden"))
+    workshop, reports = workshop_of(store, wanted), []
+    lock = store.lock(*manifest.reference.split("/"))
+    with ThreadPoolExecutor(1) as pool, lock:
+        result = pool.submit(workshop.obtain, wanted, lambda *report: reports.append(report))
+        deadline = time.monotonic() + 20
+        while not reports and time.monotonic() < deadline:
+            time.sleep(0.05)
+        hidden.rename(made)
+        yield lock, workshop, reports, result
+
+
+def test_a_run_that_waits_for_another_says_for_which_and_then_has_a_hit(waiting):
+    lock, _, reports, result = waiting
+    ((done, total, status),) = reports
+    assert (done, total) == (0, 1)
+    assert status.startswith(f"waits for process {os.getpid()} on {os.uname().nodename} since 20")
+    lock.release()
+    assert result.result(20)[1]
+    assert len(reports) == 1
+
+
+def test_a_run_that_waits_for_another_can_be_stopped(waiting):
+    _, workshop, _, result = waiting
+    workshop.stop()
+    with pytest.raises(StepFailed, match="the run was stopped"):
+        result.result(20)
+
+
+def test_a_process_that_does_not_end_when_asked_is_killed_with_all_it_started(
+    store, step, monkeypatch
+):
+    monkeypatch.setattr(workshop_module, "_SECONDS_TO_END", 0.5)
+    deaf = alone(step("deaf"))
+    workshop = workshop_of(store, deaf)
+    started = store.root / ".work" / deaf.identity.reference / "started"
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(workshop.obtain, deaf, lambda *report: None)
+        deadline = time.monotonic() + 60
+        while not (started.exists() and started.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        processes = [psutil.Process(int(pid)) for pid in started.read_text().split()]
+        workshop.stop()
+        with pytest.raises(StepFailed, match="the run was stopped"):
+            result.result(20)
+    _, alive = psutil.wait_procs(processes, timeout=5)
+    assert not [item for item in alive if item.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_a_stopped_run_ends_its_processes_and_starts_no_more(store, step):
@@ -257,11 +333,12 @@ for step in graph:
 def script(step, tmp_path):
     """A process that obtains steps by its fork server, as a run does."""
     (tmp_path / "script.py").write_text(SCRIPT)
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
 
-    def start(*words):
+    def start(*words, cwd=None):
         return subprocess.Popen(
             [sys.executable, tmp_path / "script.py", tmp_path / "root", *words],
+            cwd=cwd,
             env={**os.environ, "PYTHONPATH": path},
             stdout=subprocess.PIPE,
             text=True,
@@ -276,6 +353,14 @@ def test_steps_are_forked_from_one_process_that_has_imported_their_modules(scrip
     assert len(lines) == 2
     assert lines[0] == lines[1]
     assert "imported by" in lines[0]
+
+
+def test_a_file_of_a_packages_name_in_the_working_folder_is_not_imported(script, tmp_path):
+    folder = tmp_path / "working"
+    folder.mkdir()
+    (folder / "tasks.py").write_text("raise SystemExit('the wrong tasks')")
+    with script("one", cwd=folder) as process:
+        assert "imported by" in process.stdout.read()
 
 
 def test_a_step_ends_with_the_run_however_that_ends(script, step, store):
@@ -311,27 +396,6 @@ def test_a_data_set_that_is_a_hit_notes_where_its_images_lie(store):
     _, hit, _ = obtain(store, step)
     assert hit
     assert places.exists()
-
-
-def test_a_process_ends_with_its_parent(tmp_path):
-    child = (
-        "from tasks.execution.orphans import end_with_parent as e; e(); import time; time.sleep(60)"
-    )
-    parent = (
-        "import subprocess, sys, time\n"
-        f"print(subprocess.Popen([sys.executable, '-c', {child!r}]).pid, flush=True)\n"
-        "time.sleep(3)"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True
-    ) as process:
-        pid = int(process.stdout.readline())
-        time.sleep(1)
-        process.kill()
-    deadline = time.monotonic() + 10
-    while psutil.pid_exists(pid) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_peak_memory_sees_an_allocation():

@@ -2,8 +2,10 @@
 
 import gc
 import json
+import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -122,6 +124,27 @@ def test_a_killed_step_ends_as_one_that_was_not(context, tmp_path):
     assert reports == [(6, 6, "images")]
     assert sorted(path.name for path in folder.iterdir()) == [f"{k:012d}.png" for k in range(1, 7)]
     assert [path.stat().st_mtime_ns for path in first] == times
+
+
+@pytest.mark.parametrize("drawn_by", ["generator", "scenes"])
+def test_what_a_resumed_step_trusts_was_on_the_disk_before_it_had_its_name(
+    context, drawn_by, monkeypatch
+):
+    synced, fsync, replace_file = set(), os.fsync, Path.replace
+
+    def noted(descriptor):
+        fsync(descriptor)
+        synced.add(os.fstat(descriptor).st_ino)
+
+    def checked(path, target):
+        assert path.stat().st_ino in synced
+        return replace_file(path, target)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(Path, "replace", checked)
+    synthesize.run(context(drawn_by=drawn_by))
+    notes = {"generator": 1, "scenes": 6}  # of the precision; of each image's labels
+    assert len(synced) == 6 + notes[drawn_by]
 
 
 def test_a_smaller_batch_goes_on_and_draws_the_same_images(context, tmp_path):

@@ -1,5 +1,7 @@
 """What a generator is trained on, and what it starts from."""
 
+import math
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +18,7 @@ from models.generator.options import (
     PretrainingConfig,
     pretraining_options,
 )
+from models.training.metrics_file import METRICS_NAME, read_metrics
 from tasks.execution.context import StepContext
 from tasks.kinds import ingest_unlabelled, pseudo_label, train_generator
 
@@ -86,6 +89,16 @@ def test_a_pre_training_is_on_all_unlabelled_images_and_what_was_found_in_them(
     assert summary["layouts"]["images"] == NUM_IMAGES
     assert summary["layouts"].get("things") == things
     assert "loss_perception" not in summary["progress"][-1]
+
+
+def test_a_length_in_epochs_is_of_the_layouts_that_the_rule_leaves(run, attributes, tmp_path):
+    pq.write_table(attributes, tmp_path / ATTRIBUTES_NAME)
+    changes = {"num_epochs": 0.5, "num_steps": 0, "layouts": Protocol(min_objects=5)}
+    epochs = CONFIG.model_copy(update=changes)
+    out, summary = run(train_generator, "made", epochs, attributes=tmp_path)
+    num_images = summary["layouts"]["images"]
+    assert 0 < num_images < 12
+    assert len(read_metrics(out / METRICS_NAME)) == math.ceil(num_images / 2 / CONFIG.batch_size)
 
 
 def test_a_training_goes_on_from_the_pre_trained_generator(

@@ -1,0 +1,244 @@
+"""From a user's COCO file to a run: what is written, and that it can be planned."""
+
+import json
+import tomllib
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from data.errors import InvalidConfig, InvalidDataset
+from flows.command_line import app
+from flows.new_config import NewConfig, write_config
+from flows.run_config import build_run
+from models.generator.options import MODEL_PARTS
+
+NUM_CLASSES = 37
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Factory of a user's data set; the working folder is that of the call."""
+    monkeypatch.chdir(tmp_path)
+
+    def create(
+        num_images=60, size=(320, 240), sides=(40, 90), classes=NUM_CLASSES, most=9, outline=None
+    ):
+        rng, images, annotations = np.random.default_rng(0), [], []
+        (tmp_path / "my/images").mkdir(parents=True, exist_ok=True)
+        for image_id in range(1, num_images + 1):
+            name = f"film{image_id % 6}_{image_id:03d}.png"
+            Image.new("RGB", size).save(tmp_path / "my/images" / name)
+            images.append(
+                dict(zip(("width", "height"), size, strict=True), id=image_id, file_name=name)
+            )
+            for _ in range(rng.integers(1, most + 1)):
+                width, height = rng.integers(*sides, 2, endpoint=True).tolist()
+                x, y = (
+                    int(rng.integers(0, a - b)) for a, b in zip(size, (width, height), strict=True)
+                )
+                annotations.append(
+                    {"id": len(annotations) + 1, "image_id": image_id, "iscrowd": 0,
+                     "category_id": len(annotations) % classes + 1, "bbox": [x, y, width, height],
+                     "area": width * height, "of my own": 7,
+                     **({} if outline is None else {"segmentation": [outline(x, y, width, height)]})}
+                )  # fmt: skip
+        categories = [{"id": key, "name": f"class {key}"} for key in range(1, classes + 1)]
+        document = {"images": images, "annotations": annotations, "categories": categories}
+        write(tmp_path, document)
+        return document
+
+    return create
+
+
+def write(folder, document):
+    (folder / "my/instances.json").write_text(json.dumps(document))
+
+
+def rectangle(x, y, width, height):
+    return [x, y, x + width, y, x + width, y + height, x, y + height]
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, [*map(str, arguments)])
+
+
+def new(tmp_path, **options):
+    given = {"instances": tmp_path / "my/instances.json", "images": tmp_path / "my/images",
+             "val": None, "val_images": tmp_path / "my/images", "out": tmp_path / "my.toml",
+             "group_by": None, "force": False, **options}  # fmt: skip
+    return write_config(NewConfig(**given), 1)
+
+
+def written(tmp_path):
+    return tomllib.loads((tmp_path / "my.toml").read_text())
+
+
+def test_what_is_written_is_planned_without_a_warning(own, tmp_path, monkeypatch, caplog):
+    document = own()
+    made = call("new", "my/instances.json", "--images", "my/images")
+    assert made.exit_code == 0, made.exception
+    assert made.stdout.split() == ["instances_train.json", "instances_val.json", "my.toml"]
+    for part in MODEL_PARTS:
+        (tmp_path / "sd" / part).mkdir(parents=True)
+    monkeypatch.setenv("DETDIFFUSION_HOME", str(tmp_path / "root"))
+    base = ("--set", "train_generator.base_model=sd")
+    for arguments in (
+        ("fine-tune", "--config", "my.toml", *base),
+        ("smoke", "--config", "my.toml"),
+    ):
+        planned = call("plan", *arguments)
+        assert planned.exit_code == 0, planned.exception
+        said = planned.stderr.splitlines()
+        assert [line for line in said if not line.startswith("to be downloaded")] == []
+    assert caplog.records == []
+    parts = [
+        json.loads((tmp_path / f"instances_{name}.json").read_text()) for name in ("train", "val")
+    ]
+    assert [len(part["images"]) for part in parts] == [48, 12]
+    for name in ("images", "annotations"):
+        both = sorted((item for part in parts for item in part[name]), key=lambda item: item["id"])
+        assert both == document[name]
+    assert {part["categories"] == document["categories"] for part in parts} == {True}
+
+
+def test_options_follow_from_the_data(own, tmp_path):
+    document = own()
+    notes = new(tmp_path)
+    run = build_run("fine-tune", written(tmp_path))
+    counts = {name: np.bincount([item["image_id"] for item in part["annotations"]])
+              for name in ("train", "val")
+              for part in [json.loads((tmp_path / f"instances_{name}.json").read_text())]}  # fmt: skip
+    ninths = [np.quantile(item[item > 0], 0.9, method="inverted_cdf") for item in counts.values()]
+    assert run.layouts.max_objects == max(ninths)
+    assert (run.ingest.masks, run.ingest.tile) == ("none", None)
+    assert run.train_generator.resolution == 256
+    assert run.train_detector.image_size == run.retrain.detector.image_size == (640, 480)
+    assert notes[0].startswith(
+        f"48 images to train on and 12 to validate on, {NUM_CLASSES} classes"
+    )
+    num_layouts = (counts["train"] > 0) & (counts["train"] <= run.layouts.max_objects)
+    steps = run.train_generator.in_steps(num_layouts.sum()).num_steps
+    assert (
+        f"{steps} steps of 8, of {num_layouts.sum()} layouts" in (tmp_path / "my.toml").read_text()
+    )
+    assert len(document["annotations"]) == sum(item.sum() for item in counts.values())
+
+
+def test_photographs_with_masks_are_left_as_the_preset_has_them(own, tmp_path):
+    own(num_images=10, size=(900, 700), sides=(100, 300), most=3, outline=rectangle)
+    new(tmp_path)
+    assert set(written(tmp_path)) == {"ingest", "layouts", "train_generator"}
+    assert written(tmp_path)["train_generator"] == {}
+    assert set(written(tmp_path)["ingest"]) == {"train", "val"}
+
+
+def test_small_objects_in_large_images_are_cut_out_in_tiles_and_counted_there(own, tmp_path):
+    own(num_images=10, size=(1000, 800), sides=(20, 30), most=40)
+    new(tmp_path)
+    run = build_run("fine-tune", written(tmp_path))
+    assert run.ingest.tile.size == 224  # eight times 25, in whole 32
+    assert run.layouts.max_objects < 10
+    assert "Objects a tile" in (tmp_path / "my.toml").read_text()
+
+
+def test_dense_layouts_are_said_to_leave_the_prompt(own, tmp_path):
+    own(num_images=10, most=60)
+    new(tmp_path)
+    assert "room for 18" in " ".join((tmp_path / "my.toml").read_text().split())
+
+
+def test_images_that_belong_together_are_not_torn_apart(own, tmp_path):
+    own()
+    new(tmp_path, group_by="^(film[0-9])_")
+    films = [{item["file_name"][:5] for item in json.loads(path.read_text())["images"]}
+             for path in (tmp_path / "instances_train.json", tmp_path / "instances_val.json")]  # fmt: skip
+    assert films[0].isdisjoint(films[1])
+    assert len(films[1]) == 2  # of six, for a fifth of the images
+
+
+def test_given_validation_images_are_taken_as_they_are(own, tmp_path):
+    own(num_images=6)
+    val = tmp_path / "my/val.json"
+    val.write_bytes((tmp_path / "my/instances.json").read_bytes())
+    new(tmp_path, val=val, out=tmp_path / "deep/er/my.toml")
+    assert [path.name for path in (tmp_path / "deep/er").iterdir()] == ["my.toml"]
+    splits = tomllib.loads((tmp_path / "deep/er/my.toml").read_text())["ingest"]
+    assert (splits["train"]["instances"], splits["val"]["instances"]) == (
+        str(tmp_path / "my/instances.json"), str(val),
+    )  # fmt: skip
+
+
+def test_nothing_is_written_over_unless_that_is_asked_for_and_never_what_was_given(own, tmp_path):
+    own(num_images=6)
+    new(tmp_path)
+    with pytest.raises(InvalidConfig, match=r"instances_train\.json is there: .*--force"):
+        new(tmp_path)
+    new(tmp_path, force=True)
+    given = tmp_path / "instances_train.json"
+    with pytest.raises(InvalidConfig, match=r"instances_train\.json would be written over"):
+        new(tmp_path, instances=given, force=True)
+
+
+def test_turned_images_are_named(own, tmp_path):
+    document = own(num_images=6)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    item = document["images"][2]
+    item["file_name"] = "turned.jpg"
+    size = (item["width"], item["height"])
+    Image.new("RGB", size).save(tmp_path / "my/images/turned.jpg", exif=exif)
+    write(tmp_path, document)
+    notes = new(tmp_path)
+    assert any("turns or mirrors 1 images (turned.jpg)" in note for note in notes)
+    assert any("size differs from the image file's" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": []}, "it names no image"),
+        ({"annotations": []}, "no usable object: correct the file"),
+        ({"images": "one"}, "one image, which cannot be split: give validation images as --val"),
+        ({"categories": []}, "no usable object"),
+    ],
+)
+def test_a_data_set_that_cannot_be_used_is_one_clear_message(own, tmp_path, changes, message):
+    document = own(num_images=4)
+    if changes == {"images": "one"}:
+        changes = {"images": document["images"][:1]}
+    write(tmp_path, {**document, **changes})
+    with pytest.raises(InvalidDataset, match=message):
+        new(tmp_path)
+    assert not (tmp_path / "my.toml").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"images": []}', "no JSON"])
+def test_a_file_that_is_no_coco_file_is_named(own, tmp_path, text):
+    own(num_images=4)
+    (tmp_path / "my/instances.json").write_text(text)
+    with pytest.raises(InvalidDataset, match=r"instances\.json is not a COCO file"):
+        new(tmp_path)
+
+
+def test_a_wrong_folder_of_images_is_named(own, tmp_path):
+    own(num_images=4)
+    with pytest.raises(InvalidDataset, match=r"nowhere does not exist or is no folder"):
+        new(tmp_path, images=tmp_path / "nowhere")
+    with pytest.raises(InvalidDataset, match=r"3 × image file missing .*give as --images"):
+        new(tmp_path, images=tmp_path)
+
+
+def test_groups_that_cannot_be_made_are_named(own, tmp_path):
+    own(num_images=4)
+    with pytest.raises(InvalidConfig, match=r"--group-by '\(' is no expression"):
+        new(tmp_path, group_by="(")
+    with pytest.raises(InvalidDataset, match="4 images all belong together by 'film'"):
+        new(tmp_path, group_by="film")
+
+
+def test_one_class_is_enough(own, tmp_path):
+    own(num_images=10, classes=1)
+    assert "1 classes" in new(tmp_path)[0]
+    assert build_run("fine-tune", written(tmp_path)).ingest.splits
