@@ -64,7 +64,9 @@ def settings(document):
 def cases(found):
     """What is found in each document, as a test's parameters."""
     return [
-        pytest.param(item, id=f"{path.name}: {' '.join(item) if isinstance(item, list) else item}")
+        pytest.param(
+            item, id=f"{path.name}: {item if isinstance(item, str) else ' '.join(item)}"[:80]
+        )
         for path in DOCUMENTS
         for item in found(path)
     ]
