@@ -267,9 +267,9 @@ def test_tables_need_no_code_of_ours(ingested):
         assert metadata.row_group(0).column(0).compression == "ZSTD"
 
 
-def test_duckdb_runs_the_readmes_query_on_the_tables(ingested, dataset, monkeypatch):
-    readme = (Path(__file__).parents[3] / "README.md").read_text()
-    query = readme.partition("```sql\n")[2].partition("```")[0]
+def test_duckdb_runs_the_guides_query_on_the_tables(ingested, dataset, monkeypatch):
+    guide = (Path(__file__).parents[3] / "docs" / "guide.md").read_text()
+    query = guide.partition("```sql\n")[2].partition("```")[0]
     monkeypatch.chdir(ingested)
     rows = duckdb.sql(query).fetchall()
     val = dataset.objects.filter((pc.field("split") == "val") & ~pc.field("is_crowd"))

@@ -1,0 +1,107 @@
+import re
+import runpy
+import shlex
+import tomllib
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import typer
+from markdown_it import MarkdownIt
+
+from flows.command_line import app
+from flows.command_options import configured_run
+from flows.run_config import build_run
+from flows.run_graph import STAGES
+from flows.studies import read_study
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+MARKDOWN = MarkdownIt("commonmark").enable("table")
+
+
+def tokens(document):
+    """All tokens of a document, those inside of lines too."""
+    for token in MARKDOWN.parse(document.read_text()):
+        yield from [token, *(token.children or [])]
+
+
+def anchors(document):
+    """The anchors of a document's headings, as GitHub names them."""
+    found = []
+    for heading, inline in pairwise(MARKDOWN.parse(document.read_text())):
+        if heading.type == "heading_open":
+            text = "".join(item.content for item in inline.children)
+            slug = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
+            found.append(f"{slug}-{found.count(slug)}" if slug in found else slug)
+    return found
+
+
+def targets(document):
+    """What a document links to and shows, without other sites' pages."""
+    for token in tokens(document):
+        target = token.attrGet("href") or token.attrGet("src")
+        if target and "://" not in target:
+            yield target
+
+
+def commands(document):
+    """The command lines of `detdiffusion` in a document's blocks, as lists of arguments."""
+    for token in tokens(document):
+        lines = token.content.splitlines() if token.type == "fence" else []
+        for words in (shlex.split(line, comments=True) for line in lines):
+            if words and words[0].rpartition("/")[2] == "detdiffusion":
+                yield words[1:]
+
+
+def settings(document):
+    """The TOML of a document's blocks."""
+    for token in tokens(document):
+        if token.type == "fence" and token.info == "toml":
+            yield token.content
+
+
+def cases(found):
+    """What is found in each document, as a test's parameters."""
+    return [
+        pytest.param(
+            item, id=f"{path.name}: {item if isinstance(item, str) else ' '.join(item)}"[:80]
+        )
+        for path in DOCUMENTS
+        for item in found(path)
+    ]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_to_files_and_headings(document):
+    for target in targets(document):
+        path, _, anchor = target.partition("#")
+        linked = (document.parent / path).resolve() if path else document
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked), target
+
+
+@pytest.mark.parametrize("words", cases(commands))
+def test_commands_parse_and_their_options_exist(words):
+    name, *arguments = words
+    given = typer.main.get_command(app).commands[name].make_context(name, arguments).params
+    assert given.get("stage") in {None, *STAGES}
+    if name == "study" and not given["source"].endswith(".toml"):
+        read_study(given["source"])
+    elif "preset" in given and not given.get("study_source"):
+        configured_run(given["preset"], given["assignments"], None)
+
+
+@pytest.mark.parametrize("text", cases(settings))
+def test_settings_are_options(text, tmp_path):
+    document = tomllib.loads(text)
+    if "runs" not in document:
+        build_run("coco-256", document)
+        return
+    (tmp_path / "study.toml").write_text(text)
+    read_study(str(tmp_path / "study.toml"))
+
+
+def test_the_options_page_is_what_the_models_say():
+    written = runpy.run_path(str(ROOT / "scripts" / "write-options"))
+    assert written["PAGE"].read_text() == written["page"](), "run scripts/write-options"
