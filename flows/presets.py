@@ -149,6 +149,7 @@ _DEMO: dict[str, Any] = {
         "learning_rate": 1.5e-3,
         "text_learning_rate": 1e-3,
         "num_warmup_steps": 100,
+        "timestep_sampling": "logit-normal",
         "ema_decay": 0.995,
         "probe": {"interval": 1000, "sampling": _FAST_SAMPLING},
         "num_workers": 0,

@@ -165,6 +165,11 @@ class GeneratorConfig(Options):
     min_snr_gamma: float | None = Field(
         None, gt=0, description="γ of min-SNR weighting; null is off."
     )
+    timestep_sampling: Annotated[Literal["uniform", "logit-normal"], AddedLater] = Field(
+        "uniform",
+        description="Density of the noise levels that are trained on; logit-normal: more of the middle "
+        "ones, where it is decided what stands where (Esser et al., ICML 2024).",
+    )
     prompt_dropout: float = Field(0.1, ge=0, le=1, description="Share of empty prompts.")
     flip_probability: float = Field(0.5, ge=0, le=1)
     layouts: RuleOrRuns = Field(

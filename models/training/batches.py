@@ -6,6 +6,8 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from diffusers.training_utils import compute_density_for_timestep_sampling
+from jaxtyping import Int
 from torch import Tensor
 
 from data.layouts.layout import Layout
@@ -81,7 +83,7 @@ def make_batches(
     flips = torch.rand(size, generator=rng) < config.flip_probability
     dropped = torch.rand(size, generator=rng) < config.prompt_dropout
     num_timesteps = generator.model.noise_scheduler.config.num_train_timesteps
-    timesteps = torch.randint(0, num_timesteps, (size,), generator=rng)
+    timesteps = _timesteps(config, num_timesteps, rng)
     seeds = torch.randint(2**62, (size,), generator=rng).tolist()
     layouts = [
         _layout(training_set, index, flip=bool(flip), seed=seed)
@@ -104,6 +106,17 @@ def make_batches(
         )
         for part in parts
     ]
+
+
+def _timesteps(
+    config: GeneratorConfig, num_timesteps: int, rng: torch.Generator
+) -> Int[Tensor, " batch"]:
+    if config.timestep_sampling == "uniform":
+        return torch.randint(0, num_timesteps, (config.batch_size,), generator=rng)
+    share = compute_density_for_timestep_sampling(
+        "logit_normal", config.batch_size, logit_mean=0.0, logit_std=1.0, generator=rng
+    )
+    return (share * num_timesteps).long()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from scipy import stats
+from scipy.special import logit
 
 from data.errors import InvalidConfig, InvalidModel, OutOfMemory, StorageError, TrainingDiverged
 from models.generator.options import GeneratorConfig, NewModelConfig, ProbeConfig
@@ -216,6 +218,16 @@ def test_batches_are_functions_of_the_step(prepare):
     assert torch.equal(first.noise, again.noise)
     assert torch.equal(first.input_ids, again.input_ids)
     assert not torch.equal(first.noise, other.noise)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "logit-normal"])
+def test_noise_levels_follow_the_density_asked_for(prepare, kind):
+    generator, training_set = prepare()
+    config = SMALL.model_copy(update={"timestep_sampling": kind, "batch_size": 50})
+    drawn = [make_batch(generator, training_set, config, step).timesteps for step in range(10)]
+    levels = (torch.cat(drawn).double() + 0.5) / 1000
+    expected = stats.uniform.cdf if kind == "uniform" else lambda x: stats.norm.cdf(logit(x))
+    assert stats.kstest(levels.numpy(), expected).pvalue > 0.01
 
 
 def test_every_epoch_sees_every_image_once():
