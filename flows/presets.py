@@ -69,12 +69,6 @@ _NARROW: dict[str, Any] = {
         "model.bbox_head.feat_channels": 48,
         "model.bbox_head.stacked_convs": 1,
         "optim_wrapper.paramwise_cfg": None,
-        "optim_wrapper.optimizer": {
-            "_delete_": True,
-            "type": "AdamW",
-            "weight_decay": 0.05,
-            "fused": True,
-        },
         **_FAST_INFERENCE,
     },
 }
@@ -95,6 +89,7 @@ _RTMDET_NARROW = merge(
                 [128, 256, 6, False, True],
             ],
             "model.bbox_head.anchor_generator.strides": [4, 8],
+            "optim_wrapper.optimizer.fused": True,
             "model.bbox_head.loss_cls.beta": 1.0,
             "model.bbox_head.loss_cls.loss_weight": 2.0,
             "model.train_cfg.assigner.topk": 5,
@@ -118,6 +113,12 @@ _YOLOX_NARROW = merge(
             "model.neck.act_cfg": _SILU,
             "model.bbox_head.act_cfg": _SILU,
             "model.bbox_head.strides": [4, 8],
+            "optim_wrapper.optimizer": {
+                "_delete_": True,
+                "type": "AdamW",
+                "weight_decay": 0.05,
+                "fused": True,
+            },
         },
     },
 )
