@@ -6,7 +6,7 @@ from data.layouts.layout import POLICIES
 from flows.presets import PRESETS
 
 _SHORT = 600
-"""Steps of a generator in the study of claims, three tenths of the demo's: nine are trained."""
+"""Steps of a generator in the study of claims, a third of the demo's: nine are trained."""
 
 _CLAIMS: dict[str, Any] = {
     "preset": "demo",

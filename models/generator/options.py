@@ -170,6 +170,10 @@ class GeneratorConfig(Options):
         description="Density of the noise levels that are trained on; logit-normal: more of the middle "
         "ones, where it is decided what stands where (Esser et al., ICML 2024).",
     )
+    timestep_logit_mean: Annotated[float, AddedLater] = Field(
+        0.0,
+        description="Of the logit-normal density over the time steps, of spread 1; above 0: more noise.",
+    )
     prompt_dropout: float = Field(0.1, ge=0, le=1, description="Share of empty prompts.")
     flip_probability: float = Field(0.5, ge=0, le=1)
     layouts: RuleOrRuns = Field(

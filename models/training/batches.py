@@ -114,7 +114,11 @@ def _timesteps(
     if config.timestep_sampling == "uniform":
         return torch.randint(0, num_timesteps, (config.batch_size,), generator=rng)
     share = compute_density_for_timestep_sampling(
-        "logit_normal", config.batch_size, logit_mean=0.0, logit_std=1.0, generator=rng
+        "logit_normal",
+        config.batch_size,
+        logit_mean=config.timestep_logit_mean,
+        logit_std=1.0,
+        generator=rng,
     )
     return (share * num_timesteps).long()
 

@@ -223,10 +223,11 @@ def test_batches_are_functions_of_the_step(prepare):
 @pytest.mark.parametrize("kind", ["uniform", "logit-normal"])
 def test_noise_levels_follow_the_density_asked_for(prepare, kind):
     generator, training_set = prepare()
-    config = SMALL.model_copy(update={"timestep_sampling": kind, "batch_size": 50})
+    options = {"timestep_sampling": kind, "timestep_logit_mean": 0.5, "batch_size": 50}
+    config = SMALL.model_copy(update=options)
     drawn = [make_batch(generator, training_set, config, step).timesteps for step in range(10)]
     levels = (torch.cat(drawn).double() + 0.5) / 1000
-    expected = stats.uniform.cdf if kind == "uniform" else lambda x: stats.norm.cdf(logit(x))
+    expected = stats.uniform.cdf if kind == "uniform" else lambda x: stats.norm.cdf(logit(x) - 0.5)
     assert stats.kstest(levels.numpy(), expected).pvalue > 0.01
 
 
