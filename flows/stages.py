@@ -25,7 +25,7 @@ from flows.studies import NamedStudy, StudyConfig, by_name
 from tasks.execution.graph import Graph, Step
 from tasks.execution.plan import check, note_places
 from tasks.execution.workshop import Workshop
-from tasks.prefect_ui import StepProgress, obtain_artifact
+from tasks.prefect_ui import StepProgress, obtain_artifact, show_lineage
 
 
 class _OverPreset:
@@ -139,7 +139,9 @@ def _obtain(
     except BaseException:
         workshop.stop()
         raise
-    return _outcome([future.state for future in futures.values()])
+    states = {reference: future.state for reference, future in futures.items()}
+    show_lineage(workshop, states)
+    return _outcome(list(states.values()))
 
 
 def _report_with_holes(
