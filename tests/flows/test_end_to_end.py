@@ -146,7 +146,7 @@ def test_cards_are_artifacts_of_the_ui(graph, manifest):
             return await client.read_latest_artifacts()
 
     artifacts = {item.key: item for item in asyncio.run(read())}
-    assert {artifact_key(step.name) for step in graph} <= artifacts.keys()
+    assert {"lineage", *(artifact_key(step.name) for step in graph)} <= artifacts.keys()
     assert "data:image/png" in artifacts["synthesize-val-hard"].data
     assert all(len(item.data) < 300_000 for item in artifacts.values() if item.type == "markdown")
 
