@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check up lock
+.PHONY: help setup demo test check up down lock
 
 PYTHON ?= python3.11
 
@@ -25,6 +25,9 @@ test: setup ## Run the tests.
 
 up: setup ## Start a Prefect server with its UI, a worker, and deploy every flow.
 	scripts/up
+
+down: ## Stop the server and the worker that `make up` started.
+	scripts/down
 
 lock: ## Resolve pyproject.toml afresh into requirements.lock.
 	scripts/lock

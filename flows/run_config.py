@@ -213,10 +213,7 @@ class EvaluationConfig(_Section):
 class RunConfig(HintingModel):
     """All options of a run: those of the preset, and over them those given."""
 
-    preset: PresetName = Field(
-        "demo",
-        description="Fills in what is not given. A form gives everything: choose it elsewhere.",
-    )
+    preset: PresetName = Field("demo", description="Fills in what is not given.")
     ingest: IngestConfig
     layouts: Rule = Field(
         Protocol(),

@@ -5,11 +5,14 @@ steps and of their inputs; to rerun one stage, give it the same options as the r
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import Flow, State, flow
 from prefect.futures import PrefectFuture, wait
 from prefect.states import Completed, Failed
+from pydantic import BeforeValidator, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from data.artifacts.digests import DigestMemory
 from data.artifacts.manifest import Manifest
@@ -18,18 +21,54 @@ from data.errors import PipelineError
 from flows.request import Request
 from flows.run_config import RunConfig
 from flows.run_graph import STAGES, stage_steps
-from flows.studies import StudyConfig
+from flows.studies import NamedStudy, StudyConfig, by_name
 from tasks.execution.graph import Graph, Step
 from tasks.execution.plan import check, note_places
 from tasks.execution.workshop import Workshop
-from tasks.prefect_ui import StepProgress, obtain_artifact
+from tasks.prefect_ui import StepProgress, obtain_artifact, show_lineage
 
-DEMO = RunConfig.model_validate({"preset": "demo"})
+
+class _OverPreset:
+    """Makes Prefect's form give what is filled in and nothing else; the preset gives the rest."""
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        form = handler(schema)
+        _leave_blank(form, handler)
+        return form
+
+
+def _leave_blank(schema: Any, handler: GetJsonSchemaHandler) -> None:
+    """Take out what a form would give by itself: defaults, and switches, which have no blank."""
+    if isinstance(schema, list):
+        for part in schema:
+            _leave_blank(part, handler)
+    if not isinstance(schema, dict):
+        return
+    schema.pop("default", None)
+    if schema.get("type") == "boolean":
+        del schema["type"]
+        schema["enum"] = [True, False]
+    if "preset" in schema.get("properties", {}):
+        schema["required"] = ["preset"]
+    if "$ref" in schema:
+        _leave_blank(handler.resolve_ref_schema(schema), handler)
+    for part in schema.values():
+        _leave_blank(part, handler)
+
+
+RunParameter = Annotated[RunConfig, _OverPreset()]
+StudyParameter = Annotated[
+    StudyConfig,
+    BeforeValidator(by_name, json_schema_input_type=NamedStudy | StudyConfig),
+    _OverPreset(),
+]
 
 
 def _stage_flow(stage: str) -> Flow[Any, Any]:
-    @flow(name=stage, description=STAGES[stage])
-    def run_stage(config: RunConfig = DEMO, num_cores: int | None = None) -> State[Any]:
+    @flow(name=stage, description=STAGES[stage], flow_run_name=f"{{config.preset}} {stage}")
+    def run_stage(config: RunParameter, num_cores: int | None = None) -> State[Any]:
         return _run(Request("run", config.preset, config, stage), num_cores)
 
     return run_stage
@@ -45,14 +84,14 @@ retrain = _stage_flow("retrain")
 evaluate = _stage_flow("evaluate")
 
 
-@flow(name="end-to-end")
-def end_to_end(config: RunConfig = DEMO, num_cores: int | None = None) -> State[Any]:
+@flow(name="end-to-end", flow_run_name="{config.preset}")
+def end_to_end(config: RunParameter, num_cores: int | None = None) -> State[Any]:
     """Run every step that has no intact artifact, on all cores or some; ends in the report's state."""
     return _run(Request("run", config.preset, config), num_cores)
 
 
-@flow(name="study")
-def study(config: StudyConfig, num_cores: int | None = None) -> State[Any]:
+@flow(name="study", flow_run_name="{config.name}")
+def study(config: StudyParameter, num_cores: int | None = None) -> State[Any]:
     """Run several runs, what is the same in them once, on all cores or some."""
     return _run(Request("study", config.name, config), num_cores)
 
@@ -100,7 +139,9 @@ def _obtain(
     except BaseException:
         workshop.stop()
         raise
-    return _outcome([future.state for future in futures.values()])
+    states = {reference: future.state for reference, future in futures.items()}
+    show_lineage(workshop, states)
+    return _outcome(list(states.values()))
 
 
 def _report_with_holes(

@@ -14,7 +14,7 @@ from flows.nodes import REPORT
 from flows.presets import merge
 from flows.run_config import HintingModel, RunConfig, build_run
 from flows.run_graph import run_graph
-from flows.study_presets import STUDIES
+from flows.study_presets import STUDIES, StudyName
 from models.metrics.options import ConclusionOptions
 from tasks.execution.graph import Graph, Node, extended, renamed, union
 
@@ -44,6 +44,25 @@ class StudyConfig(HintingModel):
                 "numbers and best_of are of runs without seeds: give the seeds as options.retrain.seeds"
             )
         return self
+
+
+class NamedStudy(HintingModel):
+    """A study by its name, with options over those that its runs have in common."""
+
+    name: StudyName
+    options: dict[str, Any] = Field(default_factory=dict, description="As those of a run.")
+
+
+def by_name(given: Any) -> Any:
+    """The study that a `NamedStudy` names; anything else as it is.
+
+    Raises:
+        InvalidConfig: there is no such study, or an option of it.
+    """
+    if not isinstance(given, Mapping) or "runs" in given:
+        return given
+    named = NamedStudy.model_validate(given)
+    return read_study(named.name, named.options)
 
 
 def read_study(source: str, overrides: Mapping[str, Any] = MappingProxyType({})) -> StudyConfig:

@@ -1,9 +1,11 @@
 """Studies by name, written as in a TOML file."""
 
-from typing import Any
+from typing import Any, Literal
 
 from data.layouts.layout import POLICIES
 from flows.presets import PRESETS
+
+StudyName = Literal["claims", "pays", "pays-bccd"]
 
 _SHORT = 600
 """Steps of a generator in the study of claims, a third of the demo's: nine are trained."""

@@ -4,11 +4,12 @@ import logging
 import re
 import sys
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self, cast
 from uuid import UUID
 
-from prefect import get_run_logger, task
+from prefect import State, get_run_logger, task
 from prefect.artifacts import (
     create_markdown_artifact,
     create_progress_artifact,
@@ -22,14 +23,22 @@ from rich.console import Console
 
 from data.artifacts.manifest import Manifest
 from data.errors import PipelineError
-from tasks.execution.graph import Step
+from tasks.execution.graph import Graph, Step
 from tasks.execution.workshop import Workshop
-from tasks.pages.cards import CARD_NAME
+from tasks.pages.cards import CARD_NAME, markdown_table
 from tasks.pages.numbers import format_value
 
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 15.0
+
+_RESULT_STYLES = (
+    "classDef hit fill:#e8e8e8,stroke:#888,color:#222",
+    "classDef made fill:#cfe8cf,stroke:#2a7a2a,color:#222",
+    "classDef failed fill:#f4c7c3,stroke:#b3261e,color:#222",
+    "classDef left stroke-dasharray:4",
+)
+"""Of the boxes in a drawing of a run."""
 
 _bars = rich_progress.Progress(
     rich_progress.TextColumn("{task.description:>26}"),
@@ -156,3 +165,51 @@ def _show(workshop: Workshop, step: Step, manifest: Manifest) -> None:
     numbers = manifest.summary.get("results", manifest.summary.get("metrics", {}))
     rows += [{"name": name, "value": format_value(value)} for name, value in numbers.items()]
     create_table_artifact(rows, key=f"{key}-facts", description=manifest.key)
+
+
+def show_lineage(workshop: Workshop, states: Mapping[str, State[Any]]) -> None:
+    """Publish in the UI what became of steps, as `lineage`, with links to their pages.
+
+    Args:
+        states: in which their tasks ended, by `kind/key`.
+    """
+    results = {reference: _result(state) for reference, state in states.items()}
+    pages = (
+        path for item in states for path in sorted((workshop.store.root / item).glob("*.html"))
+    )
+    links = [f"[{path}]({path.as_uri()})" for path in pages]
+    text = "\n\n".join([*links, lineage(workshop.graph, results)])
+    create_markdown_artifact(text, key="lineage", description=str(workshop.store.root))
+
+
+def _result(state: State[Any]) -> str:
+    if state.is_completed():
+        return "hit" if state.name == "Cached" else "made"
+    return "failed" if state.is_failed() or state.is_crashed() else "left"
+
+
+def lineage(graph: Graph, results: Mapping[str, str]) -> str:
+    """Draw steps with what they are made from, by stage, as Markdown with Mermaid; and list them.
+
+    Args:
+        results: what became of them, each after its inputs, by `kind/key`: hit, made, failed, or left
+            where an input failed.
+    """
+    numbers = {reference: number for number, reference in enumerate(results)}
+    stages: dict[str, list[str]] = {}
+    above: dict[str, set[str]] = {}  # no arrow goes where others lead
+    arrows, rows = [], []
+    for reference, number in numbers.items():
+        step, result = graph.steps[reference], results[reference]
+        name = step.name.replace('"', "#quot;")
+        stages.setdefault(step.stages[0], []).append(f'  {number}["{name}"]:::{result}')
+        sources = {source.identity.reference for source in step.inputs.values()} & above.keys()
+        indirect = set[str]().union(*(above[item] for item in sources))
+        above[reference] = sources | indirect
+        arrows += [f"{numbers[item]} --> {number}" for item in sorted(sources - indirect)]
+        rows.append({"step": ", ".join(step.names), "": result, "artifact": reference})
+    groups = [
+        line for stage, boxes in stages.items() for line in (f"subgraph {stage}", *boxes, "end")
+    ]
+    drawing = ["```mermaid", "flowchart LR", *groups, *arrows, *_RESULT_STYLES, "```"]
+    return "\n".join([*drawing, "", markdown_table(rows)])

@@ -1,3 +1,4 @@
+import json
 import re
 import runpy
 import shlex
@@ -7,8 +8,11 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 from markdown_it import MarkdownIt
+from prefect.utilities.schema_tools.validation import validate
 
+from flows import stages
 from flows.command_line import app
 from flows.command_options import configured_run
 from flows.run_config import build_run
@@ -45,13 +49,18 @@ def targets(document):
             yield target
 
 
-def commands(document):
-    """The command lines of `detdiffusion` in a document's blocks, as lists of arguments."""
+def commands(document, program="detdiffusion"):
+    """The command lines of a program in a document's blocks, as lists of arguments."""
     for token in tokens(document):
         lines = token.content.splitlines() if token.type == "fence" else []
         for words in (shlex.split(line, comments=True) for line in lines):
-            if words and words[0].rpartition("/")[2] == "detdiffusion":
+            if words and words[0].rpartition("/")[2] == program:
                 yield words[1:]
+
+
+def prefect_commands(document):
+    """Likewise of `prefect`."""
+    return commands(document, "prefect")
 
 
 def settings(document):
@@ -90,6 +99,21 @@ def test_commands_parse_and_their_options_exist(words):
         read_study(given["source"])
     elif "preset" in given and not given.get("study_source"):
         configured_run(given["preset"], given["assignments"], None)
+
+
+@pytest.mark.parametrize("words", cases(prefect_commands))
+def test_deployments_that_are_started_exist_and_take_their_parameters(words):
+    assert words[:2] == ["deployment", "run"]
+    flows = {}
+    for item in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]:
+        flow = getattr(stages, item["entrypoint"].rpartition(".")[2])
+        flows[f"{flow.name}/{item['name']}"] = flow
+    flow = flows[words[2]]
+    for option, text in zip(words[3::2], words[4::2], strict=True):
+        assert option == "--param"
+        name, _, value = text.partition("=")
+        validate({name: json.loads(value)}, flow.parameters.model_dump(), raise_on_error=True)
+        flow.validate_parameters({"num_cores": None, name: json.loads(value)})
 
 
 @pytest.mark.parametrize("text", cases(settings))

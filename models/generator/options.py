@@ -118,7 +118,7 @@ class GeneratorConfig(Options):
     recipe: Annotated[RecipeName, RuntimeOnly] = Field(
         "ours",
         description="Fills in what is not given of the options in which the code that GeoDiffusion released "
-        "differs from ours (docs/method.md). A form gives everything: choose it elsewhere.",
+        "differs from ours (docs/method.md).",
     )
     base_model: str | NewModelConfig = Field(
         "stable-diffusion-v1-5/stable-diffusion-v1-5",

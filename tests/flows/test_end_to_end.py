@@ -10,7 +10,7 @@ from data.artifacts.digests import DigestMemory
 from data.artifacts.records import read_records
 from data.artifacts.store import ArtifactStore
 from flows.run_config import build_run
-from flows.run_graph import STAGES, run_graph
+from flows.run_graph import run_graph
 from tasks.prefect_ui import artifact_key
 
 ENDED = ("Completed", "Cached", "Failed")
@@ -146,7 +146,7 @@ def test_cards_are_artifacts_of_the_ui(graph, manifest):
             return await client.read_latest_artifacts()
 
     artifacts = {item.key: item for item in asyncio.run(read())}
-    assert {artifact_key(step.name) for step in graph} <= artifacts.keys()
+    assert {"lineage", *(artifact_key(step.name) for step in graph)} <= artifacts.keys()
     assert "data:image/png" in artifacts["synthesize-val-hard"].data
     assert all(len(item.data) < 300_000 for item in artifacts.values() if item.type == "markdown")
 
@@ -340,17 +340,3 @@ def test_a_stage_finds_the_images_of_a_data_set_that_was_moved(root, tmp_path, g
     assert ingest(config(tmp_path / "here")).kind == "ingest"
     shutil.move(tmp_path / "here", tmp_path / "there")
     assert extract_attributes(config(tmp_path / "there")).kind == "label-attributes"
-
-
-def test_the_deployments_of_prefect_yaml_exist():
-    import importlib
-    from pathlib import Path
-
-    import yaml
-
-    text = (Path(__file__).parents[2] / "prefect.yaml").read_text()
-    names = []
-    for item in yaml.safe_load(text)["deployments"]:
-        module, _, attribute = item["entrypoint"].rpartition(".")
-        names.append(getattr(importlib.import_module(module), attribute).name)
-    assert sorted(names) == sorted(["end-to-end", *STAGES])

@@ -1,18 +1,26 @@
 import io
+import re
 import sys
 
+import networkx as nx
 import pytest
 from prefect.logging import disable_run_logger
+from prefect.states import Completed, Crashed, Failed, Pending
 from rich.text import Text
 
 from data.artifacts.digests import DigestMemory
 from data.artifacts.store import ArtifactStore
 from data.ingest.options import IngestConfig
+from flows.run_config import build_run
+from flows.run_graph import run_graph
+from flows.studies import read_study, study_graph
 from models.metrics.options import FeatureOptions
 from tasks import prefect_ui
 from tasks.execution.graph import Node, resolve
 from tasks.execution.workshop import Workshop
-from tasks.prefect_ui import StepProgress, artifact_key, obtain_artifact
+from tasks.prefect_ui import StepProgress, artifact_key, lineage, obtain_artifact
+
+FEATURES = FeatureOptions(extractor="random", resolution=64)
 
 
 @pytest.fixture(autouse=True)
@@ -41,10 +49,9 @@ class Terminal(io.StringIO):
 
 def test_a_failed_step_is_one_line_on_the_terminal_while_others_go_on(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
-    options = FeatureOptions(extractor="random", resolution=64)
     nodes = [
         Node("ingest", "ingest", "ingest", IngestConfig()),
-        Node("features", "evaluate", "image-features", options, {"ingest": "ingest"}),
+        Node("features", "evaluate", "image-features", FEATURES, {"ingest": "ingest"}),
     ]
     workshop = Workshop(ArtifactStore(tmp_path), resolve(nodes, DigestMemory()))
     with StepProgress("another") as another:
@@ -70,3 +77,49 @@ def test_the_bar_of_a_failed_step_says_so_and_the_line_is_the_first_of_its_error
 
 def test_names_of_steps_are_keys_that_prefect_takes():
     assert artifact_key("b: retrain real+hard seed 2") == "b-retrain-real-hard-seed-2"
+
+
+def test_the_lineage_draws_what_became_of_each_step_and_what_it_is_made_from(tmp_path):
+    nodes = [
+        Node("ingest", "ingest", "ingest", IngestConfig()),
+        Node('the "floor"', "evaluate", "image-features", FEATURES, {"ingest": "ingest"}),
+    ]
+    graph = resolve(nodes, DigestMemory())
+    ingest, features = graph.steps
+    drawing, _, table = lineage(graph, {ingest: "hit", features: "made"}).partition("\n```\n\n")
+    assert drawing.splitlines()[:9] == [
+        "```mermaid", "flowchart LR",
+        "subgraph ingest", '  0["ingest"]:::hit', "end",
+        "subgraph evaluate", '  1["the #quot;floor#quot;"]:::made', "end",
+        "0 --> 1",
+    ]  # fmt: skip
+    assert f"| ingest | hit | {ingest} |" in table
+    assert "-->" not in lineage(graph, {features: "made"})  # of a stage alone
+
+
+def test_the_lineage_of_the_largest_study_fits_into_the_ui():
+    graph = study_graph(read_study("pays"), DigestMemory(), {})
+    text = lineage(graph, dict.fromkeys(graph.steps, "made"))
+    assert len(text) < 300_000
+    assert text.count("-->") < 500  # Mermaid draws no more
+
+
+def test_no_arrow_of_the_lineage_goes_where_others_lead():
+    graph = run_graph(build_run("smoke", {}), DigestMemory())
+    arrows = re.findall(r"(\d+) --> (\d+)", lineage(graph, dict.fromkeys(graph.steps, "made")))
+    sources = {
+        (reference, item.identity.reference)
+        for reference, step in graph.steps.items()
+        for item in step.inputs.values()
+    }
+    whole = nx.DiGraph((source, reference) for reference, source in sources)
+    references = list(graph.steps)
+    drawn = {(references[int(source)], references[int(number)]) for source, number in arrows}
+    assert drawn == set(nx.transitive_reduction(whole).edges)
+
+
+def test_results_of_tasks_are_told_apart():
+    states = [Completed(name="Cached"), Completed(), Failed(), Crashed(), Pending(name="NotReady")]
+    assert [prefect_ui._result(state) for state in states] == [
+        "hit", "made", "failed", "failed", "left",
+    ]  # fmt: skip

@@ -1,0 +1,96 @@
+import importlib
+from pathlib import Path
+
+import pytest
+import yaml
+from prefect.utilities.schema_tools.validation import ValidationError, validate
+
+from flows.presets import PRESETS
+from flows.run_config import build_run
+from flows.run_graph import STAGES
+from flows.stages import end_to_end, study, train_generator
+from flows.studies import read_study
+from flows.study_presets import STUDIES
+
+
+def deployments():
+    """Flow, name and parameters of every deployment."""
+    text = (Path(__file__).parents[2] / "prefect.yaml").read_text()
+    for item in yaml.safe_load(text)["deployments"]:
+        module, _, attribute = item["entrypoint"].rpartition(".")
+        flow = getattr(importlib.import_module(module), attribute)
+        yield flow, item["name"], item["parameters"]
+
+
+def validated(flow, parameters):
+    """The options that a run has whose parameters have passed the server."""
+    validate(parameters, flow.parameters.model_dump(), raise_on_error=True)
+    return flow.validate_parameters({"num_cores": None, **parameters})["config"]
+
+
+def submitted(schema, definitions, given=None):
+    """What Prefect's form sends of options that nobody touches: what is given, defaults, switches."""
+    schema = definitions[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+    given = given if given is not None else schema.get("default")
+    if "properties" in schema:
+        sent = {
+            name: submitted(item, definitions, (given or {}).get(name))
+            for name, item in schema["properties"].items()
+        }
+        return {name: value for name, value in sent.items() if value is not None} or None
+    return False if given is None and schema.get("type") == "boolean" else given
+
+
+def test_every_preset_stage_and_study_has_a_deployment():
+    assert [(flow.name, name) for flow, name, _ in deployments()] == [
+        *(("end-to-end", name) for name in PRESETS),
+        *((name, "demo") for name in STAGES),
+        *(("study", name) for name in STUDIES),
+    ]
+
+
+def test_a_deployment_runs_what_it_is_called_by():
+    for flow, name, parameters in deployments():
+        expected = read_study(name) if flow is study else build_run(name, {})
+        assert validated(flow, parameters) == expected
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_form_that_nobody_touches_gives_the_preset(preset):
+    schema = end_to_end.parameters.model_dump()
+    config = submitted(schema["properties"]["config"], schema["definitions"], {"preset": preset})
+    assert validated(end_to_end, {"config": config}) == build_run(preset, {})
+
+
+def test_options_go_over_the_preset_that_is_given_with_them():
+    config = {"preset": "smoke", "train_generator": {"num_steps": 5}}
+    assert validated(end_to_end, {"config": config}) == build_run("smoke", config)
+    with pytest.raises(ValidationError, match="'preset' is a required property"):
+        validated(end_to_end, {"config": {"train_generator": {"num_steps": 5}}})
+
+
+def test_options_go_over_those_of_a_study():
+    options = {"train_scorer": {"seed": 4}}
+    config = {"name": "claims", "options": options}
+    assert validated(study, {"config": config}) == read_study("claims", options)
+
+
+@pytest.mark.parametrize("preset", [name for name in PRESETS if not PRESETS[name]["ingest"]])
+def test_a_preset_for_own_data_is_refused_without(preset, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETDIFFUSION_HOME", str(tmp_path))
+    state = end_to_end.fn(validated(end_to_end, {"config": {"preset": preset}}))
+    assert state.is_failed()
+    assert f"preset {preset} needs your data: give ingest.train and ingest.val" in state.message
+
+
+@pytest.mark.parametrize(
+    ("flow", "config", "name"),
+    [
+        (end_to_end, {"preset": "demo"}, "demo"),
+        (train_generator, {"preset": "fine-tune"}, "fine-tune train-generator"),
+        (study, {"name": "claims"}, "claims"),
+    ],
+)
+def test_runs_are_called_by_what_they_make(flow, config, name):
+    parameters = flow.validate_parameters({"config": config, "num_cores": None})
+    assert flow.flow_run_name.format(**parameters) == name
