@@ -80,7 +80,11 @@ def weights_in(options: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def _parse(file: Path) -> ast.Module:
     try:
-        return ast.parse(file.read_bytes())
+        text = file.read_bytes()
+        try:
+            return ast.parse(text)
+        except SystemError:  # of Python before 3.11.8, where another thread parses too (gh-106905)
+            return ast.parse(text)
     except (OSError, SyntaxError, ValueError):
         return ast.Module([], [])  # only MMEngine can say what is wrong with it
 
