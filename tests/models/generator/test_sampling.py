@@ -1,4 +1,5 @@
 import errno
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,11 +121,11 @@ def test_sampling_is_one_batch_ahead_of_the_files_at_most(new_generator, picture
 def test_a_full_disk_is_told_and_leaves_whole_files(new_generator, pictures, monkeypatch):
     save = Image.Image.save
 
-    def full(image, path, *args, **kwargs):
-        if path.name == "2.tmp":
-            path.write_bytes(b"half")
+    def full(image, file, *args, **kwargs):
+        if Path(file.name).name == "2.tmp":
+            file.write(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
-        save(image, path, *args, **kwargs)
+        save(image, file, *args, **kwargs)
 
     monkeypatch.setattr(Image.Image, "save", full)
     config = FAST.model_copy(update={"batch_size": 1})
