@@ -14,7 +14,6 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel
-from rich.console import Console
 from rich.table import Table
 
 from data.artifacts.digests import DigestMemory
@@ -39,6 +38,7 @@ from flows.command_options import (
     StudyOption,
     configured_run,
     overrides_of,
+    print_table,
     requested,
     show_digests,
 )
@@ -321,7 +321,7 @@ def plan(
             ", ".join([*after[:_INPUTS_SHOWN], *more]),
             f"{step.kind.name}/{step.identity.key[:8]}",
         )
-    Console(width=None if sys.stdout.isatty() else 240).print(table)
+    print_table(table)
 
 
 def _show_memory(config: RunConfig) -> None:
@@ -335,7 +335,7 @@ def _show_memory(config: RunConfig) -> None:
     table = Table(title=source, show_header=False)
     for name in dict.fromkeys(name for row in rows for name in row):
         table.add_row(name, *(_cell(row.get(name)) for row in rows))
-    Console(width=None if sys.stdout.isatty() else 240).print(table)
+    print_table(table)
 
 
 def _cell(value: Any) -> str:

@@ -1,11 +1,14 @@
 """Options that several commands of the command line have."""
 
 import json
+import sys
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from data.errors import InvalidConfig
 from flows.presets import PRESETS, merge
@@ -99,3 +102,8 @@ def requested(
 def show_digests(done: int, total: int, status: str) -> None:
     """Report on standard error how many files were read."""
     typer.echo(f"{done}/{total} {status}", err=True)
+
+
+def print_table(table: Table) -> None:
+    """Print a table, wide where no terminal says how wide it is."""
+    Console(width=None if sys.stdout.isatty() else 240).print(table)

@@ -46,6 +46,7 @@ from flows.command_options import (
     PresetArgument,
     SetOption,
     StudyOption,
+    print_table,
     requested,
     show_digests,
 )
@@ -101,7 +102,7 @@ def ls(
             item.step,
             ", ".join(users + ["pin"] * item.pinned),
         )
-    _print(table)
+    print_table(table)
 
 
 def _as_json(item: Listed) -> dict[str, Any]:
@@ -149,7 +150,7 @@ def _list_runs(store: ArtifactStore, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(documents, indent=1))
     else:
-        _print(table)
+        print_table(table)
 
 
 @app.command()
@@ -326,7 +327,8 @@ def gc(
     store = _store()
     kept = replace(Keep(), runs=keep, grace=_duration(grace))
     found = garbage(store, kept, None if free is None else _bytes(free))
-    steps = {item.reference: item.step for item in listed(store, read_records(store.root))}
+    oldest_first = reversed(list(read_records(store.root)))
+    steps = {step.reference: step.names[0] for record in oldest_first for step in record.steps}
     short = short_keys(_references(store))
     trash = store.root / TRASH_FOLDER
     earlier = sum(tree(trash / name)[0] for name in folders(trash))
@@ -339,7 +341,7 @@ def gc(
             steps.get(item.reference, ""), name, _size(item.bytes), _age(item.changed), *moved
         )
     if found:
-        _print(table)
+        print_table(table)
     total = _size(sum(item.bytes for item in found if not apply or item.path in done))
     if apply:
         typer.echo(f"moved to .trash: {total}, which the next `gc --apply` deletes")
@@ -426,7 +428,3 @@ def _age(changed: float) -> str:
     age = max(time.time() - changed, 0)
     unit = next((name for name in ("d", "h", "min") if age >= _SECONDS[name]), "s")
     return f"{age / _SECONDS[unit]:.0f} {unit}"
-
-
-def _print(table: Table) -> None:
-    Console(width=None if sys.stdout.isatty() else 240).print(table)

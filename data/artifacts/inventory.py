@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Collection, Mapping
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 from data.artifacts.manifest import MANIFEST_NAME
@@ -91,14 +92,11 @@ def short_keys(references: Collection[str]) -> Mapping[str, str]:
     {'a/0123456789': '0123456789', 'b/0123456780': '0123456780', 'a/f123456780': 'f1234567'}
     """
     keys = {item: item.partition("/")[2] for item in references}
-
-    def is_unique(beginning: str) -> bool:
-        return sum(key.startswith(beginning) for key in keys.values()) == 1
-
-    return {
-        item: next(key[:n] for n in range(_DIGITS, len(key) + 1) if is_unique(key[:n]))
-        for item, key in keys.items()
-    }
+    ordered = sorted(keys.values())
+    shared = [len(os.path.commonprefix(pair)) for pair in pairwise(ordered)]  # noqa: RUF071  # of letters
+    neighbours = zip(ordered, [0, *shared], [*shared, 0], strict=True)
+    short = {key: key[: max(before + 1, after + 1, _DIGITS)] for key, before, after in neighbours}
+    return {item: short[key] for item, key in keys.items()}
 
 
 def made_at(root: Path, reference: str) -> float:

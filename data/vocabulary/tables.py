@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -112,9 +112,9 @@ EDGES = ("left", "top", "right", "bottom")
 """Columns of a tile's place."""
 
 
-def write_table(table: pa.Table, path: Path) -> None:
+def write_table(table: pa.Table, file: Path | BinaryIO) -> None:
     """Write a table as zstd-compressed Parquet."""
-    pq.write_table(table, path, compression="zstd")
+    pq.write_table(table, file, compression="zstd")
 
 
 def box_array(table: pa.Table) -> np.ndarray:

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from data.artifacts.store import durable_file
+
 Metrics = dict[str, float]
 
 METRICS_NAME = "metrics.jsonl"
@@ -32,6 +34,5 @@ def last_metrics(path: Path) -> Metrics | None:
 def truncate_metrics(path: Path, step: int) -> None:
     """Drop the lines of steps after `step`, which will be made again."""
     kept = [line for line in read_metrics(path) if line["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    temporary.replace(path)
+    with durable_file(path) as file:
+        file.writelines(f"{json.dumps(line)}\n".encode() for line in kept)

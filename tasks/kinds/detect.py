@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data.artifacts.store import durable_file
 from data.attributes.folds import fold_image_ids
 from data.coco.image_sets import ImageSet, SyntheticSet, real_images
 from data.vocabulary.tables import Dataset, write_table
@@ -56,8 +57,7 @@ def _shards(context: Context, images: ImageSet) -> Iterator[pa.Table]:
             found = load().detect(shard, options.batch_size)
             table = detections_table(options.split, found, artifact_name(folder))
             table = table.filter(pc.field("score") >= options.score_threshold)
-            temporary = path.with_suffix(".tmp")
-            write_table(table, temporary)
-            temporary.replace(path)
+            with durable_file(path) as file:
+                write_table(table, file)
         context.progress(start + len(shard), len(images.images), "images scored")
         yield pq.read_table(path)

@@ -1,5 +1,7 @@
 """What is known of a detector before anything is run: the files behind it."""
 
+import ast
+
 import pytest
 
 from data.artifacts.digests import DigestMemory
@@ -228,3 +230,17 @@ def test_more_folds_than_images_are_refused(dataset):
     options = {"config": "mmdet::yolox/yolox_s_8xb8-300e_coco.py"}
     with pytest.raises(InvalidConfig, match="12 training images cannot make 13 folds"):
         DetectorTraining(**options, fold=Fold(number=0, of=13)).check(dataset)
+
+
+def test_a_config_is_parsed_again_where_the_parser_met_another_thread(configs, monkeypatch):
+    name, parse, calls = str(configs / "new.py"), ast.parse, []
+    whole = config_files(name)
+
+    def racing(text):
+        calls.append(text)
+        if len(calls) == 1:
+            raise SystemError("AST constructor recursion depth mismatch (before=195, after=79)")
+        return parse(text)
+
+    monkeypatch.setattr(ast, "parse", racing)
+    assert config_files(name) == whole
