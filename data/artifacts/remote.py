@@ -44,13 +44,13 @@ _PART = 8_000_000
 """Bytes in one request of a long file; a request has two minutes."""
 
 _THREADS = 4
-_PAUSES = (0.0, 0.5, 2.0, 8.0)
+_PAUSES = (0.0, 1.0, 4.0)
 """Seconds before each try to write what must not be there yet."""
 
 CONTENDERS = 32
 """Threads in a contest."""
 
-_CAUSE = re.compile(r"<Code>(\w+)</Code>|status code: (\d+)|\bkind: (\w+),\s+source")
+_CAUSES = (r"<Code>(\w+)</Code>", r"status code: (\d+)", r"\bkind: (\w+),\s+source")
 """In an error of the library, whose full text has addresses, signatures and what the server says of them."""
 
 _T = TypeVar("_T")
@@ -111,7 +111,10 @@ class Remote:
             return from_url(self.url)
         return from_url(
             self.url,
-            client_options={"timeout": timedelta(minutes=2)},
+            client_options={
+                "timeout": timedelta(minutes=2),
+                "allow_http": True,  # where AWS_ENDPOINT_URL asks for it
+            },
             retry_config={"max_retries": 4, "retry_timeout": timedelta(minutes=1)},
         )
 
@@ -396,17 +399,13 @@ class Remote:
 
 
 def _reason(error: Exception) -> str:
-    from obstore.exceptions import (  # noqa: PLC0415  # as above
-        PermissionDeniedError,
-        UnauthenticatedError,
-    )
-
+    """What a user can make of an error of the library."""
     text = str(error)
-    match = _CAUSE.search(text)
-    cause = match[match.lastindex or 0] if match else type(error).__name__
+    causes = (match[1] for pattern in _CAUSES if (match := re.search(pattern, text)))
+    cause = next(causes, type(error).__name__)
     if "NoSuchBucket" in text or "UnableToCanonicalize" in text:
         return f"there is no such bucket or folder: create it, or correct {_VARIABLE}"
-    if isinstance(error, PermissionDeniedError | UnauthenticatedError):
+    if re.search("status code: 40[13]", text):
         return (
             f"access is refused ({cause}): check the credentials in the environment, such as "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and what they may do there"

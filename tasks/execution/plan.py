@@ -75,7 +75,7 @@ class Planner:
         if is_there and not damaged:
             return PlannedStep(step, "hit")
         if self._remote and identity.reference in self._on_remote():
-            return PlannedStep(step, "remote", f"a run pulls it from {self._remote.url}")
+            return PlannedStep(step, "remote", "a run pulls it")
         if damaged:
             more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
             return PlannedStep(step, "stale", f"missing or damaged: {damaged[0]}{more}")
