@@ -44,6 +44,7 @@ _PART = 8_000_000
 """Bytes in one request of a long file; a request has two minutes."""
 
 _THREADS = 4
+_SECONDS_BETWEEN_REPORTS = 1.0
 _PAUSES = (0.0, 1.0, 4.0)
 """Seconds before each try to write what must not be there yet."""
 
@@ -405,15 +406,15 @@ def _reason(error: Exception) -> str:
     cause = next(causes, type(error).__name__)
     if "NoSuchBucket" in text or "UnableToCanonicalize" in text:
         return f"there is no such bucket or folder: create it, or correct {_VARIABLE}"
+    if "/latest/api/token" in text or "metadata.google" in text:
+        return (
+            "there are no credentials: set them in the environment, such as AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or give the machine a role"
+        )
     if re.search("status code: 40[13]", text):
         return (
             f"access is refused ({cause}): check the credentials in the environment, such as "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and what they may do there"
-        )
-    if "169.254.169.254" in text or "metadata.google" in text:
-        return (
-            "there are no credentials: set them in the environment, such as AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, or give the machine a role"
         )
     return f"it does not answer as it should ({cause}): check the network and AWS_ENDPOINT_URL"
 
@@ -425,6 +426,9 @@ def _attempt(manifest: bytes) -> str:
 
 def _each(do: Callable[[_T], Any], items: Collection[_T], progress: Progress, status: str) -> None:
     """Do something with each, several at a time."""
+    reported = time.monotonic()
     with ThreadPoolExecutor(_THREADS) as pool:
         for done, _ in enumerate(pool.map(do, items), 1):
-            progress(done, len(items), status)
+            if done == len(items) or time.monotonic() - reported > _SECONDS_BETWEEN_REPORTS:
+                reported = time.monotonic()
+                progress(done, len(items), status)

@@ -311,6 +311,11 @@ MISTAKES = {
         "",
         r"refused \(SignatureDoesNotMatch\)",
     ),
+    "no keys": (
+        {"AWS_ACCESS_KEY_ID": "", "AWS_METADATA_ENDPOINT": "http://127.0.0.1:1"},
+        "",
+        "there are no credentials",
+    ),
     "nobody there": ({"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, "", r"should \(Connect\)"),
     "no such folder": ({}, "file:///no/such/folder", "there is no such bucket or folder"),
 }
@@ -323,7 +328,10 @@ def test_a_mistake_is_one_clear_message_without_secrets(
     variables, url, message = MISTAKES[mistake]
     manifest = publish(machines[0])
     for name, value in variables.items():
-        monkeypatch.setenv(name, value)
+        if value:
+            monkeypatch.setenv(name, value)
+        else:
+            monkeypatch.delenv(name)
     remote = Remote(url) if url else new_remote()
     for use in (
         lambda: remote.push(machines[0], manifest),
