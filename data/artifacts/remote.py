@@ -406,7 +406,7 @@ def _reason(error: Exception) -> str:
     cause = next(causes, type(error).__name__)
     if "NoSuchBucket" in text or "UnableToCanonicalize" in text:
         return f"there is no such bucket or folder: create it, or correct {_VARIABLE}"
-    if "/latest/api/token" in text or "metadata.google" in text:
+    if re.search(r"/latest/api/token|metadata\.google|Missing(AccessKeyId|SecretAccessKey)", text):
         return (
             "there are no credentials: set them in the environment, such as AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, or give the machine a role"

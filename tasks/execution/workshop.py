@@ -122,7 +122,7 @@ class Workshop:
                     with self._part_for(step) as part:
                         manifest = self._make(step, inputs, part, progress)
             if not hit:
-                self._on_mirror(Remote.push, self.store, manifest, progress)
+                self._on_mirror(Remote.push, self.store, manifest, self._until_stopped(progress))
         step.options.note_places(self.store.root / identity.reference)
         return manifest, hit
 
@@ -156,7 +156,18 @@ class Workshop:
         """A step's artifact from the store, or else from the mirror; the caller holds its lock."""
         kind, key = step.identity.kind, step.identity.key
         there = self.store.lookup(kind, key)
-        return there or self._on_mirror(Remote.pull, self.store, kind, key, progress)
+        report = self._until_stopped(progress)
+        return there or self._on_mirror(Remote.pull, self.store, kind, key, report)
+
+    def _until_stopped(self, progress: Progress) -> Progress:
+        """Progress of a transfer, which has no process that could be ended."""
+
+        def report(done: int, total: int, status: str) -> None:
+            if self._stopped.is_set():
+                raise StepFailed("the run was stopped; run again to go on")
+            progress(done, total, status)
+
+        return report
 
     def _on_mirror(
         self, do: Callable[Concatenate[Remote, _P], _T], *args: _P.args, **kwargs: _P.kwargs

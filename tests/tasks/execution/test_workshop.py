@@ -239,6 +239,17 @@ def test_a_run_goes_on_without_a_mirror_that_does_not_answer_and_says_so_once(
     assert "there is no such bucket or folder" in warning
 
 
+def test_a_run_that_was_stopped_leaves_off_pulling(store, step, remote):
+    wanted = alone(step())
+    manifest, _, _ = obtain(store, wanted, remote=remote)
+    shutil.rmtree(store.root)
+    workshop = Workshop(store, Graph({manifest.reference: wanted}), 1, remote=remote)
+    workshop.stop()
+    with pytest.raises(StepFailed, match="the run was stopped"):
+        workshop.obtain(wanted, lambda *report: None)
+    assert not store.has(manifest.kind, manifest.key)
+
+
 def test_damage_on_the_mirror_makes_a_step_be_made_and_another_content_there_stays(
     store, step, remote, tmp_path, caplog
 ):
