@@ -67,6 +67,7 @@ def s3_port(tmp_path_factory):
             server.wait(20)
         with suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGKILL)
+        server.wait(20)
 
 
 class Proxy(ThreadingHTTPServer):
