@@ -55,3 +55,11 @@ class StepFailed(PipelineError):
 
 class ServiceUnavailable(PipelineError):
     """A server, worker or port that a command needs is not available."""
+
+
+class RemoteConflict(PipelineError):
+    """The mirror has an artifact of the same key with other content."""
+
+
+class RemoteDamaged(PipelineError):
+    """An artifact on the mirror whose files are missing or not what they were."""

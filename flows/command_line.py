@@ -19,6 +19,7 @@ from rich.table import Table
 from data.artifacts.digests import DigestMemory
 from data.artifacts.manifest import Manifest
 from data.artifacts.records import read_records
+from data.artifacts.remote import default_remote
 from data.artifacts.store import ArtifactStore, default_root, storage_errors
 from data.attributes.options import ATTRIBUTES_NAME
 from data.errors import (
@@ -30,7 +31,7 @@ from data.errors import (
 )
 from data.orphans import end_with_parent
 from data.vocabulary.tables import Dataset
-from flows import store_commands
+from flows import remote_commands, store_commands
 from flows.command_options import (
     FileOption,
     PresetArgument,
@@ -65,6 +66,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(store_commands.app)
+app.add_typer(remote_commands.app)
 
 _DEVICE_SIZES = (80, 40, 24, 16, 8)
 """Of GPUs, GB."""
@@ -298,7 +300,7 @@ def plan(
         ),
     ] = False,
 ) -> None:
-    """Say for every step whether its artifact is there, and if not, why."""
+    """Say for every step whether its artifact is there or on the remote, and if not, why."""
     store = ArtifactStore(default_root())
     if memory and study_source:
         raise InvalidConfig("--memory counts one preset's generator: leave --study out")
@@ -309,7 +311,7 @@ def plan(
     with DigestMemory(store.root, show_digests) as digests:
         graph = _checked_graph(store, request, digests)
     table = Table("stage", "step", "state", "why", "after", "artifact")
-    for item in plan_steps(store, graph, read_records(store.root)):
+    for item in plan_steps(store, graph, read_records(store.root), default_remote()):
         step = item.step
         after = list(dict.fromkeys(source.name for source in step.inputs.values()))
         more = [f"{len(after) - _INPUTS_SHOWN} more"] if len(after) > _INPUTS_SHOWN else []

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from data.artifacts.digests import DigestMemory
-from data.artifacts.records import write_record
+from data.artifacts.records import Record, write_record
 from data.artifacts.store import ArtifactStore
 from data.errors import StorageError
 from flows.run_config import RunConfig
@@ -67,11 +67,12 @@ class Request:
             self.config.runs if isinstance(self.config, StudyConfig) else {_ONLY_RUN: self.config}
         )
 
-    def record(self, store: ArtifactStore, graph: Graph) -> None:
+    def record(self, store: ArtifactStore, graph: Graph) -> Record | None:
         """Leave a record of it in the store; one that cannot be written to still has its hits."""
         options = self.config.model_dump(mode="json")
         steps = graph.recorded()
         try:
-            write_record(store.root, self.what, self.name, options, steps, self.stage)
+            return write_record(store.root, self.what, self.name, options, steps, self.stage)
         except StorageError as error:
             logger.warning("no record of this %s is left: %s", self.what, error)
+            return None

@@ -16,6 +16,7 @@ from pydantic_core import CoreSchema
 
 from data.artifacts.digests import DigestMemory
 from data.artifacts.manifest import Manifest
+from data.artifacts.remote import default_remote
 from data.artifacts.store import ArtifactStore, default_root
 from data.errors import PipelineError
 from flows.request import Request
@@ -109,8 +110,8 @@ def _run(request: Request, num_cores: int | None) -> State[Any]:
             if not all(store.has(step.kind.name, step.identity.key) for step in steps):
                 store.create_root()
                 digests.save(store.root)
-            request.record(store, graph)
-            state = _obtain(store, graph, steps, num_cores)
+            workshop = _opened_workshop(request, store, graph, num_cores)
+            state = _obtain(workshop, steps)
             if state.is_failed() and request.stage is None:
                 _report_with_holes(request, store, digests, num_cores)
             return state
@@ -118,16 +119,24 @@ def _run(request: Request, num_cores: int | None) -> State[Any]:
         return Failed(message=str(error), data=error)
 
 
-def _obtain(
-    store: ArtifactStore, graph: Graph, steps: Sequence[Step], num_cores: int | None
-) -> State[Any]:
+def _opened_workshop(
+    request: Request, store: ArtifactStore, graph: Graph, num_cores: int | None
+) -> Workshop:
+    """A workshop for a graph, of which a record is left in the store and on its mirror."""
+    workshop = Workshop(store, graph, num_cores, remote=default_remote())
+    if record := request.record(store, graph):
+        workshop.share(record)
+    return workshop
+
+
+def _obtain(workshop: Workshop, steps: Sequence[Step]) -> State[Any]:
     """Obtain steps, each as soon as its inputs and cores are there; ends in the last one's state.
 
     A step that fails leaves those alone that do not need it. What the tables of a data set show to be
     impossible is refused as soon as they are there.
     """
+    store, graph = workshop.store, workshop.graph
     note_places(store, graph)
-    workshop = Workshop(store, graph, num_cores)
     futures: dict[str, PrefectFuture[Manifest]] = {}
     try:
         workshop.prepare(steps)
@@ -151,8 +160,8 @@ def _report_with_holes(
     lost = request.lost_detectors(digests, store)
     if lost:
         graph = request.graph(digests, lost)
-        request.record(store, graph)
-        _obtain(store, graph, graph.of_stage("evaluate"), num_cores)
+        workshop = _opened_workshop(request, store, graph, num_cores)
+        _obtain(workshop, graph.of_stage("evaluate"))
 
 
 def _submit(

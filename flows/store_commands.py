@@ -4,7 +4,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
@@ -36,6 +36,7 @@ from data.artifacts.inventory import (
 from data.artifacts.listing import Listed, listed
 from data.artifacts.manifest import Manifest
 from data.artifacts.records import RECORDS_FOLDER, Record, read_records
+from data.artifacts.remote import Remote, default_remote, required_remote
 from data.artifacts.roots import Keep, Roots, pin, pinned, unpin
 from data.artifacts.store import ArtifactStore, default_root
 from data.artifacts.trash import TRASH_FOLDER
@@ -60,6 +61,7 @@ _LONG = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{24,}\b")
 """A key or a digest, of which people read the beginning."""
 
 _SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800}
+_VERDICTS = {"hit": "a run takes it from the store", "remote": "a run takes it from the remote"}
 _LINES_SHOWN = 20
 """Of each topic of a difference."""
 
@@ -73,11 +75,18 @@ def ls(
     sort: Annotated[Literal["age", "size", "kind"], typer.Option(help="What comes first.")] = "age",
     unused: Annotated[bool, typer.Option("--unused", help="What no run's record names.")] = False,
     runs: Annotated[bool, typer.Option("--runs", help="Runs instead of artifacts.")] = False,
+    remote: Annotated[
+        bool, typer.Option("--remote", help="Runs that are on the remote instead.")
+    ] = False,
 ) -> None:
     """List the artifacts of the store, the newest first: state, size, age, and the runs that use them."""
+    if remote:
+        _list_remote_runs(required_remote(), as_json=as_json)
+        return
     store = _store()
     if runs:
-        _list_runs(store, as_json=as_json)
+        records = list(read_records(store.root))
+        _list_runs(records, set(artifacts(store.root)), pinned(store.root), as_json=as_json)
         return
     order = {
         "age": lambda item: -item.changed,
@@ -119,11 +128,18 @@ def _as_json(item: Listed) -> dict[str, Any]:
     }
 
 
-def _list_runs(store: ArtifactStore, *, as_json: bool) -> None:
-    pins = pinned(store.root)
+def _list_remote_runs(remote: Remote, *, as_json: bool) -> None:
+    records = [remote.record(run) for run in remote.record_ids()]
+    there = remote.has({step.reference for record in records for step in record.steps})
+    _list_runs(records, there, set(), as_json=as_json)
+
+
+def _list_runs(
+    records: Sequence[Record], there: Collection[str], pins: Collection[str], *, as_json: bool
+) -> None:
     table, documents = Table("run", "of", "stage", "started", "steps there", "missing", "kept"), []
-    for record in read_records(store.root):
-        present = sum(store.has(step.kind, step.key) for step in record.steps)
+    for record in records:
+        present = sum(step.reference in there for step in record.steps)
         missing = len(record.steps) - present
         is_pinned = f"{RECORDS_FOLDER}/{record.id}" in pins
         table.add_row(
@@ -171,8 +187,8 @@ def why(
     with DigestMemory(store.root, show_digests) as digests:
         graph = requested(preset, assignments, config_file, study_source).graph(digests)
     step = graph.find(what)
-    found = Planner(store, graph, read_records(store.root)).look_up(step)
-    verdict = "a run takes it from the store" if found.state == "hit" else "a run would make it"
+    found = Planner(store, graph, read_records(store.root), default_remote()).look_up(step)
+    verdict = _VERDICTS.get(found.state, "a run would make it")
     typer.echo(f"{what}  {_short(step.identity.reference)}  {found.state}: {verdict}")
     if found.nearest is None:
         typer.echo(f"  {found.why or 'it is there and intact'}")

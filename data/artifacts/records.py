@@ -85,12 +85,26 @@ def write_record(
         options=options,
         steps=steps,
     )
-    folder = root / RECORDS_FOLDER
-    with storage_errors(root):
-        folder.mkdir(parents=True, exist_ok=True)
-        with durable_file(folder / f"{record.id}.json") as file:
-            file.write(record.model_dump_json(indent=1).encode())
+    add_record(root, record)
     return record
+
+
+def add_record(root: Path, record: Record) -> None:
+    """Write a record into a store.
+
+    Raises:
+        StorageError: the store cannot be written to.
+    """
+    path = root / record_name(record.id)
+    with storage_errors(root):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with durable_file(path) as file:
+            file.write(record.model_dump_json(indent=1).encode())
+
+
+def record_name(run: str) -> str:
+    """Where a record lies under a root, by its id."""
+    return f"{RECORDS_FOLDER}/{run}.json"
 
 
 def read_records(root: Path) -> Iterator[Record]:
@@ -114,16 +128,33 @@ def read_record(path: Path) -> Record:
         InvalidRecord: it is damaged, or of a newer version of this program.
     """
     try:
-        document = msgspec.json.decode(path.read_bytes())
-        newer = document["format"] > _FORMAT
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        content = path.read_bytes()
+    except OSError as error:
         raise InvalidRecord(f"{path} is no record of a run, move it away: {error!r}") from error
+    return parse_record(content, path, path.stem)
+
+
+def parse_record(content: bytes, place: Path | str, run: str) -> Record:
+    """Read a record's content.
+
+    Args:
+        place: where it lies.
+        run: the record's id.
+
+    Raises:
+        InvalidRecord: it is damaged, or of a newer version of this program.
+    """
+    try:
+        document = msgspec.json.decode(content)
+        newer = document["format"] > _FORMAT
+    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise InvalidRecord(f"{place} is no record of a run, move it away: {error!r}") from error
     if newer:
         raise InvalidRecord(
-            f"{path} was written by a newer version of detdiffusion (format {document['format']}, "
+            f"{place} was written by a newer version of detdiffusion (format {document['format']}, "
             f"known up to {_FORMAT}): update, or use another DETDIFFUSION_HOME"
         )
     try:
-        return Record.model_validate({**document, "id": path.stem})
+        return Record.model_validate({**document, "id": run})
     except ValidationError as error:
-        raise InvalidRecord(f"{path} is no record of a run, move it away: {error}") from error
+        raise InvalidRecord(f"{place} is no record of a run, move it away: {error}") from error

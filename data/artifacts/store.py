@@ -172,7 +172,7 @@ class ArtifactStore:
         return [
             name
             for name, record in manifest.files.items()
-            if name.endswith(suffix) and not _intact(f"{folder}/{name}", record)
+            if name.endswith(suffix) and not is_intact(f"{folder}/{name}", record)
         ]
 
     def wrong_sizes(self, manifest: Manifest) -> list[str]:
@@ -234,18 +234,26 @@ class ArtifactStore:
             (out / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1))
             if (work / LOG_NAME).exists():
                 shutil.copyfile(work / LOG_NAME, out / LOG_NAME)
-            _sync_tree(out)
-            target = self.root / identity.reference
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if target.exists():  # and is damaged
-                shutil.rmtree(out.with_name("damaged"), ignore_errors=True)
-                target.rename(out.with_name("damaged"))
-            out.rename(target)
-            _sync(target.parent)
-            _sync(self.root)  # whose entry the kind's folder is
-        self._verified.add(identity.reference)
-        shutil.rmtree(work, ignore_errors=True)
+            self.admit(manifest, out)
         return manifest
+
+    def admit(self, manifest: Manifest, out: Path) -> None:
+        """Move a folder that has an artifact's files and manifest into the store; delete its work folder.
+
+        Args:
+            out: folder in the artifact's work folder; consumed.
+        """
+        _sync_tree(out)
+        target = self.root / manifest.reference
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():  # and is damaged
+            shutil.rmtree(out.with_name("damaged"), ignore_errors=True)
+            target.rename(out.with_name("damaged"))
+        out.rename(target)
+        _sync(target.parent)
+        _sync(self.root)  # whose entry the kind's folder is
+        self._verified.add(manifest.reference)
+        shutil.rmtree(self.root / WORK_FOLDER / manifest.reference, ignore_errors=True)
 
 
 def holder(lock: "FileLock") -> str:
@@ -265,14 +273,15 @@ def _record(path: Path) -> FileRecord:
     return FileRecord(size=path.stat().st_size, sha256=file_digest(path))
 
 
-def _has_size(path: str, size: int) -> bool:
+def _has_size(path: str | Path, size: int) -> bool:
     try:
         return os.stat(path).st_size == size  # noqa: PTH116  # thousands of files, by text
     except OSError:
         return False
 
 
-def _intact(path: str, record: FileRecord) -> bool:
+def is_intact(path: str | Path, record: FileRecord) -> bool:
+    """Whether a file is there and has its recorded content."""
     try:
         return _has_size(path, record.size) and file_digest(path) == record.sha256
     except OSError:

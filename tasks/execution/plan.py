@@ -1,5 +1,6 @@
 """What a run would find in the store: for every step hit, miss or stale, and why."""
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
@@ -10,11 +11,15 @@ from data.artifacts.identity import StepIdentity
 from data.artifacts.inventory import folders
 from data.artifacts.manifest import Manifest
 from data.artifacts.records import Record
+from data.artifacts.remote import Remote
 from data.artifacts.store import ArtifactStore
 from data.artifacts.trash import removals
 from data.artifacts.verification import damaged_files
+from data.errors import ServiceUnavailable
 from data.vocabulary.tables import Dataset
 from tasks.execution.graph import Graph, Step
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,14 +27,15 @@ class PlannedStep:
     """A step, and what a run would find.
 
     Attributes:
-        state: there and intact; not there; or made with something different, or damaged.
+        state: there and intact; not there, but on the mirror; not there at all; or made with something
+            different, or damaged.
         why: it is no hit.
         nearest: of all artifacts of its kind the one that differs least, where it was made differently.
         causes: in what that and what it was made from differ.
     """
 
     step: Step
-    state: Literal["hit", "miss", "stale"]
+    state: Literal["hit", "remote", "miss", "stale"]
     why: str = ""
     nearest: Manifest | None = None
     causes: Causes = field(default_factory=dict)
@@ -40,25 +46,37 @@ class Planner:
 
     Args:
         records: of earlier runs.
+        remote: the store's mirror; one that cannot be used has nothing, and a warning says so.
     """
 
-    def __init__(self, store: ArtifactStore, graph: Graph, records: Iterable[Record]):
+    def __init__(
+        self,
+        store: ArtifactStore,
+        graph: Graph,
+        records: Iterable[Record],
+        remote: Remote | None = None,
+    ):
         self._store = store
         self._graph = graph
         self._records = records
+        self._remote = remote
         self._removals = removals(store.root)
         self._read = cache(store.read)
         self._of_kind = cache(self._artifacts)  # only where something is missing
+        self._on_remote = cache(self._mirrored)
         self._asked_for = cache(self._recorded)
         self._lineage = Lineage(self._identity)
 
     def look_up(self, step: Step) -> PlannedStep:
         """Look a step up, and compare it with the artifact that differs least where it is not there."""
         identity = step.identity
-        if self._store.path(identity.kind, identity.key).is_dir():
-            damaged = damaged_files(self._store, identity.reference)
-            if not damaged:
-                return PlannedStep(step, "hit")
+        is_there = self._store.path(identity.kind, identity.key).is_dir()
+        damaged = damaged_files(self._store, identity.reference) if is_there else []
+        if is_there and not damaged:
+            return PlannedStep(step, "hit")
+        if self._remote and identity.reference in self._on_remote():
+            return PlannedStep(step, "remote", "a run pulls it")
+        if damaged:
             more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
             return PlannedStep(step, "stale", f"missing or damaged: {damaged[0]}{more}")
         if removal := self._removals.get(identity.reference):
@@ -93,13 +111,23 @@ class Planner:
         read = (self._read(kind, key) for key in folders(self._store.root / kind))
         return [manifest for manifest in read if manifest]
 
+    def _mirrored(self) -> set[str]:
+        """The graph's artifacts that the mirror has."""
+        try:
+            return self._remote.has(self._graph.steps) if self._remote else set()
+        except ServiceUnavailable as error:
+            logger.warning("planned without the remote: %s", error)
+            return set()
+
     def _recorded(self) -> set[str]:
         return {step.reference for record in self._records for step in record.steps}
 
 
-def plan(store: ArtifactStore, graph: Graph, records: Iterable[Record]) -> list[PlannedStep]:
-    """Look every step up."""
-    planner = Planner(store, graph, records)
+def plan(
+    store: ArtifactStore, graph: Graph, records: Iterable[Record], remote: Remote | None = None
+) -> list[PlannedStep]:
+    """Look every step up, also on the store's mirror."""
+    planner = Planner(store, graph, records, remote)
     return [planner.look_up(step) for step in graph]
 
 

@@ -5,6 +5,7 @@ fork server, from which the steps' processes are forked.
 """
 
 import errno
+import logging
 import multiprocessing
 import os
 import shutil
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
@@ -22,14 +23,23 @@ from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from filelock import Timeout
 
 from data import errors
 from data.artifacts.manifest import LOG_NAME, Manifest
+from data.artifacts.records import Record
+from data.artifacts.remote import Remote
 from data.artifacts.store import ArtifactStore, holder, storage_errors
-from data.errors import ArtifactMissing, PipelineError, StepFailed
+from data.errors import (
+    ArtifactMissing,
+    PipelineError,
+    RemoteConflict,
+    RemoteDamaged,
+    ServiceUnavailable,
+    StepFailed,
+)
 from data.progress import Progress
 from models.precision import visible_gpus
 from tasks.execution.child import StepSpec, run_step
@@ -37,13 +47,19 @@ from tasks.execution.graph import Graph, Step
 from tasks.execution.machine import Machine, Part, available_cores
 from tasks.execution.memory import PeakMemory
 
+logger = logging.getLogger(__name__)
+
 _PACKAGES = ("torch", "diffusers", "transformers", "mmdet", "mmengine", "prefect")
 _LOG_LINES_SHOWN = 12
 _SECONDS_TO_END = 20.0
 _LITTLE_SPACE = 16_000_000
 """Bytes free under which a step's end is put down to a full disk: libraries hide the cause."""
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
 _start_lock = threading.Lock()
+_remote_lock = threading.Lock()
 
 
 class Workshop:
@@ -54,6 +70,7 @@ class Workshop:
         graph: of the steps.
         num_cores: that the steps share; None for all.
         gpus: names of those that they share; None for all that this process sees.
+        remote: the store's mirror, which fills it and gets what is made; one that fails is done without.
     """
 
     def __init__(
@@ -62,12 +79,14 @@ class Workshop:
         graph: Graph,
         num_cores: int | None = None,
         gpus: Sequence[str] | None = None,
+        remote: Remote | None = None,
     ):
         self.store = store
         self.graph = graph
         self._machine = Machine(
             num_cores or available_cores(), visible_gpus() if gpus is None else gpus
         )
+        self._remote = remote
         self._processes: set[BaseProcess] = set()
         self._stopped = threading.Event()
 
@@ -85,7 +104,7 @@ class Workshop:
                 forkserver.ensure_running()
 
     def obtain(self, step: Step, progress: Progress) -> tuple[Manifest, bool]:
-        """Return a step's artifact and whether it was there already, or another run made it meanwhile.
+        """Return a step's artifact and whether it was there already, or on the mirror, or made meanwhile.
 
         Raises:
             ArtifactMissing: an input's artifact is absent or damaged.
@@ -96,14 +115,20 @@ class Workshop:
         manifest = self.store.lookup(identity.kind, identity.key)
         if manifest is None:
             with storage_errors(self.store.root), self._locked(step, progress):
-                manifest = self.store.lookup(identity.kind, identity.key)
+                manifest = self._found(step, progress)
                 if manifest is None:
                     hit = False
-                    inputs = {name: self._input(step, name) for name in step.inputs}
+                    inputs = {name: self._input(step, name, progress) for name in step.inputs}
                     with self._part_for(step) as part:
                         manifest = self._make(step, inputs, part, progress)
+            if not hit:
+                self._on_mirror(Remote.push, self.store, manifest, self._until_stopped(progress))
         step.options.note_places(self.store.root / identity.reference)
         return manifest, hit
+
+    def share(self, record: Record) -> None:
+        """Put a run's record on the mirror, where there is one."""
+        self._on_mirror(Remote.push_record, self.store.root, record.id)
 
     def stop(self) -> None:
         """End all processes, and start no more."""
@@ -127,6 +152,44 @@ class Workshop:
         finally:
             lock.release()
 
+    def _found(self, step: Step, progress: Progress) -> Manifest | None:
+        """A step's artifact from the store, or else from the mirror; the caller holds its lock."""
+        kind, key = step.identity.kind, step.identity.key
+        there = self.store.lookup(kind, key)
+        report = self._until_stopped(progress)
+        return there or self._on_mirror(Remote.pull, self.store, kind, key, report)
+
+    def _until_stopped(self, progress: Progress) -> Progress:
+        """Progress of a transfer, which has no process that could be ended."""
+
+        def report(done: int, total: int, status: str) -> None:
+            if self._stopped.is_set():
+                raise StepFailed("the run was stopped; run again to go on")
+            progress(done, total, status)
+
+        return report
+
+    def _on_mirror(
+        self, do: Callable[Concatenate[Remote, _P], _T], *args: _P.args, **kwargs: _P.kwargs
+    ) -> _T | None:
+        """What the mirror gives; None with a warning where that fails, for good where it does not answer."""
+        remote = self._remote
+        if remote is None:
+            return None
+        try:
+            return do(remote, *args, **kwargs)
+        except (RemoteConflict, RemoteDamaged) as error:
+            logger.warning("%s", error)
+        except ServiceUnavailable as error:
+            with _remote_lock:
+                is_first, self._remote = self._remote is not None, None
+            if is_first:
+                logger.warning(
+                    "the run goes on without its remote, `detdiffusion push` sends later what it makes: %s",
+                    error,
+                )
+        return None
+
     def _is_forked(self, step: Step) -> bool:
         """CUDA does not survive the fork of a process that has looked for a GPU."""
         return step.kind.preload and not self._machine.gpus
@@ -143,14 +206,20 @@ class Workshop:
         num_gpus = min(step.options.num_gpus, there)
         return self._machine.take(num_gpus / there, place, num_gpus)
 
-    def _input(self, step: Step, name: str) -> Path:
+    def _input(self, step: Step, name: str, progress: Progress) -> Path:
         source = step.inputs[name]
-        if not self.store.is_there(source.identity.kind, source.identity.key):
+        folder = self.store.root / source.identity.reference
+        there = self.store.is_there(source.identity.kind, source.identity.key)
+        if not there and self._remote:
+            with self._locked(source, progress):
+                there = self._found(source, progress) is not None
+        if not there:
             raise ArtifactMissing(
                 f"{step.name!r} needs the artifact {source.identity.reference} of {source.name!r}, which "
                 f"is missing or damaged: run the stage {source.stages[0]} first, or end-to-end"
             )
-        return self.store.root / source.identity.reference
+        source.options.note_places(folder)
+        return folder
 
     def _make(
         self, step: Step, inputs: dict[str, Path], part: Part, progress: Progress

@@ -5,10 +5,15 @@ import pytest
 import yaml
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 
+from data.artifacts.digests import DigestMemory
+from data.artifacts.records import read_records
+from data.artifacts.remote import Remote
+from data.artifacts.store import ArtifactStore
 from flows.presets import PRESETS
+from flows.request import Request
 from flows.run_config import build_run
 from flows.run_graph import STAGES
-from flows.stages import end_to_end, study, train_generator
+from flows.stages import _opened_workshop, end_to_end, study, train_generator
 from flows.studies import read_study
 from flows.study_presets import STUDIES
 
@@ -94,3 +99,16 @@ def test_a_preset_for_own_data_is_refused_without(preset, tmp_path, monkeypatch)
 def test_runs_are_called_by_what_they_make(flow, config, name):
     parameters = flow.validate_parameters({"config": config, "num_cores": None})
     assert flow.flow_run_name.format(**parameters) == name
+
+
+def test_a_run_leaves_a_record_in_the_store_and_on_its_mirror(tmp_path, monkeypatch):
+    (tmp_path / "mirror").mkdir()
+    url = (tmp_path / "mirror").as_uri()
+    monkeypatch.setenv("DETDIFFUSION_REMOTE", url)
+    store, request = (
+        ArtifactStore(tmp_path / "root"),
+        Request("run", "smoke", build_run("smoke", {})),
+    )
+    _opened_workshop(request, store, request.graph(DigestMemory()), 1)
+    (record,) = read_records(store.root)
+    assert Remote(url).record(record.id) == record

@@ -8,6 +8,7 @@ import pytest
 from data.artifacts.digests import DigestMemory
 from data.artifacts.options import Options
 from data.artifacts.records import read_records, write_record
+from data.artifacts.remote import Remote
 from data.artifacts.store import ArtifactStore
 from tasks import catalogue
 from tasks.execution.graph import Node, resolve
@@ -50,8 +51,9 @@ def make(store, graph):
         )  # fmt: skip
 
 
-def planned(store, graph):
-    return [(item.state, item.why) for item in plan(store, graph, read_records(store.root))]
+def planned(store, graph, remote=None):
+    found = plan(store, graph, read_records(store.root), remote)
+    return [(item.state, item.why) for item in found]
 
 
 def record(store, graph):
@@ -88,3 +90,21 @@ def test_a_change_that_was_recorded_and_not_run_is_still_told(store):
     record(store, graph_of(1))
     record(store, graph_of(2))
     assert planned(store, graph_of(2))[0] == ("stale", "value: 1 → 2")
+
+
+def test_what_is_not_here_but_on_the_mirror_is_told_apart(store, tmp_path, caplog):
+    folder = tmp_path / "mirror"
+    remote, graph = Remote(folder.as_uri()), graph_of(1)
+    assert planned(store, graph, remote) == [("miss", "never made")] * 2
+    assert "planned without the remote" in caplog.text
+    folder.mkdir()
+    make(store, graph)
+    first, second = (store.read(item.kind.name, item.identity.key) for item in graph)
+    remote.push(store, first)
+    file = store.root / first.reference / "file"
+    file.write_text("CONTENT")
+    shutil.rmtree(store.root / second.reference)
+    there = ("remote", "a run pulls it")
+    assert planned(store, graph, remote) == [there, ("miss", "never made")]
+    file.write_text("content")
+    assert planned(store, graph, remote)[0] == ("hit", "")

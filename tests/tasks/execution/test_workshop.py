@@ -14,6 +14,8 @@ import psutil
 import pytest
 
 from data.artifacts.digests import DigestMemory
+from data.artifacts.records import write_record
+from data.artifacts.remote import Remote
 from data.artifacts.store import ArtifactStore
 from data.errors import ArtifactMissing, InvalidConfig, OutOfMemory, StepFailed, StorageError
 from data.ingest.options import IngestConfig, ScenesConfig
@@ -110,11 +112,10 @@ def workshop_of(store, *steps, num_cores=1):
     return Workshop(store, Graph({item.identity.reference: item for item in steps}), num_cores)
 
 
-def obtain(store, step, num_cores=1):
+def obtain(store, step, num_cores=1, remote=None):
     reports = []
-    manifest, hit = workshop_of(store, step, num_cores=num_cores).obtain(
-        step, lambda *report: reports.append(report)
-    )
+    workshop = Workshop(store, Graph({step.identity.reference: step}), num_cores, remote=remote)
+    manifest, hit = workshop.obtain(step, lambda *report: reports.append(report))
     return manifest, hit, reports
 
 
@@ -188,6 +189,86 @@ def test_a_hit_needs_no_lock_and_a_miss_without_one_is_one_clear_error(store, st
     assert obtain(store, alone(step())) == (manifest, True, [])
     with pytest.raises(StorageError, match=r"cannot write artifacts under .*/root .*\.locks"):
         obtain(store, alone(step("another")))
+
+
+@pytest.fixture
+def remote(tmp_path):
+    """A mirror in a folder."""
+    (tmp_path / "mirror").mkdir()
+    return Remote((tmp_path / "mirror").as_uri())
+
+
+def test_what_is_made_is_pushed_and_a_root_that_lost_it_is_filled_from_the_mirror(
+    store, step, remote
+):
+    manifest, hit, _ = obtain(store, alone(step()), remote=remote)
+    assert not hit
+    assert remote.has([manifest.reference])
+    (store.root / manifest.reference / "card.md").write_text("damage")
+    again, hit, reports = obtain(store, alone(step()), remote=remote)
+    assert (again, hit, reports) == (manifest, True, [(1, 1, "files pulled")])
+    shutil.rmtree(store.root)
+    again, hit, reports = obtain(store, alone(step()), remote=remote)
+    assert (again, hit, reports) == (manifest, True, [(1, 1, "files pulled")])
+    assert store.lookup(again.kind, again.key)
+
+
+def test_the_inputs_of_a_step_alone_come_from_the_mirror(store, step, remote):
+    second = step()
+    first, _, _ = obtain(store, second.inputs["other"], remote=remote)
+    shutil.rmtree(store.root)
+    manifest, hit, _ = obtain(store, second, remote=remote)
+    assert not hit
+    assert store.lookup(first.kind, first.key)
+    assert manifest.inputs == {"other": first.reference}
+
+
+def test_a_run_goes_on_without_a_mirror_that_does_not_answer_and_says_so_once(
+    store, step, remote, tmp_path, caplog
+):
+    second = step()
+    record = write_record(store.root, "run", "x", {}, ())
+    (tmp_path / "mirror").rename(tmp_path / "gone")
+    steps = {item.identity.reference: item for item in (second.inputs["other"], second)}
+    workshop = Workshop(store, Graph(steps), 1, remote=remote)
+    workshop.share(record)
+    for item in steps.values():
+        assert not workshop.obtain(item, lambda *report: None)[1]
+    (warning,) = caplog.messages
+    assert "`detdiffusion push` sends later" in warning
+    assert "there is no such bucket or folder" in warning
+
+
+def test_a_run_that_was_stopped_leaves_off_pulling(store, step, remote):
+    wanted = alone(step())
+    manifest, _, _ = obtain(store, wanted, remote=remote)
+    shutil.rmtree(store.root)
+    workshop = Workshop(store, Graph({manifest.reference: wanted}), 1, remote=remote)
+    workshop.stop()
+    with pytest.raises(StepFailed, match="the run was stopped"):
+        workshop.obtain(wanted, lambda *report: None)
+    assert not store.has(manifest.kind, manifest.key)
+
+
+def test_damage_on_the_mirror_makes_a_step_be_made_and_another_content_there_stays(
+    store, step, remote, tmp_path, caplog
+):
+    manifest, _, _ = obtain(store, alone(step()), remote=remote)
+    (file,) = (tmp_path / "mirror").rglob("card.md")
+    file.write_text(file.read_text().upper())
+    shutil.rmtree(store.root)
+    again, hit, _ = obtain(store, alone(step()), remote=remote)
+    assert not hit
+    assert again.files == manifest.files
+    assert "card.md is missing or not what was put there" in caplog.text
+    (text,) = (tmp_path / "mirror").rglob("manifest.json")
+    record = manifest.files["card.md"].model_copy(update={"sha256": "0" * 64})
+    other = manifest.model_copy(update={"files": {"card.md": record}})
+    text.write_text(other.model_dump_json())
+    shutil.rmtree(store.root)
+    assert not obtain(store, alone(step()), remote=remote)[1]
+    assert "with other content" in caplog.text
+    assert text.read_text() == other.model_dump_json()
 
 
 @pytest.fixture

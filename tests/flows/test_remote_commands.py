@@ -1,0 +1,172 @@
+"""The commands of the mirror, between two roots and a folder; and what `doctor` finds."""
+
+import fcntl
+import json
+import shutil
+import tempfile
+from types import SimpleNamespace
+
+import psutil
+import pytest
+from typer.testing import CliRunner
+
+from data.artifacts.digests import DigestMemory
+from data.artifacts.records import read_records
+from data.artifacts.store import ArtifactStore
+from flows.command_line import app
+from flows.request import Request
+from flows.run_config import build_run
+
+CHANGED = {"train_detector": {"num_iterations": 9}}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, publish):
+    """The store of two runs, and the graph of the newest."""
+    store = ArtifactStore(tmp_path_factory.mktemp("made"))
+    for options in (CHANGED, {}):
+        request = Request("run", "smoke", build_run("smoke", options))
+        graph = request.graph(DigestMemory())
+        request.record(store, graph)
+    for step in graph:
+        publish(store, step.identity)
+    return store, graph
+
+
+@pytest.fixture
+def call(made, tmp_path, monkeypatch):
+    """Runs a command on a machine: its exit status, and its output with what a user is told of mistakes."""
+    shutil.copytree(made[0].root, tmp_path / "one")
+    (tmp_path / "mirror").mkdir()
+    monkeypatch.setenv("DETDIFFUSION_REMOTE", (tmp_path / "mirror").as_uri())
+
+    def call(machine, *arguments):
+        monkeypatch.setenv("DETDIFFUSION_HOME", str(tmp_path / machine))
+        result = CliRunner().invoke(app, [*map(str, arguments)])
+        mistake = "" if isinstance(result.exception, SystemExit) else str(result.exception or "")
+        return result.exit_code, result.output + mistake
+
+    return call
+
+
+def test_a_run_goes_from_one_machine_to_another(made, call, tmp_path):
+    store, graph = made
+    newest, oldest = [record.id for record in read_records(store.root)]
+    assert call("two", "pull")[1].startswith("no run is on the remote: `detdiffusion push`")
+    assert call("one", "push") == (0, f"{len(graph)} pushed\n")
+    assert call("one", "push") == (0, f"{len(graph)} there already\n")
+    (run,) = json.loads(call("two", "ls", "--remote", "--json")[1])
+    assert (run["id"], run["present"], run["missing"]) == (newest, len(graph), 0)
+    assert call("two", "plan", "smoke")[1].count("a run pulls it") == len(graph)
+    assert "a run takes it from the remote" in call("two", "why", "ingest", "smoke")[1]
+    assert call("two", "pull") == (0, f"{len(graph)} pulled\n")
+    assert call("two", "pull", newest) == (0, f"{len(graph)} there already\n")
+    assert [record.id for record in read_records(tmp_path / "two")] == [newest]
+    assert call("two", "verify") == (0, f"{len(graph)} artifacts looked at, 0 damaged\n")
+    status, out = call("one", "push", oldest)
+    assert status == 0
+    assert " not made" in out
+    assert call("two", "ls", "--remote")[1].count("smoke") == 2
+
+
+def test_steps_and_keys_go_alone(made, call, tmp_path):
+    _, graph = made
+    step, other = graph.find("ingest").identity, graph.find("train scorer").identity
+    assert call("one", "push", "ingest", other.key[:12]) == (0, "2 pushed\n")
+    assert call("two", "pull", step.key[:12]) == (0, "1 pulled\n")
+    assert ArtifactStore(tmp_path / "two").lookup(step.kind, step.key)
+    assert not (tmp_path / "two" / other.reference).exists()
+    assert "nothing in the store begins with 'zz'" in call("two", "pull", "zz")[1]
+    with ArtifactStore(tmp_path / "two").lock(other.kind, other.key):
+        assert call("two", "pull", other.key) == (0, "1 being made here\n")
+    (tmp_path / "mirror" / other.reference / "manifest.json").unlink()
+    assert call("two", "pull", other.key) == (0, "1 not on the remote\n")
+
+
+def test_what_is_refused_is_named_and_the_rest_goes_on(made, call, tmp_path):
+    _, graph = made
+    ingest = graph.find("ingest").identity
+    file = tmp_path / "one" / ingest.reference / "file"
+    file.write_text("CONTENT")
+    status, out = call("one", "push")
+    assert status == 1
+    assert f"refused: {file} is missing or damaged" in out
+    assert f"{len(graph) - 1} pushed" in out
+    assert "1 refused" in out
+    file.write_text("content")
+    call("one", "push")
+    next((tmp_path / "mirror" / ingest.reference).glob("*/file")).write_text("CONTENT")
+    status, out = call("two", "pull")
+    assert status == 1
+    assert "is missing or not what was put there" in out
+    assert f"{len(graph) - 1} pulled" in out
+
+
+def test_without_a_remote_the_commands_say_which_variable(call, monkeypatch):
+    monkeypatch.delenv("DETDIFFUSION_REMOTE")
+    for arguments in (("push",), ("pull",), ("ls", "--remote")):
+        status, out = call("one", *arguments)
+        assert status == 1
+        assert "no remote: set DETDIFFUSION_REMOTE, for instance to s3://bucket/prefix" in out
+    status, out = call("one", "doctor")
+    assert status == 0
+    assert "none, DETDIFFUSION_REMOTE is not set" in out
+    status, out = call("one", "doctor", "--remote")
+    assert status == 1
+    assert "fault  remote       no remote: set DETDIFFUSION_REMOTE" in out
+
+
+def test_doctor_says_what_is_well_in_a_line_each(call):
+    status, out = call("one", "doctor")
+    assert status == 0
+    lines = [line.split()[:2] for line in out.splitlines()]
+    names = ("writable", "file", "locks", "space", "marker", "remote")
+    assert lines == [["ok", name] for name in names]
+    assert "2 runs are recorded" in out
+    assert "of 32 that created one object at once one did" in call("one", "doctor", "--remote")[1]
+    assert call("new", "doctor")[0] == 0
+
+
+FAULTS = {
+    "locks": (fcntl, "flock", lambda *arguments: None, "it was held twice"),
+    "space": (
+        shutil,
+        "disk_usage",
+        lambda path: SimpleNamespace(free=5e8),
+        "0.5 GB are free under",
+    ),
+    "file system": (
+        psutil,
+        "disk_partitions",
+        lambda **_: [
+            SimpleNamespace(device="/dev/vda", mountpoint="/", fstype="ext4"),
+            SimpleNamespace(
+                device="mountpoint-s3", mountpoint=tempfile.gettempdir(), fstype="fuse"
+            ),
+        ],
+        "is a bucket shown as a folder (fuse mountpoint-s3)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_doctor_finds_a_fault_and_looks_on(call, monkeypatch, name):
+    module, function, replacement, message = FAULTS[name]
+    monkeypatch.setattr(module, function, replacement)
+    status, out = call("one", "doctor")
+    assert status == 1
+    (line,) = [line for line in out.splitlines() if line.startswith("fault")]
+    assert line.split("  ")[1].strip() == name
+    assert message in line
+
+
+def test_doctor_finds_a_root_that_is_none(call, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "photographs").mkdir()
+    assert "photographs is one, and no run is recorded" in call("mine", "doctor")[1]
+    (tmp_path / "file").touch()
+    status, out = call("file", "doctor")
+    assert status == 1
+    assert "fault  writable     cannot write artifacts under" in out
+    shutil.rmtree(tmp_path / "mirror")
+    assert "fault  remote       file://" in call("one", "doctor")[1]
