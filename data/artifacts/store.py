@@ -65,6 +65,19 @@ def durable_file(path: Path) -> Iterator[BinaryIO]:
     temporary.replace(path)
 
 
+def durable_rename(folder: Path, target: Path) -> None:
+    """Give a folder the name under which it is whole, when its content is on the disk.
+
+    Raises:
+        OSError: there is a folder of that name that is not empty.
+    """
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
+    folder.rename(target)
+    _sync(target.parent)
+
+
 def default_root() -> Path:
     """The artifact root: `DETDIFFUSION_HOME`, or `artifacts` in the working folder."""
     return Path(os.environ.get("DETDIFFUSION_HOME", "artifacts")).resolve()
@@ -234,14 +247,12 @@ class ArtifactStore:
             (out / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1))
             if (work / LOG_NAME).exists():
                 shutil.copyfile(work / LOG_NAME, out / LOG_NAME)
-            _sync_tree(out)
             target = self.root / identity.reference
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.exists():  # and is damaged
                 shutil.rmtree(out.with_name("damaged"), ignore_errors=True)
                 target.rename(out.with_name("damaged"))
-            out.rename(target)
-            _sync(target.parent)
+            durable_rename(out, target)
             _sync(self.root)  # whose entry the kind's folder is
         self._verified.add(identity.reference)
         shutil.rmtree(work, ignore_errors=True)
@@ -285,9 +296,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _sync_tree(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        _sync(path)
-    _sync(folder)
