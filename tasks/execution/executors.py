@@ -107,9 +107,11 @@ class _ThisProcess:
 def _called(function: Callable[[], None]) -> Future[None]:
     future: Future[None] = Future()
     try:
-        future.set_result(function())
+        function()
     except Exception as error:  # noqa: BLE001  # whoever asks for the result gets it
         future.set_exception(error)
+    else:
+        future.set_result(None)
     return future
 
 

@@ -14,6 +14,7 @@ from importlib import metadata
 from typing import Any
 
 import ray
+from ray import cloudpickle
 from ray._private import ray_constants
 from ray.exceptions import RayError, RayTaskError
 
@@ -69,7 +70,7 @@ def ray_executor(
 
 def _connect(address: str) -> None:
     try:
-        ray.init(address, include_dashboard=None, logging_level=logging.WARNING)
+        ray.init(address, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ServiceUnavailable(
             f"execution.address {address}: {error}; `ray start --head` starts a cluster, and without an "
@@ -112,7 +113,9 @@ class RayExecutor:
 class _RayWorker:
     def __init__(self, actor: Any, prepare: Prepare):
         self._actor = actor
-        self._prepare = pickle.dumps(prepare)
+        self._prepare = cloudpickle.dumps(
+            prepare
+        )  # of a notebook too; read when versions are known
 
     def begin(self) -> Future[None]:
         return _outcome(self._actor.begin.remote(_versions(), self._prepare))

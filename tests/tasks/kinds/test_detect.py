@@ -116,6 +116,20 @@ def test_a_killed_scoring_goes_on_after_its_last_shard(context, dataset, trained
     assert summary == {}
 
 
+@pytest.mark.parametrize("executor", ["local", "ray"])
+def test_two_workers_find_what_one_does(context, trained, execution, executor, monkeypatch):
+    from tasks.kinds import detect
+
+    monkeypatch.setattr(detect, "_SHARD_SIZE", 5)
+    made = []
+    for name, workers in (("one", execution("local", 1)), ("two", execution(executor, 2))):
+        options = DetectionOptions(split="train", execution=workers)
+        step = context(name, options, {"detector": trained})
+        detections(step)
+        made.append((step.out / "detections.parquet").read_bytes())
+    assert made[0] == made[1]
+
+
 def test_validation_images_have_metrics_and_weak_detections_can_be_left_out(context, trained):
     step = context("val", DetectionOptions(), {"detector": trained})
     table, summary = detections(step)

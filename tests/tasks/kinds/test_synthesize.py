@@ -156,6 +156,24 @@ def test_what_a_resumed_step_trusts_was_on_the_disk_before_it_had_its_name(
 
 
 @pytest.mark.usefixtures("shards_of_3")
+@pytest.mark.filterwarnings("ignore")  # Ray leaves sockets and processes to the collector
+@pytest.mark.parametrize("drawn_by", ["generator", "scenes"])
+@pytest.mark.parametrize("executor", ["local", "ray"])
+def test_two_workers_draw_what_one_does(context, execution, executor, drawn_by, tmp_path):
+    sets = []
+    for name, workers in (("one", execution("local", 1)), ("two", execution(executor, 2))):
+        step = context(drawn_by=drawn_by, execution=workers)
+        step = replace(step, out=tmp_path / name, work=tmp_path / f"{name} work")
+        step.out.mkdir()
+        step.work.mkdir()
+        synthesize.run(step)
+        files = sorted(path for path in step.out.rglob("*") if path.is_file())
+        sets.append({str(path.relative_to(step.out)): path.read_bytes() for path in files})
+    assert len(sets[0]) == 6 + 3
+    assert sets[0] == sets[1]
+
+
+@pytest.mark.usefixtures("shards_of_3")
 def test_a_smaller_batch_goes_on_and_draws_the_same_images(context, tmp_path):
     """After an out-of-memory the finished shards stay; rounding alone may differ."""
     synthesize.run(context())
