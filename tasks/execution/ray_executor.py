@@ -6,6 +6,7 @@ Ray's own retries are off: they would give a shard that kills its worker to othe
 import logging
 import os
 import pickle
+import socket
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, Future
@@ -29,6 +30,8 @@ _SAME_VERSIONS = ("detdiffusion", "torch")
 
 _OBJECT_STORE_BYTES = 100_000_000
 """Results go through files; Ray would take a third of the memory."""
+
+_SECONDS_TO_ANSWER = 10
 
 
 @contextmanager
@@ -69,9 +72,12 @@ def ray_executor(
 
 
 def _connect(address: str) -> None:
+    host, _, port = address.rpartition(":")
     try:
+        if port.isdecimal():  # Ray itself would wait for minutes
+            socket.create_connection((host, int(port)), _SECONDS_TO_ANSWER).close()
         ray.init(address, logging_level=logging.WARNING)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise ServiceUnavailable(
             f"execution.address {address}: {error}; `ray start --head` starts a cluster, and without an "
             "address each step has one of its own"

@@ -26,7 +26,6 @@ _SHARD_SIZE = 256
 """Images."""
 
 _FEATURES = "features.npy"
-_EXTRACTORS = {"inception": InceptionFeatures, "random": RandomFeatures}
 
 Context = StepContext[FeatureOptions]
 
@@ -47,7 +46,7 @@ def run(context: Context) -> Summary:
     table = pa.table({"image_id": np.array(images.image_ids, np.int64), "features": column})
     write_table(table, context.out / FEATURES_NAME)
     facts: Summary = {
-        "extractor": _EXTRACTORS[options.extractor].name,
+        "extractor": (RandomFeatures if options.extractor == "random" else InceptionFeatures).name,
         "images": len(features),
         "features": features.shape[1],
         "resolution": options.resolution,
