@@ -1,6 +1,7 @@
 """No process of ours outlives the one that started it."""
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -17,20 +18,20 @@ def end_with_parent() -> None:
         while os.getppid() == parent:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
-    _end_after(wait)
+    _end_after(wait, lambda: os._exit(1))
 
 
 def end_with_channel(channel: Connection) -> None:
-    """End this process when the other end of a connection is closed, as by the end of its process.
+    """End this process and its group when the other end of a connection is closed, as by its process' end.
 
     A forked process' parent is the fork server, which stays as long as one of its children does.
     """
-    _end_after(lambda: channel.poll(None))
+    _end_after(lambda: channel.poll(None), lambda: os.killpg(0, signal.SIGKILL))
 
 
-def _end_after(wait: Callable[[], object]) -> None:
+def _end_after(wait: Callable[[], object], end: Callable[[], object]) -> None:
     def watch() -> None:
         wait()
-        os._exit(1)
+        end()
 
     threading.Thread(target=watch, daemon=True).start()

@@ -98,6 +98,7 @@ def detection_node(
         fold=fold,
         score_threshold=0.0 if split == "val" else scoring.score_threshold,
         batch_size=scoring.batch_size if synthetic is None else config.evaluate.batch_size,
+        execution=config.execution,
     )
     real = _UNLABELLED if split == "unlabelled" else INGEST
     images = {"set": synthetic} if synthetic else {"ingest": real}
@@ -245,6 +246,7 @@ def set_node(config: RunConfig, split: Split, policy: AttributePolicy) -> Node:
         policy=policy,
         protocol=config.protocol(split),
         trained_on=config.protocol("generator"),
+        execution=config.execution,
         **drawing,
         **(of_training if split == "train" else of_validation),
     )
@@ -362,6 +364,7 @@ def _features(config: RunConfig, name: str, inputs: Mapping[str, str], split: Sp
         inception_weights=given.inception_weights if given.features == "inception" else None,
         resolution=config.train_generator.resolution,
         split=split,
+        execution=config.execution,
     )
     return Node(name, "evaluate", "image-features", options, inputs)
 

@@ -16,6 +16,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
+from data.artifacts.options import Execution
 from data.attributes.options import AttributeConfig, PseudoLabelConfig
 from data.errors import InvalidConfig
 from data.ingest.options import IngestConfig
@@ -229,6 +230,7 @@ class RunConfig(HintingModel):
     synthesize: SynthesisConfig
     retrain: RetrainConfig
     evaluate: EvaluationConfig
+    execution: Execution = Execution()
 
     def protocol(self, use: Literal["generator"] | Split) -> Protocol:
         """Which layouts the generator is trained on, or which of a split are drawn."""

@@ -1,6 +1,7 @@
 """The graph of a run: the one place that knows the whole of it."""
 
 from collections.abc import Collection, Iterable, Iterator
+from importlib.util import find_spec
 
 from data.artifacts.digests import DigestMemory
 from data.artifacts.store import ArtifactStore
@@ -122,6 +123,8 @@ def stage_steps(graph: Graph, stage: str | None) -> list[Step]:
 
 def _check(config: RunConfig, digests: DigestMemory) -> None:
     """Refuse what options and files show to be impossible."""
+    if config.execution.executor == "ray" and find_spec("ray") is None:
+        raise InvalidConfig("execution.executor=ray needs: pip install '.[ray]'")
     splits = config.ingest.splits
     if not PRESETS[config.preset]["ingest"] and not splits:
         raise InvalidConfig(

@@ -59,7 +59,7 @@ KINDS: dict[str, Kind] = {
             "tasks.kinds.detect",
             detector.DetectionOptions,
             {"detector": "one", "ingest": "optional", "set": "optional"},
-            {"step": 1} | _DETECTOR,
+            {"step": 2} | _DETECTOR,
         ),
         Kind(
             "import-detections",
@@ -101,7 +101,7 @@ KINDS: dict[str, Kind] = {
             "tasks.kinds.synthesize",
             generator.SyntheticSetOptions,
             {"ingest": "one", "attributes": "one", "generator": "optional"},
-            {"step": 2} | _GENERATOR,
+            {"step": 3} | _GENERATOR,
         ),
         Kind(
             "verify-set",
@@ -115,7 +115,7 @@ KINDS: dict[str, Kind] = {
             "tasks.kinds.image_features",
             FeatureOptions,
             {"ingest": "optional", "set": "optional"},
-            {"step": 2},
+            {"step": 3},
         ),
         Kind(
             "measure",

@@ -2,9 +2,9 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data.artifacts.digests import DigestMemory
 from data.vocabulary.tables import Dataset
@@ -78,3 +78,38 @@ class Options(BaseModel):
 
     def note_places(self, artifact: Path) -> None:
         """Note beside an artifact where on this machine the files lie that it refers to."""
+
+
+class Execution(Options):
+    """Who works on images that each stand for themselves: detection, drawing, features."""
+
+    executor: Annotated[Literal["local", "ray"], RuntimeOnly] = Field(
+        "local", description="Processes on this machine, or Ray's actors (the extra `ray`)."
+    )
+    num_workers: Annotated[int | None, RuntimeOnly] = Field(
+        None,
+        ge=1,
+        description="Processes of a step, each with a GPU of its own where there are some. null: one for "
+        "each GPU, else core, of the step's part of the machine; at an address of the cluster.",
+    )
+    address: Annotated[str | None, RuntimeOnly] = Field(
+        None,
+        description="Of a Ray cluster whose machines see this one's folders; null: each step starts its own.",
+    )
+
+    @model_validator(mode="after")
+    def _ray_has_the_address(self) -> Self:
+        if self.address and self.executor != "ray":
+            raise ValueError("address is of a Ray cluster: say executor=ray too")
+        return self
+
+
+class ShardedOptions(Options):
+    """Options of a kind of step that works on its images in shards."""
+
+    execution: Annotated[Execution, RuntimeOnly] = Execution()
+
+    @property
+    def num_gpus(self) -> int:
+        """One a worker; none where a cluster has the workers."""
+        return 0 if self.execution.address else self.execution.num_workers or 1

@@ -65,6 +65,19 @@ def durable_file(path: Path) -> Iterator[BinaryIO]:
     temporary.replace(path)
 
 
+def durable_rename(folder: Path, target: Path) -> None:
+    """Give a folder the name under which it is whole, when its content is on the disk.
+
+    Raises:
+        OSError: there is a folder of that name that is not empty.
+    """
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
+    folder.rename(target)
+    _sync(target.parent)
+
+
 def default_root() -> Path:
     """The artifact root: `DETDIFFUSION_HOME`, or `artifacts` in the working folder."""
     return Path(os.environ.get("DETDIFFUSION_HOME", "artifacts")).resolve()
@@ -243,14 +256,12 @@ class ArtifactStore:
         Args:
             out: folder in the artifact's work folder; consumed.
         """
-        _sync_tree(out)
         target = self.root / manifest.reference
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():  # and is damaged
             shutil.rmtree(out.with_name("damaged"), ignore_errors=True)
             target.rename(out.with_name("damaged"))
-        out.rename(target)
-        _sync(target.parent)
+        durable_rename(out, target)
         _sync(self.root)  # whose entry the kind's folder is
         self._verified.add(manifest.reference)
         shutil.rmtree(self.root / WORK_FOLDER / manifest.reference, ignore_errors=True)
@@ -294,9 +305,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _sync_tree(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        _sync(path)
-    _sync(folder)

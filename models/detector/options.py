@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, JsonValue, model_validator
 
 from data.artifacts.digests import DigestMemory, combined_digest
-from data.artifacts.options import AddedLater, Options, RuntimeOnly
+from data.artifacts.options import AddedLater, Options, RuntimeOnly, ShardedOptions
 from data.attributes.folds import fold_image_ids
 from data.errors import InvalidConfig, InvalidDataset, InvalidModel
 from data.vocabulary.tables import Dataset, Split
@@ -340,7 +340,7 @@ class DetectorSource(Options):
         return {f"source.{name}": text for name, text in self.source.foreign(digests).items()}
 
 
-class DetectionOptions(Options):
+class DetectionOptions(ShardedOptions):
     """Which images a detector looks at, and what is kept of what it finds."""
 
     split: Split = "val"

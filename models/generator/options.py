@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from data.artifacts.digests import DigestMemory, combined_digest
-from data.artifacts.options import AddedLater, Options, RuntimeOnly
+from data.artifacts.options import AddedLater, Options, RuntimeOnly, ShardedOptions
 from data.attributes.overrides import check_objects, read_overrides
 from data.errors import InvalidConfig, InvalidModel
 from data.layouts.layout import AttributePolicy, require_layouts, unseen_things
@@ -99,7 +99,9 @@ class SamplingConfig(Options):
     guidance_scale: float = Field(4.5, ge=0)
     mixed_precision: Precision = Field("auto", description=PRECISION_HELP)
     batch_size: Annotated[int, RuntimeOnly] = Field(
-        16, ge=1, description="Layouts per batch; another one changes images by rounding alone."
+        16,
+        ge=1,
+        description="Layouts per batch, 64 at most in a set; another one changes images by rounding alone.",
     )
     seed: int = 0
 
@@ -418,7 +420,7 @@ def pretraining_options(config: GeneratorConfig, pretraining: PretrainingConfig)
     return config.model_copy(update=changes)
 
 
-class SyntheticSetOptions(Options):
+class SyntheticSetOptions(ShardedOptions):
     """One synthetic data set: which layouts, at which difficulty, and how they are drawn."""
 
     split: Split
@@ -449,7 +451,7 @@ class SyntheticSetOptions(Options):
     @property
     def num_gpus(self) -> int:
         """None for the renderer."""
-        return 1 if self.drawn_by == "generator" else 0
+        return super().num_gpus if self.drawn_by == "generator" else 0
 
     def foreign(self, digests: DigestMemory) -> dict[str, str]:
         """Digest of the overrides.

@@ -13,7 +13,6 @@ from torch.nn import functional
 from torchmetrics.image.fid import NoTrainInceptionV3
 
 from data.errors import InvalidModel
-from data.progress import Progress, silent
 from data.vocabulary.images import read_square
 from models.devices import default_device
 
@@ -155,7 +154,6 @@ def image_features(
     extractor: Callable[[Tensor], Tensor],
     paths: Sequence[Path],
     resolution: int,
-    on_progress: Progress = silent,
 ) -> Float[np.ndarray, "images features"]:
     """Features of image files, float32.
 
@@ -168,5 +166,4 @@ def image_features(
         batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(default_device())
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # as precise as a CPU
             parts.append(extractor(batch).float().cpu().numpy())
-        on_progress(start + len(images), len(paths), "images")
     return np.concatenate(parts)

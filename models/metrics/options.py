@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from data.artifacts.digests import DigestMemory
-from data.artifacts.options import AddedLater, Options, RuntimeOnly
+from data.artifacts.options import AddedLater, Options, RuntimeOnly, ShardedOptions
 from data.errors import InvalidModel
 from data.layouts.protocols import EVERYTHING, Protocol
 from data.vocabulary.tables import Split
@@ -16,7 +16,7 @@ FEATURES_NAME = "features.parquet"
 """Table of image ids and their features in an artifact."""
 
 
-class FeatureOptions(Options):
+class FeatureOptions(ShardedOptions):
     """Which images an extractor looks at."""
 
     extractor: Literal["inception", "random"] = "inception"

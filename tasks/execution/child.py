@@ -69,7 +69,7 @@ def run_step(spec: StepSpec, channel: Connection) -> None:
     os.setpgrp()  # all that it starts can be killed with it
     end_with_channel(channel)
     _log_to(spec.work / LOG_NAME)
-    _use_threads(spec.num_workers)
+    use_threads(spec.num_workers)
     if spec.gpus:  # in time: CUDA reads it when it is first used
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(spec.gpus)
     context = StepContext(
@@ -90,7 +90,7 @@ def run_step(spec: StepSpec, channel: Connection) -> None:
     except PipelineError as error:
         channel.send({"error": type(error).__name__, "message": str(error)})
     except Exception as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         message = "the memory of the device does not suffice: a smaller batch_size needs less"
         channel.send({"error": OutOfMemory.__name__, "message": message})
@@ -104,19 +104,26 @@ def _log_to(path: Path) -> None:
     with path.open("a") as log:
         for descriptor in (1, 2):
             os.dup2(log.fileno(), descriptor)
+    log_plainly()
+
+
+def log_plainly() -> None:
+    """Let what is logged in this process stand in its output, in lines that say when and whence."""
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", force=True
     )
 
 
-def _use_threads(count: int) -> None:
+def use_threads(count: int) -> None:
+    """Let torch, and libraries that are still to be imported, work with so many threads."""
     os.environ["OMP_NUM_THREADS"] = str(count)
     torch = sys.modules.get("torch")
     if torch is not None:  # it has read the variable already
         torch.set_num_threads(count)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it says that a device's memory does not suffice."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(error, torch.OutOfMemoryError)
 

@@ -274,6 +274,7 @@ class Workshop:
                     if isinstance(last, tuple):
                         progress(*last)
                 process.join()
+                _kill_group(process)  # what it left behind
         except BaseException:
             _end([process])
             raise
@@ -309,8 +310,14 @@ def _end(processes: Sequence[BaseProcess]) -> None:
     for process in processes:
         if not wait([process.sentinel], max(deadline - time.monotonic(), 0)):
             process.kill()
-            with suppress(ProcessLookupError):  # it has not come to have a group of its own
-                os.killpg(cast("int", process.pid), signal.SIGKILL)
+            _kill_group(process)
+
+
+def _kill_group(process: BaseProcess) -> None:
+    with suppress(
+        ProcessLookupError
+    ):  # nobody is left, or it has not come to have a group of its own
+        os.killpg(cast("int", process.pid), signal.SIGKILL)
 
 
 @contextmanager

@@ -1,5 +1,10 @@
 """Kind `image-features`: what an extractor makes of images."""
 
+from collections.abc import Sequence
+from functools import partial
+from operator import itemgetter
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 
@@ -14,7 +19,13 @@ from models.metrics.features import (
 )
 from models.metrics.options import FEATURES_NAME, FeatureOptions
 from tasks.execution.context import StepContext, Summary
+from tasks.execution.shards import Make, run_shards
 from tasks.pages.cards import markdown_table, write_card
+
+_SHARD_SIZE = 256
+"""Images."""
+
+_FEATURES = "features.npy"
 
 Context = StepContext[FeatureOptions]
 
@@ -22,14 +33,20 @@ Context = StepContext[FeatureOptions]
 def run(context: Context) -> Summary:
     """Write `features.parquet`: image id and its features, float32."""
     options, images = context.options, _images(context)
-    extractor = _extractor(options)
-    paths = [path for _, path in images.images]
-    features = image_features(extractor, paths, options.resolution, context.progress)
+    shards = run_shards(
+        context,
+        partial(_describer, options),
+        images.images,
+        _SHARD_SIZE,
+        name=itemgetter(0),
+        unit="images",
+    )
+    features = np.concatenate([np.load(shard / _FEATURES) for shard in shards])
     column = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1])
     table = pa.table({"image_id": np.array(images.image_ids, np.int64), "features": column})
     write_table(table, context.out / FEATURES_NAME)
     facts: Summary = {
-        "extractor": extractor.name,
+        "extractor": (RandomFeatures if options.extractor == "random" else InceptionFeatures).name,
         "images": len(features),
         "features": features.shape[1],
         "resolution": options.resolution,
@@ -44,6 +61,17 @@ def _images(context: Context) -> ImageSet:
     if "set" in context.inputs:
         return SyntheticSet(context.inputs["set"]).image_set
     return real_images(Dataset(context.inputs["ingest"]), context.options.split)
+
+
+def _describer(options: FeatureOptions) -> Make[tuple[int, Path]]:
+    """Load an extractor."""
+    extractor = _extractor(options)
+
+    def describe(images: Sequence[tuple[int, Path]], shard: Path) -> None:
+        paths = [path for _, path in images]
+        np.save(shard / _FEATURES, image_features(extractor, paths, options.resolution))
+
+    return describe
 
 
 def _extractor(options: FeatureOptions) -> Extractor:

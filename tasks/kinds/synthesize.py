@@ -1,15 +1,17 @@
 """Kind `synthesize`: a synthetic COCO data set of real or new layouts at a chosen difficulty."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.artifacts.store import durable_file
 from data.attributes.options import ATTRIBUTES_NAME
 from data.attributes.overrides import override_attributes, read_overrides
 from data.coco.files import write_coco
@@ -31,7 +33,7 @@ from data.vocabulary.boxes import area, xyxy_to_xywh
 from data.vocabulary.tables import Dataset, write_table
 from models.devices import settled_precision
 from models.generator.modules import Generator, load_generator
-from models.generator.options import SyntheticSetOptions
+from models.generator.options import ImageSize, SamplingConfig, SyntheticSetOptions
 from models.generator.sampling import (
     Picture,
     draw_pictures,
@@ -39,9 +41,14 @@ from models.generator.sampling import (
     write_picture,
 )
 from tasks.execution.context import StepContext, Summary
+from tasks.execution.shards import Make, run_shards
 from tasks.pages.cards import markdown_picture, markdown_table, write_card
 
 _PICTURES = 16
+_SHARD_SIZE = 64
+"""Images; no batch is larger."""
+
+_NOTES = "notes.json"
 
 Context = StepContext[SyntheticSetOptions]
 
@@ -80,16 +87,12 @@ class _Labelled:
 
 
 def run(context: Context) -> Summary:
-    """Draw the set; finished batches survive a crash."""
+    """Draw the set; finished shards survive a crash."""
     options = context.options
     dataset = Dataset(context.inputs["ingest"])
     synthetic = SyntheticSet(context.out)
     synthetic.image_folder.mkdir(exist_ok=True)
-    facts: dict[str, Any] = {}
-    if options.drawn_by == "scenes":
-        labelled = _rendered(context, dataset, synthetic.image_folder)
-    else:
-        labelled, facts = _generated(context, dataset, synthetic.image_folder)
+    labelled, facts = _drawn(context, dataset, synthetic.image_folder)
     _describe(dataset, labelled, options, synthetic)
     images = [image.item for image in labelled]
     counts = {"images": len(images), "objects": count_objects(item.layout for item in images)}
@@ -108,45 +111,77 @@ def run(context: Context) -> Summary:
     return {"counts": counts, "layouts": chosen, **facts}
 
 
-def _generated(
+def _drawn(
     context: Context, dataset: Dataset, folder: Path
 ) -> tuple[list[_Labelled], dict[str, Any]]:
-    """Draw with the generator; return the images, and how they were drawn."""
-    generator = load_generator(context.inputs["generator"] / "generator")
-    images = _planned(context, dataset, folder, generator.model.resolution)
-    given = context.options.sampling
-    precision = settled_precision(context.work, given.mixed_precision)
-    sampling = given.model_copy(update={"mixed_precision": precision})
-    missing = _missing(images, sampling.batch_size, folder)
-    done = len(images) - len(missing)
-    for count in draw_pictures(generator, missing, sampling):
-        done += count
-        context.progress(done, len(images), "images")
-    facts = {"precision": precision, "batch_size": sampling.batch_size}
-    return [_asked_for(generator, item) for item in images], facts
+    """Draw the images; return them in their order, and how the generator drew them."""
+    options, images = context.options, _planned(context, dataset, folder)
+    prepare, facts = _renderer, dict[str, Any]()
+    if options.drawn_by == "generator":
+        given = options.sampling
+        precision = settled_precision(context.work, given.mixed_precision)
+        sampling = given.model_copy(update={"mixed_precision": precision})
+        prepare = partial(
+            _drawer, context.inputs["generator"] / "generator", options.image_size, sampling
+        )
+        facts = {"precision": precision, "batch_size": min(given.batch_size, _SHARD_SIZE)}
+    shards = run_shards(
+        context,
+        prepare,
+        images,
+        _SHARD_SIZE,
+        name=attrgetter("image_id"),
+        unit="images",
+        on_gpu=options.drawn_by == "generator",
+    )
+    for picture in (path for shard in shards for path in shard.glob("*.png")):
+        picture.replace(folder / picture.name)
+    notes = (note for shard in shards for note in json.loads((shard / _NOTES).read_text()))
+    return [_read(item, note) for item, note in zip(images, notes, strict=True)], facts
 
 
-def _rendered(context: Context, dataset: Dataset, folder: Path) -> list[_Labelled]:
-    """Draw with the renderer of Scenes; an image whose labels are noted is finished."""
+def _read(item: SyntheticImage, note: list[Any]) -> _Labelled:
+    """An image with what was noted where it was drawn."""
+    size, annotations, provenance = note
+    return _Labelled(replace(item, size=tuple(size)), annotations, provenance)
+
+
+def _note(drawn: Iterable[_Labelled], shard: Path) -> None:
+    notes = [(image.item.size, image.annotations, image.provenance) for image in drawn]
+    (shard / _NOTES).write_text(json.dumps(notes))
+
+
+def _drawer(folder: Path, image_size: ImageSize, sampling: SamplingConfig) -> Make[SyntheticImage]:
+    """Load a generator to draw with."""
+    generator = load_generator(folder)
+
+    def draw(images: Sequence[SyntheticImage], shard: Path) -> None:
+        placed = [replace(item, path=shard / item.file_name) for item in images]
+        if image_size == "generator":
+            resolution = generator.model.resolution
+            placed = [replace(item, size=generated_size(*item.size, resolution)) for item in placed]
+        deque(draw_pictures(generator, placed, sampling), maxlen=0)
+        _note((_asked_for(generator, item) for item in placed), shard)
+
+    return draw
+
+
+def _renderer() -> Make[SyntheticImage]:
+    return _render
+
+
+def _render(images: Sequence[SyntheticImage], shard: Path) -> None:
+    """Draw with the renderer of Scenes, which knows what is seen of an object."""
     labelled = []
-    images = _planned(context, dataset, folder)
     for item in images:
-        note = context.work / f"{item.image_id}.json"
-        if not (note.exists() and item.path.exists()):
-            drawn = draw_layout(item.layout, item.seed)
-            write_picture(item, drawn.image)
-            with durable_file(note) as file:
-                file.write(json.dumps([drawn.annotations, drawn.num_hidden]).encode())
-        annotations, num_hidden = json.loads(note.read_text())
-        labelled.append(_Labelled(item, annotations, {"num_omitted": num_hidden}))
-        context.progress(len(labelled), len(images), "images")
-    return labelled
+        drawn = draw_layout(item.layout, item.seed)
+        write_picture(replace(item, path=shard / item.file_name), drawn.image)
+        labelled.append(_Labelled(item, drawn.annotations, {"num_omitted": drawn.num_hidden}))
+    _note(labelled, shard)
 
 
-def _planned(
-    context: Context, dataset: Dataset, folder: Path, resolution: int | None = None
-) -> list[SyntheticImage]:
-    """What is to be drawn, by the generator at its resolution or by the renderer of Scenes."""
+def _planned(context: Context, dataset: Dataset, folder: Path) -> list[SyntheticImage]:
+    """What is to be drawn, in the size of the layouts."""
     options = context.options
     options.check(dataset)
     attributes = pq.read_table(context.inputs["attributes"] / ATTRIBUTES_NAME)
@@ -169,7 +204,7 @@ def _planned(
             layout=layout,
             repeat=repeat,
             seed=image_seed(options.sampling.seed, number, repeat),
-            size=_file_size(layout, options, resolution),
+            size=(layout.width, layout.height),
             path=folder / f"{index + 1:012d}.png",
         )
         for index, (number, layout, repeat) in enumerate(jobs)
@@ -193,15 +228,6 @@ def _numbered_layouts(
     return list(enumerate(made))
 
 
-def _file_size(
-    layout: Layout, options: SyntheticSetOptions, resolution: int | None
-) -> tuple[int, int]:
-    """Width and height of an image file."""
-    if resolution is None or options.image_size == "source":
-        return layout.width, layout.height
-    return generated_size(layout.width, layout.height, resolution)
-
-
 def _warnings(dataset: Dataset, options: SyntheticSetOptions, chosen: Mapping[str, Any]) -> str:
     """What the card says before the counts: few layouts are left, or such as training did not see."""
     said = (
@@ -219,16 +245,6 @@ def _chosen_layouts(dataset: Dataset, options: SyntheticSetOptions) -> dict[str,
         **({"published": published} if published else {}),
         **dataset_selection(dataset, options.split, protocol).counts(),
     }
-
-
-def _missing(images: list[SyntheticImage], batch_size: int, folder: Path) -> list[SyntheticImage]:
-    """Those of unfinished batches; all batches but the last are full, before and after."""
-    for unfinished in folder.glob("*.tmp"):
-        unfinished.unlink()
-    batches = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
-    return [
-        item for batch in batches if not all(item.path.exists() for item in batch) for item in batch
-    ]
 
 
 def _asked_for(generator: Generator, item: SyntheticImage) -> _Labelled:

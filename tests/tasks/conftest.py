@@ -1,10 +1,11 @@
-"""Rows of a run's tables, made by the code of the steps that write them."""
+"""Rows of a run's tables, made by the code of the steps that write them; executors of shards."""
 
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from data.artifacts.options import Execution
 from models.metrics.arms import ArmResult, arm_worth, compare
 from models.metrics.comparison import Interval
 
@@ -89,3 +90,34 @@ def scores(scorer, recalls):
 def rows():
     """Makes rows of the tables."""
     return SimpleNamespace(comparison=comparison, fidelity=fidelity, scores=scores)
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory):
+    """Address of a Ray cluster of two cores, and two GPUs that it is told of."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ray._private.ray_constants.ENABLE_RAY_CLUSTER", False)  # loopback alone
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        started = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 2, "num_gpus": 2, "object_store_memory": 100_000_000},
+        )
+        yield started.address
+        started.shutdown()
+
+
+@pytest.fixture
+def execution(request):
+    """Makes options of an executor."""
+
+    def make(executor, num_workers):
+        if executor == "local":
+            return Execution(num_workers=num_workers)
+        address = request.getfixturevalue("cluster")
+        return Execution(executor="ray", num_workers=num_workers, address=address)
+
+    return make

@@ -47,6 +47,8 @@ def run(context):
         case "error":
             raise InvalidConfig("the user did it")
         case "death":
+            other = subprocess.Popen(["sleep", "60"])
+            (context.work / "started").write_text(str(other.pid))
             os._exit(3)
         case "exception":
             raise RuntimeError("a bug")
@@ -444,18 +446,30 @@ def test_a_file_of_a_packages_name_in_the_working_folder_is_not_imported(script,
         assert "imported by" in process.stdout.read()
 
 
-def test_a_step_ends_with_the_run_however_that_ends(script, step, store):
-    sleeping = alone(step("sleep"))
-    started = store.root / ".work" / sleeping.identity.reference / "started"
-    with script("sleep") as process:
+@pytest.mark.parametrize("word", ["sleep", "deaf"])
+def test_a_step_and_all_it_started_end_with_the_run_however_that_ends(script, step, store, word):
+    started = store.root / ".work" / alone(step(word)).identity.reference / "started"
+    with script(word) as process:
         deadline = time.monotonic() + 60
         while not (started.exists() and started.read_text()) and time.monotonic() < deadline:
             time.sleep(0.05)
         process.kill()
-    pid, deadline = int(started.read_text()), time.monotonic() + 10
-    while psutil.pid_exists(pid) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    assert not left(started)
+
+
+def test_what_a_dead_step_has_started_ends_too(store, step):
+    dead = alone(step("death"))
+    with pytest.raises(StepFailed, match="exit status 3"):
+        obtain(store, dead)
+    assert not left(store.root / ".work" / dead.identity.reference / "started")
+
+
+def left(started):
+    """Of the processes that a step noted in a file those that do not end."""
+    numbers = [int(pid) for pid in started.read_text().split()]
+    processes = [psutil.Process(pid) for pid in numbers if psutil.pid_exists(pid)]
+    _, alive = psutil.wait_procs(processes, timeout=10)
+    return [item for item in alive if item.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_a_data_set_that_is_a_hit_notes_where_its_images_lie(store):

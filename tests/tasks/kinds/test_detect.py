@@ -104,15 +104,30 @@ def test_a_killed_scoring_goes_on_after_its_last_shard(context, dataset, trained
         detections(replace(step, progress=stop))
     shards = step.work / "shards"
     finished = {path.name: path.stat().st_mtime_ns for path in shards.iterdir()}
-    assert sorted(finished) == ["000000000.parquet", "000000005.parquet"]
+    assert sorted(finished) == ["000000000", "000000005"]
     table, summary = detections(step)
     after = {path.name: path.stat().st_mtime_ns for path in shards.iterdir()}
     assert finished.items() <= after.items()
     assert len(after) == 3
-    assert table.num_rows == sum(pq.read_metadata(path).num_rows for path in shards.iterdir()) > 0
+    rows = [pq.read_metadata(path).num_rows for path in shards.glob("*/detections.parquet")]
+    assert table.num_rows == sum(rows) > 0
     scores = table.filter(pc.field("image_id") == 3)["score"].to_pylist()
     assert scores == sorted(scores, reverse=True)
     assert summary == {}
+
+
+@pytest.mark.parametrize("executor", ["local", "ray"])
+def test_two_workers_find_what_one_does(context, trained, execution, executor, monkeypatch):
+    from tasks.kinds import detect
+
+    monkeypatch.setattr(detect, "_SHARD_SIZE", 5)
+    made = []
+    for name, workers in (("one", execution("local", 1)), ("two", execution(executor, 2))):
+        options = DetectionOptions(split="train", execution=workers)
+        step = context(name, options, {"detector": trained})
+        detections(step)
+        made.append((step.out / "detections.parquet").read_bytes())
+    assert made[0] == made[1]
 
 
 def test_validation_images_have_metrics_and_weak_detections_can_be_left_out(context, trained):

@@ -1,6 +1,5 @@
 """Synthetic sets: what they hold, and what a killed step or a smaller batch leaves of them."""
 
-import gc
 import json
 import os
 import shutil
@@ -106,6 +105,12 @@ class Killed(Exception):
     """Stands for the end of the process."""
 
 
+@pytest.fixture
+def shards_of_3(monkeypatch):
+    monkeypatch.setattr(synthesize, "_SHARD_SIZE", 3)
+
+
+@pytest.mark.usefixtures("shards_of_3")
 def test_a_killed_step_ends_as_one_that_was_not(context, tmp_path):
     def stop(done, total, status):
         if done == 3:
@@ -113,53 +118,73 @@ def test_a_killed_step_ends_as_one_that_was_not(context, tmp_path):
 
     with pytest.raises(Killed):
         synthesize.run(context(progress=stop))
-    gc.collect()  # the iterator's threads have ended
-    folder = tmp_path / "out" / "images"
-    (folder / "000000000005.png").unlink()  # of the batch that was in flight
-    (folder / "000000000006.tmp").write_bytes(b"half")
-    first = [folder / f"{number:012d}.png" for number in (1, 2, 3)]
-    times = [path.stat().st_mtime_ns for path in first]
+    shards, folder = tmp_path / "shards", tmp_path / "out" / "images"
+    half = shards / "000000003.half.tmp"
+    half.mkdir()
+    (half / "000000000004.png").write_bytes(b"half")
+    names = [f"{number:012d}.png" for number in range(1, 7)]
+    times = [(shards / "000000000" / name).stat().st_mtime_ns for name in names[:3]]
+    (shards / "000000000" / names[0]).rename(folder / names[0])  # killed as it gathered the files
     reports = []
     synthesize.run(context(progress=lambda *report: reports.append(report)))
-    assert reports == [(6, 6, "images")]
-    assert sorted(path.name for path in folder.iterdir()) == [f"{k:012d}.png" for k in range(1, 7)]
-    assert [path.stat().st_mtime_ns for path in first] == times
+    assert reports == [(3, 6, "images"), (6, 6, "images")]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert [(folder / name).stat().st_mtime_ns for name in names[:3]] == times
+    assert not half.exists()
 
 
 @pytest.mark.parametrize("drawn_by", ["generator", "scenes"])
 def test_what_a_resumed_step_trusts_was_on_the_disk_before_it_had_its_name(
     context, drawn_by, monkeypatch
 ):
-    synced, fsync, replace_file = set(), os.fsync, Path.replace
+    synced, fsync, rename, named = set(), os.fsync, Path.rename, []
 
     def noted(descriptor):
         fsync(descriptor)
         synced.add(os.fstat(descriptor).st_ino)
 
     def checked(path, target):
-        assert path.stat().st_ino in synced
-        return replace_file(path, target)
+        files = list(path.iterdir())
+        assert {file.stat().st_ino for file in files} <= synced
+        named.extend(file.name for file in files)
+        return rename(path, target)
 
     monkeypatch.setattr(os, "fsync", noted)
-    monkeypatch.setattr(Path, "replace", checked)
+    monkeypatch.setattr(Path, "rename", checked)
     synthesize.run(context(drawn_by=drawn_by))
-    notes = {"generator": 1, "scenes": 6}  # of the precision; of each image's labels
-    assert len(synced) == 6 + notes[drawn_by]
+    assert sorted(named) == [*(f"{k:012d}.png" for k in range(1, 7)), "notes.json"]
 
 
+@pytest.mark.usefixtures("shards_of_3")
+@pytest.mark.filterwarnings("ignore")  # Ray leaves sockets and processes to the collector
+@pytest.mark.parametrize("drawn_by", ["generator", "scenes"])
+@pytest.mark.parametrize("executor", ["local", "ray"])
+def test_two_workers_draw_what_one_does(context, execution, executor, drawn_by, tmp_path):
+    sets = []
+    for name, workers in (("one", execution("local", 1)), ("two", execution(executor, 2))):
+        step = context(drawn_by=drawn_by, execution=workers)
+        step = replace(step, out=tmp_path / name, work=tmp_path / f"{name} work")
+        step.out.mkdir()
+        step.work.mkdir()
+        synthesize.run(step)
+        files = sorted(path for path in step.out.rglob("*") if path.is_file())
+        sets.append({str(path.relative_to(step.out)): path.read_bytes() for path in files})
+    assert len(sets[0]) == 6 + 3
+    assert sets[0] == sets[1]
+
+
+@pytest.mark.usefixtures("shards_of_3")
 def test_a_smaller_batch_goes_on_and_draws_the_same_images(context, tmp_path):
-    """After an out-of-memory the finished images stay; rounding alone may differ."""
+    """After an out-of-memory the finished shards stay; rounding alone may differ."""
     synthesize.run(context())
     folder = tmp_path / "out" / "images"
     first = {path.name: read_rgb_array(path) for path in folder.iterdir()}
-    for name in ("000000000002.png", "000000000005.png"):
-        (folder / name).unlink()
-    times = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    shutil.rmtree(tmp_path / "shards" / "000000003")
+    times = {name: (folder / name).stat().st_mtime_ns for name in sorted(first)[:3]}
     step = context(sampling=SAMPLING.model_copy(update={"batch_size": 1}))
     assert synthesize.run(step)["batch_size"] == 1
-    assert (
-        times.items() <= {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}.items()
-    )
+    assert times == {name: (folder / name).stat().st_mtime_ns for name in times}
+    assert {path.name for path in folder.iterdir()} == first.keys()
     for path in folder.iterdir():
         assert np.abs(read_rgb_array(path) - first[path.name]).max() <= 2
 
@@ -230,6 +255,7 @@ def test_the_renderer_of_scenes_needs_no_generator_and_labels_what_is_seen(conte
     assert [row["source_image_id"] for row in rows] == [layout.image_id for layout in layouts]
 
 
+@pytest.mark.usefixtures("shards_of_3")
 def test_a_killed_rendering_ends_as_one_that_was_not(context, tmp_path):
     def stop(done, total, status):
         if done == 3:
@@ -239,10 +265,11 @@ def test_a_killed_rendering_ends_as_one_that_was_not(context, tmp_path):
     with pytest.raises(Killed):
         synthesize.run(context(progress=stop, **options))
     folder = tmp_path / "out" / "images"
-    times = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    drawn = list((tmp_path / "shards").glob("*/*.png"))
+    times = {path.name: path.stat().st_mtime_ns for path in drawn}
     assert len(times) == 3
     synthesize.run(context(**options))
-    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert {name: (folder / name).stat().st_mtime_ns for name in times} == times
     killed = SyntheticSet(tmp_path / "out")
     whole = replace(context(**options), out=tmp_path / "whole", work=tmp_path / "elsewhere")
     for made in (whole.out, whole.work):

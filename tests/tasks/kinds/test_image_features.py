@@ -1,0 +1,56 @@
+"""Features as a step: their table, and the same by any number of workers."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from models.metrics.features import RandomFeatures, image_features
+from models.metrics.options import FeatureOptions
+from tasks.execution.context import StepContext
+from tasks.kinds import image_features as kind
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore"
+)  # Ray leaves sockets and processes to the collector
+
+
+@pytest.fixture
+def features(dataset, tmp_path, monkeypatch):
+    """Makes the features of 12 images in 4 shards; returns the table's file and the summary."""
+    monkeypatch.setattr(kind, "_SHARD_SIZE", 3)
+
+    def make(name, execution):
+        out, work = tmp_path / name, tmp_path / f"{name} work"
+        out.mkdir()
+        work.mkdir()
+        options = FeatureOptions(
+            extractor="random", resolution=32, split="train", execution=execution
+        )
+        inputs = {"ingest": dataset.folder}
+        step = StepContext(options, inputs, out, work, "key", tmp_path, 1, lambda *report: None)
+        summary = kind.run(step)
+        return out / "features.parquet", summary
+
+    return make
+
+
+def test_a_row_is_an_image_and_what_the_extractor_makes_of_it(features, dataset, execution):
+    path, summary = features("one", execution("local", 1))
+    table = pq.read_table(path)
+    images = dataset.image_paths("train")
+    assert table["image_id"].to_pylist() == [image_id for image_id, _ in images]
+    found = np.stack(table["features"].to_numpy())
+    for row, (_, image) in zip(found, images, strict=True):
+        alone = image_features(RandomFeatures(), [image], 32)[0]
+        np.testing.assert_allclose(row, alone, rtol=1e-4, atol=1e-5)
+    assert summary["extractor"] == RandomFeatures.name
+    assert (summary["images"], summary["features"]) == found.shape
+
+
+@pytest.mark.parametrize(
+    ("executor", "num_workers"), [("local", 2), ("local", 4), ("ray", 1), ("ray", 2)]
+)
+def test_any_number_of_workers_makes_the_same_bytes(features, execution, executor, num_workers):
+    one, _ = features("one", execution("local", 1))
+    others, _ = features("others", execution(executor, num_workers))
+    assert one.read_bytes() == others.read_bytes()
