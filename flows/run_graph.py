@@ -23,9 +23,8 @@ from flows.nodes import (
     training_set_nodes,
     unlabelled_nodes,
 )
-from flows.presets import PRESETS
 from flows.retrain_config import is_mixed
-from flows.run_config import RunConfig, ScorerResults, changes_to_preset
+from flows.run_config import RunConfig, ScorerResults, changes_to_preset, has_data
 from models.generator.options import check_classes
 from tasks.execution.graph import Graph, Node, Step, resolve
 
@@ -58,6 +57,11 @@ def run_graph(config: RunConfig, digests: DigestMemory, missing: Collection[str]
         return resolve(list(_nodes(config, missing)), digests)
     except OSError as error:
         raise InvalidConfig(f"{error.filename} cannot be read: {error.strerror}") from error
+
+
+def outline(config: RunConfig) -> Graph:
+    """The graph of a run without a look at any file: its keys are those of no artifact."""
+    return resolve(list(_nodes(config, ())), None)
 
 
 def lost_detectors(config: RunConfig, digests: DigestMemory, store: ArtifactStore) -> list[str]:
@@ -123,7 +127,7 @@ def stage_steps(graph: Graph, stage: str | None) -> list[Step]:
 def _check(config: RunConfig, digests: DigestMemory) -> None:
     """Refuse what options and files show to be impossible."""
     splits = config.ingest.splits
-    if not PRESETS[config.preset]["ingest"] and not splits:
+    if not has_data(config):
         raise InvalidConfig(
             f"preset {config.preset} needs your data: give ingest.train and ingest.val, see README"
         )
