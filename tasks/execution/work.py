@@ -296,7 +296,7 @@ def _ingest(step: Step, facts: Facts) -> Work:
 
 def _train_detector(step: Step, facts: Facts) -> Work:
     options = cast("DetectorTraining", step.options)
-    data, count = _data(step, facts), _count(step, facts)
+    data, count = _data(step.inputs["ingest"], facts), _count(step, facts)
     num_real = data.images["train"] * (1 - 1 / options.fold.of if options.fold else 1)
     iterations: float = options.iterations(round(num_real))
     if options.budget == "exposure":

@@ -3,12 +3,14 @@
 import math
 import shutil
 from dataclasses import replace
+from typing import get_args
 
 import psutil
 import pytest
 
 from data.artifacts.digests import DigestMemory
 from flows.presets import PRESETS
+from flows.retrain_config import Arm
 from flows.run_config import build_run, has_data
 from flows.run_graph import outline
 from models.counts import known_counts
@@ -43,6 +45,31 @@ def test_every_step_of_every_preset_takes_something_finite(preset):
     assert all(item.stored > 0 and item.memory > 0 for item in found.values())
 
 
+EVERYTHING = {
+    "ingest": {"scenes": {"num_spare": 16, "num_unlabelled": 16}},
+    "extract_attributes": {"scoring": {"num_folds": 2}},
+    "pretrain_generator": {"num_steps": 4},
+    "retrain": {
+        "arms": [*get_args(Arm)],
+        "budgets": ["iterations", "exposure"],
+        "ruler": [0.5],
+        "verification": {},
+    },
+}
+
+
+def test_every_kind_of_step_takes_something():
+    graph, found = works("smoke", EVERYTHING)
+    kinds = {step.kind.name for step in graph}
+    assert {"ingest-unlabelled", "pseudo-label", "verify-set"} <= kinds
+    unknown = graph.find("pre-train generator").identity.reference  # without the perception head
+    assert found.pop(unknown) is None
+    assert all(item and item.stored > 0 for item in found.values())
+    twice = [found[graph.find(f"retrain {name} seed 0").identity.reference].flops
+             for name in ("real+hard", "real+hard, equal exposure")]  # fmt: skip
+    assert twice[1] == pytest.approx(twice[0] * (48 + 8) / 48)
+
+
 def test_a_training_is_linear_in_steps_and_a_set_in_images():
     base, twice = (
         work("train generator", overrides={"train_generator": {"num_steps": steps,
@@ -70,9 +97,9 @@ def test_a_step_of_the_demo_takes_its_passes():
 
 def test_a_protocol_of_few_objects_leaves_the_published_share_of_coco():
     found = work("synthesize train hard", "coco-256")
-    forward = next(c for k, c in known_counts().items() if '"resolution": 256' in k)
-    one = 2 * 50 * forward.passes["forward"].flops
-    assert 47_000 < found.flops / one < 48_000
+    count = next(c for k, c in known_counts().items() if '"resolution": 256' in k)
+    forward, text, decode = (count.passes[name].flops for name in ("forward", "text", "decode"))
+    assert found.flops / (2 * 50 * forward + 2 * text + decode) == pytest.approx(47_429)
     assert COCO.images["train"] == 118_287
 
 
