@@ -25,7 +25,8 @@ from flows.command_options import (
 )
 from flows.run_config import RunConfig, has_data
 from flows.run_graph import outline, run_graph
-from models.counts import COUNTERS, CountedModel, ModelCount, Speed, known_counts
+from models.counts import COUNTERS, CountedModel, known_counts
+from models.passes import ModelCount, Speed
 from models.precision import has_gpu
 from tasks.execution.child import call
 from tasks.execution.cost import Cpu, Device, Gpus, schedule

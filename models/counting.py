@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.counts import Pass
+from models.passes import Pass
 
 _MANY = 64
 """Images, with which what is held is no longer gradients alone."""

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.counts import Speed
+from models.passes import Speed
 
 _SECONDS = 0.4
 """For which each is repeated; the fastest counts, so that others on the machine matter little."""
@@ -31,7 +31,7 @@ def measured_speed() -> Speed:
     one = torch.ones(1, requires_grad=True)
 
     def convolve() -> None:
-        convolution(image.requires_grad_()).sum().backward()  # type: ignore[no-untyped-call]  # untyped
+        convolution(image.requires_grad_()).sum().backward()
 
     def call() -> None:
         value = one

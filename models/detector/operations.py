@@ -4,15 +4,15 @@ import json
 
 import torch
 from mmengine.registry import init_default_scope
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 from models.counting import counted_pass
-from models.counts import ModelCount
 from models.detector.config_files import read_config, set_everywhere
 from models.detector.mmdetection import MODELS, register_all_modules
 from models.detector.options import DetectorConfig
+from models.passes import ModelCount
 
 _PADDED_TO = 32
 """Pixels that sides are a multiple of, see `build_config`."""
@@ -52,7 +52,7 @@ def count_model(options: str) -> ModelCount:
         model.zero_grad()
 
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model: nn.Module = MODELS.build(config.model).train()
+        model = MODELS.build(config.model).train()
         passes = {"train": counted_pass(train)}
         model.eval()
         with torch.no_grad():

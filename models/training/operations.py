@@ -1,21 +1,21 @@
 """What the passes of a generator take: `models.counts` says what of it is known without counting."""
 
 import json
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import CLIPTextConfig
 
 from data.layouts.prompts import ATTRIBUTE_TOKENS
 from data.scenes.classes import STUFF, THINGS
 from models.counting import counted_pass
-from models.counts import ModelCount, Pass
 from models.generator.autoencoder import PatchAutoencoder
 from models.generator.conditioning import num_canvas_channels
 from models.generator.modules import create_tokenizer, new_text_encoder, new_unet
 from models.generator.options import GeneratorConfig, NewModelConfig
+from models.passes import ModelCount, Pass
 from models.training.memory import (
     count_training,
     empty_inputs,
@@ -60,8 +60,10 @@ def _train(modules: TrainedModules, num_images: int) -> None:
     modules.zero_grad()
 
 
-def _drawing(modules: TrainedModules, autoencoder: nn.Module, resolution: int) -> dict[str, Pass]:
-    unet, text, size = modules.unet, modules.text_encoder, modules.unet.config.sample_size
+def _drawing(modules: TrainedModules, autoencoder: Any, resolution: int) -> dict[str, Pass]:
+    unet: Any = modules.unet
+    text: Any = modules.text_encoder
+    size = unet.config.sample_size
     tokens, width = text.config.max_position_embeddings, text.config.hidden_size
     channels = autoencoder.config.latent_channels
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from models.counts import Speed
+from models.passes import Speed
 from tasks.execution.graph import Step
 from tasks.execution.work import START_SECONDS, Work
 

@@ -13,8 +13,6 @@ from data.layouts.protocols import Protocol
 from data.vocabulary.tables import Split
 from models.counts import (
     CountedModel,
-    ModelCount,
-    Pass,
     detector_model,
     generator_model,
 )
@@ -27,6 +25,7 @@ from models.detector.options import (
 )
 from models.generator.options import GeneratorConfig, SamplingConfig, SyntheticSetOptions
 from models.metrics.options import FeatureOptions
+from models.passes import ModelCount, Pass
 from tasks.execution.data_size import DataSize
 from tasks.execution.graph import Graph, Step
 
