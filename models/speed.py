@@ -42,13 +42,18 @@ def measured_speed() -> Speed:
     def add() -> None:
         next(operands) + next(operands)
 
-    with FlopCounterMode(display=False) as counter:
-        convolve()
     return Speed(
-        flops=counter.get_total_flops() / _best(convolve),
+        flops=flops_per_second(convolve),
         bytes=3 * next(operands).nbytes / _best(add),
         kernel=_best(call) / (2 * _CHAIN),
     )
+
+
+def flops_per_second(run: Callable[[], object]) -> float:
+    """Speed of what a function computes, the best of several times."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops() / _best(run)
 
 
 def _best(run: Callable[[], object]) -> float:
