@@ -85,6 +85,7 @@ def test_the_presets_models_are_counted():
 SMALL = next(key for key, item in models().items() if '"image_size": [64, 64]' in item.options)
 
 
+@pytest.mark.filterwarnings("ignore")  # MMDetection and MMEngine warn a lot
 @pytest.mark.parametrize("key", [SMALL, *(pytest.param(k, marks=pytest.mark.slow)
                                           for k in models() if k != SMALL)])  # fmt: skip
 def test_what_is_kept_is_what_is_counted(key):
