@@ -15,10 +15,10 @@ import torch
 from demo_generator import Demo, demo
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from models.devices import autocast, resolve_precision
 from models.generator.options import GeneratorConfig
+from models.speed import flops_per_second
 from models.training.batches import Batch, make_batch
 from models.training.loop import batches_ahead, train_step
 from models.training.losses import (
@@ -143,8 +143,8 @@ def interleaved(
     return {name: statistics.median(values) for name, values in seconds.items()}, losses
 
 
-def flops_per_second(model: nn.Module, inputs: tuple[Tensor, ...], precision: str) -> float:
-    """Speed of a forward and backward pass, best of several."""
+def speed_of(model: nn.Module, inputs: tuple[Tensor, ...], precision: str) -> float:
+    """Speed of passes forward and backward, FLOP/s."""
 
     def run() -> None:
         with autocast(precision):
@@ -152,14 +152,7 @@ def flops_per_second(model: nn.Module, inputs: tuple[Tensor, ...], precision: st
         getattr(output, "sample", output).float().square().mean().backward()
         model.zero_grad()
 
-    with FlopCounterMode(display=False) as counter:
-        run()
-    best = float("inf")
-    for _ in range(12):
-        started = time.perf_counter()
-        run()
-        best = min(best, time.perf_counter() - started)
-    return counter.get_total_flops() / best
+    return flops_per_second(run)
 
 
 def peak_share(scene: Demo, precision: str) -> tuple[float, float]:
@@ -175,7 +168,7 @@ def peak_share(scene: Demo, precision: str) -> tuple[float, float]:
     stack = nn.Sequential(*(nn.Conv2d(width, width, 3, padding=1) for _ in range(6)))
     stack.to(memory_format=torch.channels_last)
     bare = torch.randn(size, width, side, side).to(memory_format=torch.channels_last)
-    return flops_per_second(unet, inputs, precision), flops_per_second(stack, (bare,), precision)
+    return speed_of(unet, inputs, precision), speed_of(stack, (bare,), precision)
 
 
 def main() -> int:

@@ -31,7 +31,7 @@ from data.errors import (
 )
 from data.orphans import end_with_parent
 from data.vocabulary.tables import Dataset
-from flows import remote_commands, store_commands
+from flows import cost_command, remote_commands, store_commands
 from flows.command_options import (
     FileOption,
     PresetArgument,
@@ -53,6 +53,7 @@ from flows.studies import CONCLUSION, read_study
 from flows.study_presets import STUDIES
 from models.metrics.options import MAIN
 from tasks.execution.child import call
+from tasks.execution.forecast import Forecast, forecast
 from tasks.execution.graph import Graph, Step
 from tasks.execution.machine import available_cores
 from tasks.execution.plan import check, note_places
@@ -65,6 +66,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.add_typer(cost_command.app)
 app.add_typer(store_commands.app)
 app.add_typer(remote_commands.app)
 
@@ -185,10 +187,15 @@ def _real_scores(
     return scores
 
 
-def _checked_graph(store: ArtifactStore, request: Request, digests: DigestMemory) -> Graph:
+def _checked_graph(
+    store: ArtifactStore, request: Request, digests: DigestMemory
+) -> tuple[Graph, Forecast]:
     """Build a graph; refuse what cannot work as far as options, files and tables tell.
 
-    Names options without effect, and downloads.
+    Names options without effect, downloads, and what the machine has too little of.
+
+    Returns:
+        The graph, and what is to be made of it takes.
     """
     graph = request.graph(digests)
     steps = stage_steps(graph, request.stage)
@@ -198,13 +205,16 @@ def _checked_graph(store: ArtifactStore, request: Request, digests: DigestMemory
     missing = [step for step in steps if not store.has(step.kind.name, step.identity.key)]
     for name in dict.fromkeys(name for step in missing for name in step.options.downloads()):
         typer.echo(f"to be downloaded, where it is not cached: {name}", err=True)
-    return graph
+    expected = forecast(graph, missing, digests)
+    for line in expected.shortages(store.root):
+        typer.echo(f"warning: {line}", err=True)
+    return graph, expected
 
 
 def _carry_out(store: ArtifactStore, request: Request) -> Graph:
     """Obtain steps by a flow, or say that all are there, which needs no Prefect."""
     with DigestMemory(store.root, show_digests) as digests:
-        graph = _checked_graph(store, request, digests)
+        graph, _ = _checked_graph(store, request, digests)
         steps = stage_steps(graph, request.stage)
         there = all(store.lookup(step.identity.kind, step.identity.key) for step in steps)
         if not there:
@@ -309,7 +319,7 @@ def plan(
         return
     request = requested(preset, assignments, config_file, study_source)
     with DigestMemory(store.root, show_digests) as digests:
-        graph = _checked_graph(store, request, digests)
+        graph, expected = _checked_graph(store, request, digests)
     table = Table("stage", "step", "state", "why", "after", "artifact")
     for item in plan_steps(store, graph, read_records(store.root), default_remote()):
         step = item.step
@@ -324,6 +334,8 @@ def plan(
             f"{step.kind.name}/{step.identity.key[:8]}",
         )
     print_table(table)
+    if expected.num_steps:
+        typer.echo(expected)
 
 
 def _show_memory(config: RunConfig) -> None:

@@ -267,6 +267,11 @@ def changes_to_preset(config: RunConfig) -> dict[str, Any]:
     return changed | {name: None for name in preset if not f"{name}.".startswith(there)}
 
 
+def has_data(config: RunConfig) -> bool:
+    """Whether there is a data set: the user's, or the embedded one of a preset that has it."""
+    return bool(config.ingest.splits or PRESETS[config.preset]["ingest"])
+
+
 def build_run(preset: str, overrides: Mapping[str, Any]) -> RunConfig:
     """Return a preset's run with options laid over it.
 

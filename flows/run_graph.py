@@ -24,9 +24,8 @@ from flows.nodes import (
     training_set_nodes,
     unlabelled_nodes,
 )
-from flows.presets import PRESETS
 from flows.retrain_config import is_mixed
-from flows.run_config import RunConfig, ScorerResults, changes_to_preset
+from flows.run_config import RunConfig, ScorerResults, changes_to_preset, has_data
 from models.generator.options import check_classes
 from tasks.execution.graph import Graph, Node, Step, resolve
 
@@ -59,6 +58,11 @@ def run_graph(config: RunConfig, digests: DigestMemory, missing: Collection[str]
         return resolve(list(_nodes(config, missing)), digests)
     except OSError as error:
         raise InvalidConfig(f"{error.filename} cannot be read: {error.strerror}") from error
+
+
+def outline(config: RunConfig) -> Graph:
+    """The graph of a run without a look at any file: its keys are those of no artifact."""
+    return resolve(list(_nodes(config, ())), None)
 
 
 def lost_detectors(config: RunConfig, digests: DigestMemory, store: ArtifactStore) -> list[str]:
@@ -126,7 +130,7 @@ def _check(config: RunConfig, digests: DigestMemory) -> None:
     if config.execution.executor == "ray" and find_spec("ray") is None:
         raise InvalidConfig("execution.executor=ray needs: pip install '.[ray]'")
     splits = config.ingest.splits
-    if not PRESETS[config.preset]["ingest"] and not splits:
+    if not has_data(config):
         raise InvalidConfig(
             f"preset {config.preset} needs your data: give ingest.train and ingest.val, see README"
         )

@@ -47,7 +47,7 @@ def source_digest(
     names = {
         name
         for path in [*things, *stuff, *filter(None, [panoptic])]
-        for name in digests.fact(path, "image names", _image_names)
+        for name in image_names(path, digests)
     }
     lines = [f"things {digest}" for digest in digests.files(things)]
     lines += [f"stuff {digest}" for digest in digests.files(stuff)]
@@ -56,6 +56,16 @@ def source_digest(
         lines.append(f"panoptic {digests.file(panoptic)}")
         lines += _contents(pngs, digests.fact(panoptic, "PNG names", _png_names), digests)
     return combined_digest(lines)
+
+
+def image_names(path: Path, digests: DigestMemory) -> list[str]:
+    """Names of the image files that a COCO or panoptic file lists, with repetitions.
+
+    Raises:
+        InvalidDataset: it is not a COCO file.
+        OSError: it cannot be read.
+    """
+    return digests.fact(path, "image names", _image_names)
 
 
 def images_digest(folder: Path, names: Iterable[str], digests: DigestMemory) -> str:

@@ -164,7 +164,7 @@ def create_base_model(
     size = images.shape[1] // config.patch_size
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        text_encoder, unet = _new_text_encoder(config, tokenizer), _new_unet(config, size)
+        text_encoder, unet = new_text_encoder(config, tokenizer), new_unet(config, size)
     return StableDiffusion(
         tokenizer=tokenizer,
         text_encoder=text_encoder,
@@ -181,7 +181,8 @@ def create_base_model(
     )
 
 
-def _new_text_encoder(config: NewModelConfig, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+def new_text_encoder(config: NewModelConfig, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """A small text encoder with random weights."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -197,8 +198,11 @@ def _new_text_encoder(config: NewModelConfig, tokenizer: CLIPTokenizer) -> CLIPT
     )
 
 
-def _new_unet(config: NewModelConfig, size: int) -> UNet2DConditionModel:
-    """Attention in the middle block alone: at higher resolutions it is slow on a CPU."""
+def new_unet(config: NewModelConfig, size: int) -> UNet2DConditionModel:
+    """A small UNet with random weights.
+
+    Attention in the middle block alone: at higher resolutions it is slow on a CPU.
+    """
     depth = len(config.block_out_channels)
     return UNet2DConditionModel(
         sample_size=size,

@@ -6,9 +6,7 @@ what is alive at once is counted. Nothing is allocated, so that any model can be
 
 import logging
 import math
-import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,11 +15,10 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from data.errors import OutOfMemory
+from models.counting import LiveBytes
 from models.devices import resolve_precision
 from models.generator.modules import Generator
 from models.generator.options import GeneratorConfig
@@ -169,7 +166,7 @@ def fixed_bytes(
     config: GeneratorConfig,
 ) -> dict[str, int]:
     """Bytes that a training takes whatever the batch, by what they are for."""
-    fixed = _fixed(_modules(unet, text_encoder, config), config)
+    fixed = _fixed(empty_modules(unet, text_encoder, config), config)
     if config.latents == "online" and vae.get("_class_name", "AutoencoderKL") == "AutoencoderKL":
         fixed["autoencoder"] = _encoder_bytes(vae, config.resolution)
     return fixed
@@ -184,7 +181,7 @@ def pass_bytes(
     """Bytes of a pass, whatever the optimiser: copies, and activations of an image, as in `MemoryCount`."""
     copies: dict[bool, int] = {}
     per_image: dict[bool, int] = {}
-    modules = _modules(unet, text_encoder, config)
+    modules = empty_modules(unet, text_encoder, config)
     with FakeTensorMode(allow_non_fake_inputs=True):
         modules.to_empty(device="cpu")
         _norm_as_on_cuda(modules)
@@ -201,7 +198,7 @@ def _encoder_bytes(vae: Mapping[str, Any], resolution: int) -> int:
     """Weights of the autoencoder, and what encoding an image takes."""
     with FakeTensorMode(), torch.no_grad():
         autoencoder = AutoencoderKL.from_config(vae)
-        with _LiveBytes() as live:
+        with LiveBytes() as live:
             autoencoder.encode(torch.empty(1, 3, resolution, resolution))
         return _num_bytes(autoencoder.parameters()) + live.peak
 
@@ -224,7 +221,7 @@ def count_sampling(
         _norm_as_on_cuda(model)
         copies, per_image = _linear(partial(_drawing, model, text_encoder, precision))
         channels, size = autoencoder.config.latent_channels, model.config.sample_size
-        with _autocast(precision), _LiveBytes() as of_decoder:
+        with _autocast(precision), LiveBytes() as of_decoder:
             autoencoder.decode(torch.empty(1, channels, size, size))
         parameters = [*model.parameters(), *text.parameters(), *autoencoder.parameters()]
     # The UNet has done when the decoder begins.
@@ -247,7 +244,7 @@ def _drawing(
     latents = torch.empty(num_passes, unet.config.in_channels, size, size)
     timesteps = torch.zeros(num_passes, dtype=torch.long)
     states = torch.empty(num_passes, text_encoder.max_position_embeddings, text_encoder.hidden_size)
-    with _autocast(precision), _LiveBytes() as live:
+    with _autocast(precision), LiveBytes() as live:
         unet(latents, timesteps, states)
     return live.peak
 
@@ -257,7 +254,7 @@ def _autocast(precision: Precision) -> torch.autocast:
     return torch.autocast("cpu", half, enabled=precision != "no")
 
 
-def _modules(
+def empty_modules(
     unet: Mapping[str, Any], text_encoder: CLIPTextConfig, config: GeneratorConfig
 ) -> TrainedModules:
     """The modules that are trained, without data."""
@@ -298,17 +295,30 @@ def _moment_bytes(parameter: nn.Parameter, config: GeneratorConfig, *, sparse: b
 
 def _activations(modules: TrainedModules, precision: Precision, num_images: int) -> int:
     """Most bytes alive in a pass forward and backward beside weights and gradients."""
-    size = modules.unet.config.sample_size
-    latents = torch.empty(num_images, modules.unet.config.in_channels, size, size)
-    tokens = modules.text_encoder.config.max_position_embeddings
-    ids = torch.zeros(num_images, tokens, dtype=torch.long)
-    weights = torch.zeros(num_images, tokens // 4, tokens)
-    with _LiveBytes() as live, live.without_gradients(modules):
-        with _autocast(precision):
-            outputs = modules(latents, torch.zeros(num_images, dtype=torch.long), ids, weights)
-        sum(out.float().square().mean() for out in outputs if out is not None).backward()
+    inputs = empty_inputs(modules, num_images)
+    with LiveBytes() as live, live.without_gradients(modules):
+        training_pass(modules, precision, inputs)
     modules.zero_grad()
     return live.peak
+
+
+def empty_inputs(modules: TrainedModules, num_images: int) -> tuple[Tensor, ...]:
+    """Arguments of the modules for so many images, of which the shapes alone are right."""
+    size = modules.unet.config.sample_size
+    latents = torch.empty(num_images, modules.unet.config.in_channels, size, size)
+    timesteps = torch.zeros(num_images, dtype=torch.long)
+    tokens = modules.text_encoder.config.max_position_embeddings
+    ids = torch.zeros(num_images, tokens, dtype=torch.long)
+    return latents, timesteps, ids, torch.zeros(num_images, tokens // 4, tokens)
+
+
+def training_pass(
+    modules: TrainedModules, precision: Precision, inputs: tuple[Tensor, ...]
+) -> None:
+    """Pass forward and backward; the losses are stood for by means of squares."""
+    with _autocast(precision):
+        outputs = modules(*inputs)
+    sum(out.float().square().mean() for out in outputs if out is not None).backward()
 
 
 def _norm_as_on_cuda(modules: nn.Module) -> None:
@@ -320,54 +330,3 @@ def _norm_as_on_cuda(modules: nn.Module) -> None:
 
 def _in_float32(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(item.float() for item in inputs)
-
-
-class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped
-    """Counts the storages that are made while it is on and not gone yet.
-
-    Attributes:
-        peak: most bytes at once, without gradients of parameters.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # likewise
-        self.peak = 0
-        self._now = 0
-        self._seen: set[int] = set()
-
-    @contextmanager
-    def without_gradients(self, modules: nn.Module) -> Iterator[None]:
-        """Count gradients of parameters no longer once they are there; there must be none before."""
-        trained = [p for p in modules.parameters() if p.requires_grad]
-        handles = [p.register_post_accumulate_grad_hook(self._forget_gradient) for p in trained]  # type: ignore[no-untyped-call]  # likewise
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run an operator and count what it made."""
-        result = func(*args, **(kwargs or {}))
-        for item in tree_leaves(result):
-            if isinstance(item, Tensor) and not item.is_sparse:
-                self._count(item.untyped_storage())
-        self.peak = max(self.peak, self._now)
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()  # noqa: SLF001  # no public identity
-        if key not in self._seen:
-            self._seen.add(key)
-            self._now += size
-            weakref.finalize(storage, self._gone, key, size)
-
-    def _gone(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self._now -= size
-
-    def _forget_gradient(self, parameter: Tensor) -> None:
-        if parameter.grad is not None and not parameter.grad.is_sparse:
-            self._now -= parameter.grad.numel() * parameter.grad.element_size()

@@ -95,10 +95,13 @@ class Graph:
         )
 
 
-def resolve(nodes: Sequence[Node], digests: DigestMemory) -> Graph:
+def resolve(nodes: Sequence[Node], digests: DigestMemory | None) -> Graph:
     """Check the nodes of a run and find the keys of their artifacts.
 
     Nodes that make the same artifact become one step.
+
+    Args:
+        digests: None to look at nothing outside of the store, which leaves it out of the keys.
 
     Raises:
         InvalidGraph: a name is there twice, a kind, input or node does not exist, an input is missing,
@@ -221,9 +224,9 @@ def _in_order(nodes: Mapping[str, Node]) -> Iterator[str]:
         yield from visit(name)
 
 
-def _resolved(node: Node, inputs: Mapping[str, Step], digests: DigestMemory) -> Step:
+def _resolved(node: Node, inputs: Mapping[str, Step], digests: DigestMemory | None) -> Step:
     kind = KINDS[node.kind]
-    foreign = node.options.foreign(digests)
+    foreign = {} if digests is None else node.options.foreign(digests)
     identity = StepIdentity(
         kind=kind.name,
         versions=dict(kind.versions),

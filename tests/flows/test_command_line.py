@@ -45,6 +45,26 @@ def test_plan_of_an_empty_root_is_all_misses(cli):
     assert out.count("never made") == out.count(" miss ") == 28
 
 
+def test_a_plan_ends_with_what_it_takes_and_warns_of_too_little_disk(cli, monkeypatch):
+    status, out, err = cli("plan", "smoke")
+    assert (status, err) == (0, "")
+    assert out.splitlines()[-1].startswith("28 steps to be made, roughly: ")
+    full = shutil.disk_usage("/")._replace(free=1_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    status, _, err = cli("plan", "smoke")
+    assert status == 0
+    assert "warning: what is to be made takes about " in err
+
+
+def test_cost_says_of_every_step_what_it_takes(cli):
+    status, out, _ = cli("cost", "coco-256", "--gpus", "4", "--json")
+    found = json.loads(out)
+    assert status == 0
+    assert {"step", "flops", "1 H100", "4 H100", "in the store"} <= found["total"].keys()
+    hours = {row["step"]: row["GPU-hours"] for row in found["steps"]}
+    assert hours["train generator"] > hours["train detector"] > hours["detect val"] > 0
+
+
 def test_a_plan_warns_of_options_without_effect(cli):
     status, out, err = cli("plan", "smoke", "--set", "pseudo_labels.score_threshold=0.6")
     assert (status, "never made" in out) == (0, True)

@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import CLIPTextConfig
 
 from data.errors import OutOfMemory
+from models.counting import LiveBytes
 from models.generator.options import GeneratorConfig
 from models.training import memory
 from models.training.memory import (
@@ -99,7 +100,7 @@ def test_what_is_kept_for_the_backward_pass_is_counted(text):
     images = torch.zeros(2, 4, 16, 16)
     own.add(images.untyped_storage()._cdata)
     with (
-        memory._LiveBytes() as live,
+        LiveBytes() as live,
         torch.autograd.graph.saved_tensors_hooks(keep, lambda item: item),
     ):
         out = layers(images)
@@ -115,7 +116,7 @@ def test_drawing_takes_no_moments_and_no_gradients(text):
 @pytest.mark.parametrize("options", [{}, {"lora_rank": 2}])
 def test_between_the_sizes_counted_the_count_is_close_and_not_too_low(text, options):
     count, config = counted(text, "bf16", **options), GeneratorConfig(**options)
-    modules = memory._modules(UNET, text, config)
+    modules = memory.empty_modules(UNET, text, config)
     with FakeTensorMode(allow_non_fake_inputs=True):
         modules.to_empty(device="cpu")
         memory._norm_as_on_cuda(modules)

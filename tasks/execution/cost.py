@@ -1,0 +1,155 @@
+"""What a run takes in time, memory and disk, on a machine that need not be this one.
+
+Each device turns work into seconds by few rates. Those of a GPU are data sheets times shares that are
+assumptions: this project has not measured them on a GPU. Those of a CPU are measured on it, or assumed too.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from models.passes import Speed
+from tasks.execution.graph import Step
+from tasks.execution.work import START_SECONDS, Work
+
+_H100_BF16 = 989e12
+"""FLOP/s of dense bfloat16 matrix products: NVIDIA's data sheet of the H100 SXM."""
+
+_H100_TF32 = 494e12
+"""Of TF32 ones, in which PyTorch convolves float32; the same."""
+
+_H100_FP32 = 67e12
+"""Of float32, in which features are computed; the same."""
+
+_H100_SPEED = {
+    "train-generator": 0.30 * _H100_BF16,
+    "synthesize": 0.30 * _H100_BF16,
+    "train-detector": 0.10 * _H100_TF32,
+    "detect": 0.10 * _H100_TF32,
+    "image-features": 0.30 * _H100_FP32,
+}
+"""FLOP/s that a kind of step reaches, what is bound by memory included: assumed shares of the peak.
+
+PyTorch without compiled kernels; of a detector less, whose maps are small and which is not in half precision.
+"""
+
+_H100_SECONDS_PER_KERNEL = 8e-6
+"""For PyTorch to launch an operator from Python; while the GPU works others are launched. An assumption."""
+
+_GPU_START_SECONDS = 15.0
+"""More that a step's process takes beside a GPU, where libraries are not loaded beforehand. An assumption."""
+
+_CORES_OF_A_GPU = 16
+"""That read images for it. An assumption: 8 GPUs and 128 cores are usual."""
+
+_ROUNDING = 1e-9
+"""Of shares that add up to one."""
+
+_EFFICIENCY = 0.9
+"""Of a training that several GPUs share, one against another. An assumption."""
+
+
+class Device(Protocol):
+    """What turns work into time."""
+
+    def seconds(self, step: Step, work: Work) -> float:
+        """That a step takes."""
+
+    def share(self, step: Step) -> float:
+        """Part of all of the machine that a step has meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gpus:
+    """A machine of H100s; a training of the generator has all of them, another step one."""
+
+    count: int
+
+    def seconds(self, step: Step, work: Work) -> float:
+        """Operations at an assumed share of the peak, or launching them, and what the cores do."""
+        count = self._used(step)
+        speed = _H100_SPEED.get(step.kind.name)
+        of_flops = work.flops / speed if speed else 0.0
+        of_launches = work.kernels * _H100_SECONDS_PER_KERNEL
+        parallel = 1 + (count - 1) * _EFFICIENCY
+        on_gpu = max(of_flops / parallel, of_launches)
+        on_cores = work.core_seconds / (_CORES_OF_A_GPU * count)
+        start = START_SECONDS + (_GPU_START_SECONDS if step.kind.preload else 0)
+        return start + on_gpu + on_cores
+
+    def gpu_seconds(self, step: Step, work: Work) -> float:
+        """GPUs times seconds; none where no model is worked with."""
+        return self._used(step) * self.seconds(step, work) if step.kind.preload else 0.0
+
+    def share(self, step: Step) -> float:
+        """Of the GPUs, or of the cores where it needs none."""
+        return self._used(step) / self.count if step.kind.preload else step.kind.share
+
+    def _used(self, step: Step) -> int:
+        if step.kind.name == "train-generator":
+            return self.count
+        return min(max(step.options.num_gpus, 1), self.count)
+
+
+ASSUMED_CORE = Speed(flops=60e9, bytes=15e9, kernel=8e-6)
+"""A core with AVX-512 and without matrix units, of which the demo took as long as with these rates."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """A machine without a GPU."""
+
+    num_cores: int
+    core: Speed
+
+    def seconds(self, step: Step, work: Work) -> float:
+        """Operations, memory and calls one after the other, and what no model does."""
+        cores = max(int(step.kind.share * self.num_cores), 1)
+        computed = work.flops / self.core.flops + work.memory_traffic / self.core.bytes
+        return (
+            START_SECONDS + (computed + work.core_seconds) / cores + work.kernels * self.core.kernel
+        )
+
+    def share(self, step: Step) -> float:
+        """Of the cores."""
+        return max(int(step.kind.share * self.num_cores), 1) / self.num_cores
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """When steps that run side by side are done.
+
+    Attributes:
+        seconds: from the first to the last.
+        memory: bytes at the peak, of all that run at once.
+    """
+
+    seconds: float
+    memory: float
+
+
+def schedule(steps: Iterable[Step], works: Mapping[str, Work], device: Device) -> Schedule:
+    """Let every step begin when its inputs are there and its share is free, those before it first.
+
+    Args:
+        steps: those to be made, each after its inputs.
+        works: by reference, of at least these steps.
+    """
+    waiting = [step for step in steps if step.identity.reference in works]
+    left = {step.identity.reference for step in waiting}
+    running: list[tuple[float, Step]] = []
+    now = peak = 0.0
+    while waiting or running:
+        for step in list(waiting):
+            taken = sum(device.share(item) for _, item in running)
+            ready = not any(item.identity.reference in left for item in step.inputs.values())
+            if ready and taken + device.share(step) <= 1 + _ROUNDING:
+                ends = now + device.seconds(step, works[step.identity.reference])
+                running.append((ends, step))
+                waiting.remove(step)
+        held = sum(works[step.identity.reference].memory for _, step in running)
+        peak = max(peak, held)
+        now = min(ends for ends, _ in running)
+        left -= {step.identity.reference for ends, step in running if ends <= now}
+        running = [(ends, step) for ends, step in running if ends > now]
+    return Schedule(now, peak)

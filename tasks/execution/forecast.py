@@ -1,0 +1,123 @@
+"""What a run will take of this machine, said before anything runs."""
+
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from data.artifacts.digests import DigestMemory
+from models.counts import known_counts
+from models.precision import visible_gpus
+from tasks.execution.cost import ASSUMED_CORE, Cpu, Device, Gpus, schedule
+from tasks.execution.data_size import data_sizes
+from tasks.execution.graph import Graph, Step
+from tasks.execution.machine import available_cores
+from tasks.execution.work import Facts, work_of
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What the steps that are to be made take, roughly.
+
+    Attributes:
+        num_steps: of them.
+        machine: for people.
+        seconds: from the first to the last, side by side.
+        memory: bytes at the peak; None where models are on a GPU.
+        gpu_memory: bytes of each GPU that the generator's training needs at least; 0 where it is none's.
+        disk: bytes of artifacts, and of the largest work folder.
+        unknown: names of steps that are not among these numbers, for their model was not counted.
+    """
+
+    num_steps: int
+    machine: str
+    seconds: float
+    memory: float | None
+    gpu_memory: float
+    disk: float
+    unknown: tuple[str, ...]
+
+    def shortages(self, root: Path) -> Iterator[str]:
+        """What this machine has too little of now.
+
+        Args:
+            root: of the store.
+        """
+        free = shutil.disk_usage(next(path for path in (root, *root.parents) if path.exists())).free
+        if self.disk > free:
+            yield (
+                f"what is to be made takes about {_gb(self.disk)} of disk, and under {root} {_gb(free)} are "
+                f"free, {_gb(self.disk - free)} too few: set DETDIFFUSION_HOME to a folder of a larger one, "
+                "or make room (`detdiffusion gc`)"
+            )
+        available = psutil.virtual_memory().available
+        if self.memory is not None and self.memory > available:
+            yield (
+                f"what is to be made holds about {_gb(self.memory)} of memory at once, and {_gb(available)} "
+                f"are available, {_gb(self.memory - available)} too few: end other programs, or run stage by "
+                "stage (`--stage`)"
+            )
+
+    def __str__(self) -> str:
+        parts = [f"{duration(self.seconds)} on {self.machine}"]
+        parts += [] if self.memory is None else [f"{_gb(self.memory)} of memory"]
+        parts += [f"from {_gb(self.gpu_memory)} of a GPU's memory"] if self.gpu_memory else []
+        parts += [f"{_gb(self.disk)} of disk"]
+        text = f"{self.num_steps} steps to be made, roughly: {', '.join(parts)}"
+        if self.unknown:
+            text += f"; beside these what `detdiffusion cost` counts: {', '.join(self.unknown)}"
+        return text
+
+
+def forecast(graph: Graph, steps: Sequence[Step], digests: DigestMemory) -> Forecast:
+    """Estimate steps that are to be made, from counts that are known and rates that are assumed.
+
+    Args:
+        graph: that they are of.
+        digests: remember what files say.
+    """
+    facts = Facts(data_sizes(graph, digests, given=True), known_counts())
+    found = {step.identity.reference: work_of(step, facts) for step in steps}
+    works = {reference: work for reference, work in found.items() if work}
+    gpus = visible_gpus()
+    device: Device = Gpus(len(gpus)) if gpus else Cpu(available_cores(), ASSUMED_CORE)
+    planned = schedule(steps, works, device)
+    return Forecast(
+        num_steps=len(steps),
+        machine=_gpu_names(gpus) if gpus else f"{available_cores()} cores",
+        seconds=planned.seconds,
+        memory=None if gpus else planned.memory,
+        gpu_memory=max((w.least_gpu_memory for w in works.values()), default=0) if gpus else 0,
+        disk=sum(w.stored for w in works.values())
+        + max((w.scratch for w in works.values()), default=0),
+        unknown=tuple(s.name for s in steps if s.identity.reference not in works),
+    )
+
+
+def duration(seconds: float) -> str:
+    """A length of time.
+
+    >>> duration(35), duration(600), duration(9000), duration(400000)
+    ('35 s', '10 min', '2.5 h', '111 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.3g} h"
+
+
+def _gpu_names(gpus: Sequence[str], driver: Path = Path("/proc/driver/nvidia/gpus")) -> str:
+    """How many GPUs, and what NVIDIA's driver calls them."""
+    models = {_model(path) for path in driver.glob("*/information")}
+    named = ", ".join(sorted(models)) or "unknown"
+    return f"{len(gpus)} GPUs ({named}), each taken for an H100"
+
+
+def _model(information: Path) -> str:
+    lines: Iterable[str] = information.read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("Model")), "")
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"

@@ -1,0 +1,485 @@
+"""What the steps of a run have to do: operations, images read and written, memory; from their options alone.
+
+Rates of what no model does were measured on one core of a machine of 2 (the demo, nothing else running)
+unless their docstring says otherwise. Nothing here was measured on a GPU.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+from data.ingest.options import IngestConfig
+from data.layouts.protocols import Protocol
+from data.vocabulary.tables import Split
+from models.counts import (
+    CountedModel,
+    detector_model,
+    generator_model,
+)
+from models.detector.options import (
+    CheckpointConfig,
+    DetectionOptions,
+    DetectorConfig,
+    DetectorSource,
+    DetectorTraining,
+)
+from models.generator.options import GeneratorConfig, SamplingConfig, SyntheticSetOptions
+from models.metrics.options import FeatureOptions
+from models.passes import ModelCount, Pass
+from tasks.execution.data_size import DataSize
+from tasks.execution.graph import Graph, Step
+
+_PROCESS_BYTES = 700_000_000
+"""Memory of a step's process that has loaded the models' libraries; in the demo 0.70 to 0.80 GB."""
+
+_LIGHT_PROCESS_BYTES = 300_000_000
+"""Memory of one that has not; likewise 0.21 to 0.34 GB."""
+
+START_SECONDS = 1.0
+"""Of a step's process; the smallest steps of the demo take 1.0 s."""
+
+_READ_SECONDS = 0.0012
+"""To open and convert a small image, without its pixels: features of 3,500 Scenes."""
+
+_PIXEL_SECONDS = 2e-8
+"""To decode, resize and convert a pixel: an assumption, of Pillow's JPEG decoder and its bicubic filter."""
+
+_FIND_SECONDS = 0.0025
+"""To choose an image's boxes from a detector's outputs and to collect them: detections in 3,500 Scenes."""
+
+_LOSS_SECONDS = 0.0035
+"""To assign an image's boxes to a detector's outputs and back, and to augment it: training on Scenes."""
+
+_BATCH_SECONDS = 0.001
+"""To assemble what the generator is trained on of an image: prompt, canvas, masks."""
+
+_SCENE_PIXEL_SECONDS = 6.6e-6
+"""To draw a pixel of Scenes, labels included: 4,000 images of 64 pixels a side in 54 s on 2 cores."""
+
+_CHECK_SECONDS = 0.004
+"""To look at a user's image at ingest: an assumption."""
+
+_OBJECT_SECONDS = 1.3e-5
+"""To read an object, its mask drawn: 860,001 in 11 s (docs/measured.md, benchmarks/ingest.py)."""
+
+_LABEL_SECONDS = 0.0004
+"""To match an image's boxes: attributes of 4,000 Scenes in 1.7 s."""
+
+_MEASURE_SECONDS = 0.003
+"""To measure what a judge finds in an image: 2,344 of them in 7.2 s."""
+
+_COMPARE_SECONDS = 0.008
+"""To compare an image's detections, resampled: 2 detectors on 500 images in 8.3 s."""
+
+_REPORT_SECONDS = 5.0
+"""To draw the report's pictures and curves."""
+
+_REPORT_BYTES = 1_600_000
+
+_OPTIMIZER_BYTES = 60
+"""Of memory read and written for a trained parameter in a step: AdamW's moments, clipping, the average."""
+
+_OPTIMIZER_KERNELS = 12
+"""Operators for a trained tensor in a step, likewise."""
+
+_STATE_BYTES = 20
+"""In memory and in a checkpoint for a trained parameter: weight, gradient, two moments, average; float32."""
+
+_CHECKPOINTS = 3
+"""Kept at once of a training: two, and the one that is written."""
+
+_WEIGHT_BYTES = 4
+"""Of a parameter in a file."""
+
+_RGB_BYTES = 3
+"""Of a pixel in memory."""
+
+_SCENE_PNG = 1.0
+"""Bytes of a pixel of a Scene in a PNG file: 4 kB for 64 × 64."""
+
+_DRAWN_PNG = 2.2
+"""Of a generated image: 9 kB for 64 × 64, grain included; that of photographs is an assumption."""
+
+_OBJECT_BYTES = 140
+"""Of an object in an ingested data set, tables and COCO file: 31,885 of Scenes take 4.3 MB."""
+
+_SCENE_OBJECT_BYTES = 520
+"""The same with Scenes' own COCO files."""
+
+_ATTRIBUTE_BYTES = 20
+"""Of an object with its attribute."""
+
+_DETECTIONS_BYTES, _STRONG_DETECTIONS_BYTES = 1000, 290
+"""Of an image's detections: 430 to 2,200 in the demo, by detector; and of those above a threshold."""
+
+_TABLES_BYTES = 25_000
+"""Of small tables and a card."""
+
+_INCEPTION_FLOPS = 2 * 5.7e9
+"""InceptionV3 of an image of 299 × 299: torchvision's table of models, 5.71 G multiply-adds."""
+
+_FEATURE_BYTES = {"inception": 4 * 2048, "random": 5 * 123}
+"""Of an image's features in Parquet."""
+
+_CHOSEN_3_TO_8 = {"train": 47_429 / 118_287, "val": 3_097 / 5_000}
+"""Share of COCO's images that have 3 to 8 objects, by the papers' counts (docs/method.md)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a run's work depends on beside options.
+
+    Attributes:
+        data: by the reference of the step that ingests.
+        counts: of models, by key.
+    """
+
+    data: Mapping[str, DataSize]
+    counts: Mapping[str, ModelCount]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a step has to do.
+
+    Attributes:
+        flops: floating-point operations of models.
+        memory_traffic: bytes that models' operators read and write in memory, in full precision.
+        kernels: operators that models call.
+        core_seconds: of what no model does.
+        read: bytes of image files.
+        stored: bytes of the artifact.
+        scratch: bytes of the work folder at most.
+        memory: bytes of its process at the peak, where models are on a CPU.
+        least_gpu_memory: bytes of a GPU that it needs at least, where that was counted.
+    """
+
+    flops: float = 0
+    memory_traffic: float = 0
+    kernels: float = 0
+    core_seconds: float = 0
+    read: float = 0
+    stored: float = 0
+    scratch: float = 0
+    memory: float = _LIGHT_PROCESS_BYTES
+    least_gpu_memory: float = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Passes:
+    """Passes of a model, added up."""
+
+    flops: float = 0
+    memory_traffic: float = 0
+    kernels: float = 0
+
+    def __add__(self, other: "_Passes") -> "_Passes":
+        return _Passes(
+            self.flops + other.flops,
+            self.memory_traffic + other.memory_traffic,
+            self.kernels + other.kernels,
+        )
+
+    def parts(self) -> dict[str, float]:
+        return {"flops": self.flops, "memory_traffic": self.memory_traffic, "kernels": self.kernels}
+
+
+def _passes(of: Pass, num_images: float, batch_size: int) -> _Passes:
+    """So many images, in batches."""
+    count = max(num_images / batch_size, 1)
+    traffic = num_images * of.bytes + count * of.fixed_bytes
+    return _Passes(num_images * of.flops, traffic, count * of.kernels)
+
+
+def work_of(step: Step, facts: Facts) -> Work | None:
+    """What a step has to do; None where its model was not counted.
+
+    Linear in images and in steps of a training.
+    """
+    try:
+        return _FORMULAS[step.kind.name](step, facts)
+    except _NotCounted:
+        return None
+
+
+def counted_models(graph: Graph) -> list[CountedModel]:
+    """The models of a run."""
+    found = (_model(step) for step in graph)
+    return list(dict.fromkeys(model for model in found if model))
+
+
+class _NotCounted(Exception):
+    """A model is not among the counts."""
+
+
+def _count(step: Step, facts: Facts) -> ModelCount:
+    model = _model(step)
+    if model is None or model.key not in facts.counts:
+        raise _NotCounted
+    return facts.counts[model.key]
+
+
+def _model(step: Step) -> CountedModel | None:
+    """The model that a step works with; a detector in another format is taken for Faster R-CNN."""
+    options = step.options
+    if isinstance(options, GeneratorConfig):
+        return generator_model(options)
+    if isinstance(options, DetectorTraining):
+        return detector_model(options)
+    if isinstance(options, DetectorSource):
+        given = options.source
+        named = {"config": given.config} if isinstance(given, CheckpointConfig) else {}
+        return detector_model(DetectorConfig(**named))
+    inputs = ("generator",) if step.kind.name == "synthesize" else ("detector",)
+    return next((_model(step.inputs[name]) for name in inputs if name in step.inputs), None)
+
+
+def _data(step: Step, facts: Facts) -> DataSize:
+    """The data set that a step's real images or layouts are of."""
+    if step.identity.reference in facts.data:
+        return facts.data[step.identity.reference]
+    name = next(name for name in ("set", "unlabelled", "ingest") if name in step.inputs)
+    return _data(step.inputs[name], facts)
+
+
+def _num_images(step: Step, facts: Facts) -> float:
+    """Images that a step looks at: a set's, or a split's."""
+    if "set" in step.inputs:
+        return _num_drawn(step.inputs["set"], facts)
+    images, options = (
+        _data(step, facts).images,
+        cast("DetectionOptions | FeatureOptions", step.options),
+    )
+    count = images.get(options.split, 0)
+    fold = getattr(options, "fold", None)
+    return count / fold.of if fold else count
+
+
+def _num_drawn(step: Step, facts: Facts) -> float:
+    """Images of a synthetic set."""
+    options = cast("SyntheticSetOptions", step.options)
+    there = _num_chosen(_data(step, facts), options.split, options.protocol)
+    return (options.num_layouts or there) * options.images_per_layout
+
+
+def _num_chosen(data: DataSize, split: Split, protocol: Protocol) -> float:
+    """Images whose layout a protocol chooses, estimated: all, or COCO's share of 3 to 8 objects."""
+    share = 1.0
+    if protocol.min_objects >= 3 and protocol.max_objects:
+        share = _CHOSEN_3_TO_8.get(split, 1.0)
+    return data.images.get(split, 0) * share
+
+
+def _seconds_to_read(count: float, pixels: float) -> float:
+    return count * (_READ_SECONDS + pixels * _PIXEL_SECONDS)
+
+
+def _ingest(step: Step, facts: Facts) -> Work:
+    data = _data(step, facts)
+    images = sum(data.images.values())
+    objects = images * data.objects
+    if data.is_drawn:
+        return Work(
+            core_seconds=images * data.pixels * _SCENE_PIXEL_SECONDS,
+            stored=images * data.pixels * _SCENE_PNG + objects * _SCENE_OBJECT_BYTES,
+        )
+    options = step.options
+    looked_at = not isinstance(options, IngestConfig) or options.check_images
+    seconds = images * _CHECK_SECONDS * looked_at + objects * _OBJECT_SECONDS
+    tiles = 0.0
+    if isinstance(options, IngestConfig) and options.tile:
+        tiles = images * data.pixels * _DRAWN_PNG / (1 - options.tile.overlap) ** 2
+    read = images * data.file_bytes * looked_at
+    return Work(core_seconds=seconds, read=read, stored=objects * _OBJECT_BYTES + tiles)
+
+
+def _train_detector(step: Step, facts: Facts) -> Work:
+    options = cast("DetectorTraining", step.options)
+    data, count = _data(step.inputs["ingest"], facts), _count(step, facts)
+    num_real = data.images["train"] * (1 - 1 / options.fold.of if options.fold else 1)
+    iterations: float = options.iterations(round(num_real))
+    if options.budget == "exposure":
+        added = _num_drawn(step.inputs["synthetic"], facts)
+        iterations *= 1 + options.added_per_real(round(num_real), round(added))
+    images = iterations * options.batch_size
+    passes = _passes(count.passes["train"], images, options.batch_size)
+    passes += _updates(count, iterations)
+    state = count.trained * _STATE_BYTES
+    return Work(
+        **passes.parts(),
+        core_seconds=_seconds_to_read(images, data.pixels) + images * _LOSS_SECONDS,
+        read=images * data.file_bytes,
+        stored=count.parameters * _WEIGHT_BYTES,
+        scratch=_CHECKPOINTS * state,
+        memory=_PROCESS_BYTES + state + options.batch_size * count.passes["train"].held,
+    )
+
+
+def _updates(count: ModelCount, steps: float) -> _Passes:
+    """What the optimiser does."""
+    traffic = count.trained * _OPTIMIZER_BYTES
+    return _Passes(0, steps * traffic, steps * count.tensors * _OPTIMIZER_KERNELS)
+
+
+def _import_detector(step: Step, facts: Facts) -> Work:
+    return Work(stored=_count(step, facts).parameters * _WEIGHT_BYTES)
+
+
+def _detect(step: Step, facts: Facts) -> Work:
+    options = cast("DetectionOptions", step.options)
+    data, count, images = _data(step, facts), _count(step, facts), _num_images(step, facts)
+    forward = count.passes["forward"]
+    batch = min(options.batch_size, max(round(images), 1))
+    kept = _STRONG_DETECTIONS_BYTES if options.score_threshold else _DETECTIONS_BYTES
+    return Work(
+        **_passes(forward, images, batch).parts(),
+        core_seconds=_seconds_to_read(images, data.pixels) + images * _FIND_SECONDS,
+        read=images * data.file_bytes,
+        stored=images * kept,
+        memory=_PROCESS_BYTES + count.parameters * _WEIGHT_BYTES + batch * forward.held,
+    )
+
+
+def _of_detections(step: Step, facts: Facts) -> Work:
+    """What somebody else found, or labels by what was found."""
+    data = _data(step, facts)
+    images = sum(data.images.values())
+    return Work(
+        core_seconds=images * _LABEL_SECONDS,
+        stored=images * data.objects * _ATTRIBUTE_BYTES,
+        memory=_PROCESS_BYTES,
+    )
+
+
+def _train_generator(step: Step, facts: Facts) -> Work:
+    options = cast("GeneratorConfig", step.options)
+    data, count = _data(step, facts), _count(step, facts)
+    split: Split = "unlabelled" if "unlabelled" in step.inputs else "train"
+    trained_on = _num_chosen(data, split, options.protocol)
+    options = options.in_steps(round(trained_on))
+    seen = options.num_steps * options.batch_size
+    passes = _passes(count.passes["train"], seen, options.batch_size)
+    passes += _updates(count, options.num_steps)
+    encode, kept = count.passes["encode"], options.latents == "cached"
+    encoded = 2 * trained_on if kept else seen
+    passes += _passes(encode, encoded, options.batch_size)
+    if options.probe.interval:
+        drawn = options.num_steps // options.probe.interval * options.probe.num_layouts
+        passes += _drawing(count, drawn, options.probe.sampling)
+    pixels = options.resolution**2
+    latents = encoded * _latent_bytes(options) if kept else 0
+    state = count.trained * _STATE_BYTES
+    return Work(
+        **passes.parts(),
+        core_seconds=_seconds_to_read(encoded / 2, data.pixels) + seen * _BATCH_SECONDS,
+        read=encoded / 2 * data.file_bytes,
+        stored=count.parameters * _WEIGHT_BYTES + 64 * pixels * _DRAWN_PNG,
+        scratch=_CHECKPOINTS * state + latents,
+        memory=_PROCESS_BYTES + state + options.batch_size * count.passes["train"].held,
+        least_gpu_memory=count.least_gpu_memory,
+    )
+
+
+def _latent_bytes(options: GeneratorConfig) -> float:
+    """Of mean and variance of an image's latent, float32: 8 × 8 cells of Stable Diffusion, 4 channels."""
+    new = options.base_model
+    cells, channels = (8, 4) if isinstance(new, str) else (new.patch_size, new.latent_channels)
+    return 4 * 2 * channels * (options.resolution / cells) ** 2
+
+
+def _drawing(count: ModelCount, images: float, sampling: SamplingConfig) -> _Passes:
+    """Images, each computed with and without its layout."""
+    batch, predicted = sampling.batch_size, 2 * images * sampling.num_inference_steps
+    passes = _passes(count.passes["forward"], predicted, 2 * batch)
+    passes += _passes(count.passes["text"], 2 * images, 2 * batch)
+    return passes + _passes(count.passes["decode"], images, batch)
+
+
+def _synthesize(step: Step, facts: Facts) -> Work:
+    options = cast("SyntheticSetOptions", step.options)
+    data, images = _data(step, facts), _num_drawn(step, facts)
+    if options.drawn_by == "scenes":
+        stored = images * (data.pixels * _SCENE_PNG + data.objects * _OBJECT_BYTES)
+        seconds = images * data.pixels * _SCENE_PIXEL_SECONDS
+        return Work(core_seconds=seconds, stored=stored, memory=_PROCESS_BYTES)
+    count = _count(step, facts)
+    resolution = cast("GeneratorConfig", step.inputs["generator"].options).resolution
+    pixels = data.pixels if options.image_size == "source" else min(resolution**2, data.pixels)
+    batch = min(options.sampling.batch_size, max(round(images), 1))
+    held = 2 * batch * count.passes["forward"].held
+    return Work(
+        **_drawing(count, images, options.sampling).parts(),
+        core_seconds=_seconds_to_read(images, pixels),
+        stored=images * (pixels * _DRAWN_PNG + data.objects * _OBJECT_BYTES),
+        memory=_PROCESS_BYTES + count.parameters * _WEIGHT_BYTES + held,
+    )
+
+
+def _image_features(step: Step, facts: Facts) -> Work:
+    options = cast("FeatureOptions", step.options)
+    data, images = _data(step, facts), _num_images(step, facts)
+    return Work(
+        flops=images * _extractor_flops(options),
+        core_seconds=_seconds_to_read(images, data.pixels),
+        read=images * data.file_bytes,
+        stored=images * _FEATURE_BYTES[options.extractor],
+        memory=_PROCESS_BYTES,
+    )
+
+
+def _extractor_flops(options: FeatureOptions) -> float:
+    """Of an image; the random network has 3 × 3 convolutions to 27, 32 and 64 channels, halved between."""
+    if options.extractor == "inception":
+        return _INCEPTION_FLOPS
+    return 2 * 9 * options.resolution**2 * (3 * 27 + 27 * 32 / 4 + 32 * 64 / 16)
+
+
+def _of_labels(step: Step, facts: Facts) -> Work:
+    """Tables of labels of a set: verified, or pseudo-labels."""
+    images = _num_images_of_labels(step, facts)
+    stored = images * _data(step, facts).objects * _OBJECT_BYTES
+    return Work(core_seconds=images * _LABEL_SECONDS, stored=stored)
+
+
+def _num_images_of_labels(step: Step, facts: Facts) -> float:
+    if "set" in step.inputs:
+        return _num_drawn(step.inputs["set"], facts)
+    return sum(_data(step, facts).images.values())
+
+
+def _measure(step: Step, facts: Facts) -> Work:
+    scored = [item for name, item in step.inputs.items() if name.startswith("scores/")]
+    images = sum(_num_images(item, facts) for item in scored)
+    return Work(core_seconds=images * _MEASURE_SECONDS, stored=_TABLES_BYTES)
+
+
+def _compare(step: Step, facts: Facts) -> Work:
+    found = [item for name, item in step.inputs.items() if name.startswith("found/")]
+    images = sum(_num_images(item, facts) for item in found)
+    return Work(core_seconds=images * _COMPARE_SECONDS, stored=_TABLES_BYTES)
+
+
+def _pages(step: Step, facts: Facts) -> Work:
+    """A page with pictures."""
+    return Work(core_seconds=_REPORT_SECONDS, stored=_REPORT_BYTES)
+
+
+_FORMULAS: Mapping[str, Callable[[Step, Facts], Work]] = {
+    "ingest": _ingest,
+    "ingest-unlabelled": _ingest,
+    "train-detector": _train_detector,
+    "import-detector": _import_detector,
+    "detect": _detect,
+    "import-detections": _of_detections,
+    "label-attributes": _of_detections,
+    "pseudo-label": _of_labels,
+    "train-generator": _train_generator,
+    "synthesize": _synthesize,
+    "verify-set": _of_labels,
+    "image-features": _image_features,
+    "measure": _measure,
+    "compare": _compare,
+    "report": _pages,
+    "conclude": _pages,
+}
+"""By kind."""

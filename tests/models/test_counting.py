@@ -1,0 +1,101 @@
+"""Counts of passes against numbers by hand, and those that are kept against a fresh count."""
+
+import importlib
+import json
+import os
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
+
+from flows.presets import PRESETS
+from flows.run_config import build_run
+from models.counting import counted_pass
+from models.counts import (
+    COUNTED_FILE,
+    COUNTERS,
+    detector_model,
+    generator_model,
+    known_counts,
+)
+from models.passes import Pass
+
+MODULES = {kind: importlib.import_module(name) for kind, name in COUNTERS.items()}
+
+
+def test_a_convolution_is_counted_as_by_hand():
+    layer = nn.Conv2d(3, 5, 3, padding=1, bias=False)
+    with torch.no_grad():
+        found = counted_pass(lambda count: layer(torch.empty(count, 3, 8, 8)))
+    assert found.flops == 2 * (3 * 3 * 3) * 5 * (8 * 8)
+    image, result, weight = 3 * 64 * 4, 5 * 64 * 4, 5 * 27 * 4
+    # `empty` writes the image, the convolution reads it
+    assert (found.bytes, found.fixed_bytes) == (2 * image + result, weight)
+    assert (found.kernels, found.held) == (2, image + result)
+
+
+def test_backwards_a_convolution_takes_as_much_for_each_of_its_gradients():
+    layer = nn.Conv2d(3, 5, 3, padding=1, bias=False)
+
+    def train(count):
+        layer(torch.empty(count, 3, 8, 8, requires_grad=True)).sum().backward()
+
+    assert counted_pass(train).flops == 3 * 2 * 27 * 5 * 64
+
+
+def test_attention_is_counted_as_by_hand():
+    heads, queries, keys, width = 2, 6, 7, 4
+
+    def attend(count):
+        shapes = (count, heads, queries, width), *[(count, heads, keys, width)] * 2
+        return functional.scaled_dot_product_attention(*map(torch.empty, shapes))
+
+    with FakeTensorMode():
+        found = counted_pass(attend)
+    assert found.flops == 2 * (2 * heads * queries * keys * width)
+
+
+def models():
+    """Of all presets, by key."""
+    found = {}
+    for preset in PRESETS:
+        config = build_run(preset, {})
+        detectors = (config.train_detector, config.train_scorer)
+        given = map(detector_model, (*detectors, *config.retrain.detectors.values()))
+        found |= {item.key: item for item in (generator_model(config.train_generator), *given)}
+    return found
+
+
+def count(model):
+    return MODULES[model.kind].count_model(model.options)
+
+
+def test_the_presets_models_are_counted():
+    """`GOLDEN=write pytest` counts those that are not there, some minutes each of Stable Diffusion."""
+    if os.environ.get("GOLDEN") == "write":
+        kept = json.loads(COUNTED_FILE.read_text())
+        fresh = {key: kept.get(key) or count(model).model_dump() for key, model in models().items()}
+        COUNTED_FILE.write_text(json.dumps(fresh, indent=1, sort_keys=True) + "\n")
+        known_counts.cache_clear()
+    assert known_counts().keys() == models().keys()
+
+
+SMALL = next(key for key, item in models().items() if '"image_size": [64, 64]' in item.options)
+
+
+@pytest.mark.filterwarnings("ignore")  # MMDetection and MMEngine warn a lot
+@pytest.mark.parametrize("key", [SMALL, *(pytest.param(k, marks=pytest.mark.slow)
+                                          for k in models() if k != SMALL)])  # fmt: skip
+def test_what_is_kept_is_what_is_counted(key):
+    assert count(models()[key]) == known_counts()[key]
+
+
+def test_a_pass_is_of_whole_numbers():
+    assert all(
+        value > 0
+        for item in known_counts().values()
+        for found in item.passes.values()
+        for value in Pass.model_validate(found).model_dump().values()
+    )

@@ -1,0 +1,148 @@
+"""What steps are said to take: finite, in proportion to images and steps; and what is too little."""
+
+import math
+import shutil
+from dataclasses import replace
+from typing import get_args
+
+import psutil
+import pytest
+
+from data.artifacts.digests import DigestMemory
+from flows.presets import PRESETS
+from flows.retrain_config import Arm
+from flows.run_config import build_run, has_data
+from flows.run_graph import outline
+from models.counts import known_counts
+from models.generator.options import GeneratorConfig
+from tasks.execution.cost import ASSUMED_CORE, Cpu, Gpus, schedule
+from tasks.execution.data_size import COCO, data_sizes
+from tasks.execution.forecast import forecast
+from tasks.execution.work import START_SECONDS, Facts, Work, work_of
+
+
+def works(preset="demo", overrides=None):
+    config = build_run(preset, overrides or {})
+    graph = outline(config)
+    data = data_sizes(graph, DigestMemory(), given=has_data(config))
+    facts = Facts(data, known_counts())
+    return graph, {step.identity.reference: work_of(step, facts) for step in graph}
+
+
+def work(name, preset="demo", overrides=None):
+    graph, found = works(preset, overrides)
+    return found[graph.find(name).identity.reference]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_step_of_every_preset_takes_something_finite(preset):
+    graph, found = works(preset)
+    for device in (Gpus(1), Gpus(8), Cpu(2, ASSUMED_CORE)):
+        seconds = [device.seconds(step, found[step.identity.reference]) for step in graph]
+        assert all(math.isfinite(value) and value >= START_SECONDS for value in seconds)
+        planned = schedule(graph, found, device)
+        assert max(seconds) <= planned.seconds <= sum(seconds) * (1 + 1e-9)
+    assert all(item.stored > 0 and item.memory > 0 for item in found.values())
+
+
+EVERYTHING = {
+    "ingest": {"scenes": {"num_spare": 16, "num_unlabelled": 16}},
+    "extract_attributes": {"scoring": {"num_folds": 2}},
+    "pretrain_generator": {"num_steps": 4},
+    "retrain": {
+        "arms": [*get_args(Arm)],
+        "budgets": ["iterations", "exposure"],
+        "ruler": [0.5],
+        "verification": {},
+    },
+}
+
+
+def test_every_kind_of_step_takes_something():
+    graph, found = works("smoke", EVERYTHING)
+    kinds = {step.kind.name for step in graph}
+    assert {"ingest-unlabelled", "pseudo-label", "verify-set"} <= kinds
+    unknown = graph.find("pre-train generator").identity.reference  # without the perception head
+    assert found.pop(unknown) is None
+    assert all(item and item.stored > 0 for item in found.values())
+    twice = [found[graph.find(f"retrain {name} seed 0").identity.reference].flops
+             for name in ("real+hard", "real+hard, equal exposure")]  # fmt: skip
+    assert twice[1] == pytest.approx(twice[0] * (48 + 8) / 48)
+
+
+def test_a_training_is_linear_in_steps_and_a_set_in_images():
+    base, twice = (
+        work("train generator", overrides={"train_generator": {"num_steps": steps,
+                                                               "probe": {"interval": 0}}})
+        for steps in (1000, 2000)
+    )  # fmt: skip
+    more = work("train generator", overrides={"train_generator": {"num_steps": 3000,
+                                                                  "probe": {"interval": 0}}})  # fmt: skip
+    assert more.flops - twice.flops == pytest.approx(twice.flops - base.flops)
+    assert more.core_seconds - twice.core_seconds == pytest.approx(8 * 1000 * 0.001)
+    few, many = (
+        work("synthesize train hard", overrides={"synthesize": {"num_train_layouts": count}})
+        for count in (64, 640)
+    )
+    for name in ("flops", "memory_traffic", "kernels", "stored"):
+        assert getattr(many, name) == pytest.approx(10 * getattr(few, name))
+
+
+def test_a_step_of_the_demo_takes_its_passes():
+    count = next(c for k, c in known_counts().items() if "patch_size" in k)
+    found = work("synthesize val hard")
+    forward, text, decode = (count.passes[name].flops for name in ("forward", "text", "decode"))
+    assert found.flops == 224 * (2 * 12 * forward + 2 * text + decode)
+
+
+def test_a_protocol_of_few_objects_leaves_the_published_share_of_coco():
+    found = work("synthesize train hard", "coco-256")
+    count = next(c for k, c in known_counts().items() if '"resolution": 256' in k)
+    forward, text, decode = (count.passes[name].flops for name in ("forward", "text", "decode"))
+    assert found.flops / (2 * 50 * forward + 2 * text + decode) == pytest.approx(47_429)
+    assert COCO.images["train"] == 118_287
+
+
+def test_latents_of_coco_at_512_take_31_gb():
+    cached = work("train generator", "coco-512")
+    online = work("train generator", "coco-512", {"train_generator": {"latents": "online"}})
+    assert (cached.scratch - online.scratch) / 1e9 == pytest.approx(31, abs=0.05)
+    assert GeneratorConfig().latents == "cached"
+
+
+def test_eight_gpus_share_the_training_and_the_other_steps():
+    graph, found = works("coco-512")
+    step = graph.find("train generator")
+    alone, shared = (Gpus(n).seconds(step, found[step.identity.reference]) for n in (1, 8))
+    assert 1.5 < alone / shared < 8  # of 8 images each the operators take as long to launch
+    hours = [schedule(graph, found, Gpus(count)).seconds for count in (1, 8)]
+    assert 1.5 < hours[0] / hours[1] < 8
+
+
+def test_steps_that_need_nothing_of_each_other_run_side_by_side():
+    graph, _ = works("smoke")
+    names = ("ingest", "train detector", "train scorer")
+    steps = [graph.find(name) for name in names]
+    second = {step.identity.reference: Work(core_seconds=10, memory=5.0) for step in steps}
+    found = schedule(steps, second, Cpu(2, ASSUMED_CORE))
+    assert found.seconds == pytest.approx((5 + START_SECONDS) + (10 + START_SECONDS))
+    assert found.memory == 10
+
+
+def test_a_model_that_was_not_counted_is_named():
+    graph = outline(build_run("smoke", {"train_generator": {"resolution": 32}}))
+    found = forecast(graph, list(graph), DigestMemory())
+    assert "train generator" in found.unknown
+    assert "beside these what `detdiffusion cost` counts: train generator" in str(found)
+
+
+def test_too_little_disk_or_memory_is_named(monkeypatch, tmp_path):
+    graph = outline(build_run("smoke", {}))
+    found = forecast(graph, list(graph), DigestMemory())
+    assert list(found.shortages(tmp_path / "not" / "there")) == []
+    more = replace(found, disk=shutil.disk_usage(tmp_path).total + 1e15)
+    (line,) = more.shortages(tmp_path)
+    assert "set DETDIFFUSION_HOME to a folder of a larger one" in line
+    memory = psutil.virtual_memory().total + 1e15
+    (line,) = replace(found, memory=memory).shortages(tmp_path)
+    assert "too few: end other programs" in line
