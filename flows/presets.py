@@ -151,7 +151,6 @@ _DEMO: dict[str, Any] = {
         "text_learning_rate": 1e-3,
         "num_warmup_steps": 100,
         "timestep_sampling": "logit-normal",
-        "timestep_logit_mean": 0.5,
         "ema_decay": 0.995,
         "probe": {"interval": 950, "sampling": _FAST_SAMPLING},
         "num_workers": 0,
