@@ -47,7 +47,9 @@ def test_bf16_is_refused_where_a_gpu_would_emulate_it(monkeypatch):
 
 def test_a_driver_older_than_torch_is_one_sentence_and_no_training_on_the_cpu(monkeypatch):
     def init():
-        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).\nMore")
+        raise RuntimeError(
+            "The NVIDIA driver on your system is too old (found version 11040).\nMore"
+        )
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "init", init)
