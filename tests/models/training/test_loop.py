@@ -1,6 +1,7 @@
 import itertools
 import json
 import os
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -247,6 +248,21 @@ def test_batches_are_functions_of_the_step(prepare):
     assert torch.equal(first.noise, again.noise)
     assert torch.equal(first.input_ids, again.input_ids)
     assert not torch.equal(first.noise, other.noise)
+
+
+def test_a_loader_pins_whole_batches(prepare, monkeypatch):
+    from torch.utils.data._utils.pin_memory import pin_memory
+
+    generator, training_set = prepare()
+    batch = make_batch(generator, training_set, SMALL, 0)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 0)  # no GPU, no pinning
+    (pinned,) = pin_memory([batch])
+    for before, after in ((batch, pinned), (batch.layouts, pinned.layouts)):
+        for item in fields(before):
+            old, new = getattr(before, item.name), getattr(after, item.name)
+            assert type(new) is type(old)
+            assert new is not old
+    assert torch.equal(pinned.latents, batch.latents)
 
 
 @pytest.mark.parametrize("kind", ["uniform", "logit-normal"])
