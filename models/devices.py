@@ -30,10 +30,10 @@ def default_device() -> torch.device:
 @cache
 def _refuse_unusable_gpu() -> None:
     """PyTorch would go to the CPU, where a training takes weeks, with a warning alone."""
-    if not (has_gpu() and torch.backends.cuda.is_built()):
+    if not has_gpu() or torch.version.cuda is None:  # one without CUDA was chosen
         return
     try:
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # untyped
     except RuntimeError as error:
         raise InvalidConfig(
             f"PyTorch {torch.__version__} cannot use the GPU that is here; CUDA_VISIBLE_DEVICES= takes the "

@@ -181,7 +181,7 @@ def train_step(
     measured = measured.to("cpu", non_blocking=True)
     copied = None
     if values.is_cuda:
-        copied = torch.cuda.Event()
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]  # untyped
         copied.record()
     return StepMetrics(
         step=step,

@@ -53,7 +53,7 @@ def test_a_driver_older_than_torch_is_one_sentence_and_no_training_on_the_cpu(mo
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "init", init)
-    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(devices, "has_gpu", lambda: True)
     devices._refuse_unusable_gpu.cache_clear()
     with pytest.raises(InvalidConfig, match=r"cannot use the GPU .* too old \(found version 11040"):
