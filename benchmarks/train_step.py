@@ -52,7 +52,7 @@ def our_steps(scene: Demo, precision: str) -> Step:
     ahead = iter(batches_ahead(state, images, config))
 
     def step(index: int) -> float:
-        return train_step(state, config, next(ahead))["loss"]
+        return train_step(state, config, next(ahead)).read()["loss"]
 
     return step
 

@@ -3,6 +3,7 @@
 import gc
 import resource
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import cast
 
@@ -10,24 +11,57 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from data.artifacts.store import durable_file
-from models.precision import Precision
+from data.errors import InvalidConfig
+from models.precision import Precision, has_gpu
 
 
 def default_device() -> torch.device:
-    """The current CUDA device where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The current CUDA device where there is one, else the CPU.
+
+    Raises:
+        InvalidConfig: there is a GPU that PyTorch cannot use.
+    """
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    _refuse_unusable_gpu()
+    return torch.device("cpu")
+
+
+@cache
+def _refuse_unusable_gpu() -> None:
+    """PyTorch would go to the CPU, where a training takes weeks, with a warning alone."""
+    if not has_gpu() or torch.version.cuda is None:  # one without CUDA was chosen
+        return
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # untyped
+    except RuntimeError as error:
+        raise InvalidConfig(
+            f"PyTorch {torch.__version__} cannot use the GPU that is here; CUDA_VISIBLE_DEVICES= takes the "
+            f"CPU instead. {str(error).splitlines()[0]}"
+        ) from error
 
 
 def resolve_precision(precision: Precision) -> Precision:
     """Turn `auto` into `bf16` where the hardware multiplies bfloat16 matrices.
 
     Else into `fp16` on a GPU (V100, T4), and into `no` on a CPU.
+
+    Raises:
+        InvalidConfig: the GPU does not multiply them, and bf16 is asked for.
     """
+    if precision == "bf16" and torch.cuda.is_available() and not _multiplies_bf16():
+        raise InvalidConfig(
+            "mixed_precision bf16: this GPU does not multiply bfloat16 matrices: use auto, fp16 or no"
+        )
     if precision != "auto":
         return precision
     if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        return "bf16" if _multiplies_bf16() else "fp16"
     return "bf16" if torch.cpu._is_amx_tile_supported() else "no"  # noqa: SLF001  # no public name
+
+
+def _multiplies_bf16() -> bool:
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def settled_precision(work: Path, precision: Precision) -> Precision:
@@ -47,6 +81,11 @@ def autocast(precision: Precision) -> torch.autocast:
     resolved = resolve_precision(precision)
     dtype = torch.float16 if resolved == "fp16" else torch.bfloat16
     return torch.autocast(default_device().type, dtype, enabled=resolved != "no")
+
+
+def full_float32(precision: Precision) -> AbstractContextManager[None]:
+    """Context in which `no` is full precision on a GPU too: cuDNN would take TensorFloat-32 by itself."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=resolve_precision(precision) != "no")
 
 
 def attention_kernel() -> AbstractContextManager[None]:

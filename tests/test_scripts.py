@@ -1,3 +1,4 @@
+import json
 import os
 import socket
 import subprocess
@@ -47,3 +48,24 @@ def test_down_says_when_nothing_is_up(environment, tmp_path):
     port = environment["PREFECT_SERVER_API_PORT"]
     (tmp_path / f"up-{port}.pid").write_text(str(os.getpid()))  # of a run that was killed
     assert "nothing is up" in down(environment)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_gpu_check_runs_small_on_a_cpu(environment, tmp_path):
+    """A minute where nothing else runs."""
+    command = [sys.executable, SCRIPTS / "gpu-check", "--tiny", "--out", tmp_path / "found.json"]
+    environment |= {"PYTHONPATH": str(SCRIPTS.parent), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert not [row for row in rows if row["what"] == "ended early"]
+    of_parts = {}
+    for row in rows:
+        of_parts.setdefault(row["part"], []).append(row)
+    equal = {row["what"]: row["equal"] for row in of_parts.pop("equalities")}
+    assert [equal[k] for k in ("fp32", "fp32, LoRA", "bf16", "fp16")] == [True, True, True, None]
+    assert list(of_parts) == ["training", "sampling", "detector", "features", "smoke"]
+    assert all(
+        value > 0 for part in of_parts.values() for r in part for value in r["values"].values()
+    )

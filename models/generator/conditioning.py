@@ -144,10 +144,15 @@ class LayoutBatch:
     attributes: Int[Tensor, "batch objects"]
     is_thing: Tensor
 
-    def to(self, device: torch.device) -> "LayoutBatch":
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> "LayoutBatch":
         """Move every tensor to a device."""
-        moved = {item.name: getattr(self, item.name).to(device) for item in fields(self)}
+        tensors = {item.name: getattr(self, item.name) for item in fields(self)}
+        moved = {k: v.to(device, non_blocking=non_blocking) for k, v in tensors.items()}
         return LayoutBatch(**moved)
+
+    def pin_memory(self) -> "LayoutBatch":
+        """Bring every tensor into memory that a GPU copies from while the CPU works on."""
+        return LayoutBatch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
 
 
 def draw_canvas(

@@ -1,6 +1,10 @@
-"""Base models of the Hugging Face hub: which commit a name stands for, and what is not here yet."""
+"""Base models, of the Hugging Face hub or in a folder: which one it is, and whether it is all here."""
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
 
 from data.errors import InvalidModel
 
@@ -40,6 +44,27 @@ def missing_downloads(name: str, revision: str) -> tuple[str, ...]:
     if any(_cached(name, f"{_LARGEST_PART}{end}", commit) for end in (".safetensors", ".bin")):
         return ()
     return (f"{name} (revision {revision}) from the Hugging Face hub",)
+
+
+def require_whole_weights(folders: Iterable[Path]) -> None:
+    """Refuse what a broken download leaves; of each file the header is read.
+
+    Raises:
+        InvalidModel: a file of weights is cut short, or an index names one that is not there.
+    """
+    again = "download it again"
+    for path in (path for folder in folders for path in sorted(folder.iterdir())):
+        if path.name.endswith(".safetensors.index.json"):
+            names = set(json.loads(path.read_text())["weight_map"].values())
+            missing = sorted(name for name in names if not (path.parent / name).exists())
+            if missing:
+                raise InvalidModel(f"{path} names {', '.join(missing)}, which is missing: {again}")
+        elif path.suffix == ".safetensors":
+            try:
+                with safe_open(path, "numpy"):
+                    pass
+            except SafetensorError as error:
+                raise InvalidModel(f"{path} is cut short or damaged ({error}): {again}") from error
 
 
 def folder_here(name: str, revision: str) -> Path | None:

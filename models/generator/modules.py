@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from data.errors import InvalidConfig, InvalidModel
 from data.layouts.prompts import LocationGrid
 from data.vocabulary.tables import Category
-from models.devices import autocast, resolve_precision
+from models.devices import autocast, full_float32, resolve_precision
 from models.generator.autoencoder import PatchAutoencoder, pixel_values, to_uint8
 from models.generator.conditioning import (
     LayoutEncoder,
@@ -25,7 +25,8 @@ from models.generator.conditioning import (
     add_layout_tokens,
     widen_input,
 )
-from models.generator.options import NewModelConfig
+from models.generator.hub import require_whole_weights
+from models.generator.options import MODEL_PARTS, NewModelConfig
 from models.precision import Precision
 
 _LAYOUT_FILE = "layout.json"
@@ -64,7 +65,7 @@ class StableDiffusion:
         """
         self.vae.to(latents.device).eval()
         half = isinstance(self.vae, AutoencoderKL) and resolve_precision(precision) == "bf16"
-        with autocast("bf16" if half else "no"):
+        with autocast("bf16" if half else "no"), full_float32(precision):
             return to_uint8(self.vae.decode(latents / self.vae.config.scaling_factor).sample)
 
 
@@ -75,8 +76,9 @@ def load_base_model(name: str, revision: str | None = None) -> StableDiffusion:
         revision: of a hub id: branch, tag or commit.
 
     Raises:
-        InvalidModel: a part is missing or of another architecture.
+        InvalidModel: a part is missing, cut short or of another architecture.
     """
+    require_whole_weights(part for part in map(Path(name).joinpath, MODEL_PARTS) if part.is_dir())
     try:
         vae_class = _checked_autoencoder(name, revision)
         where = {"pretrained_model_name_or_path": name, "revision": revision}

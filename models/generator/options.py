@@ -18,7 +18,7 @@ from data.layouts.protocols import Protocol, RuleOrRuns, protocol_of
 from data.layouts.variation import LayoutSource
 from data.scenes.classes import THINGS
 from data.vocabulary.tables import Dataset, Split
-from models.generator.hub import hub_commit, missing_downloads
+from models.generator.hub import hub_commit, missing_downloads, require_whole_weights
 from models.precision import PRECISION_HELP, Precision, require_gpu
 
 logger = logging.getLogger(__name__)
@@ -250,6 +250,11 @@ class GeneratorConfig(Options):
         description="Compute activations twice to need less memory; auto: where the GPU has too little "
         "for four images at once without.",
     )
+    torch_compile: Annotated[bool, RuntimeOnly] = Field(
+        False,
+        description="Compile the UNet's transformer blocks, which takes minutes at the start and a C++ "
+        "compiler; another result by rounding alone.",
+    )
     num_workers: Annotated[int, RuntimeOnly] = Field(
         1,
         ge=0,
@@ -337,7 +342,7 @@ class GeneratorConfig(Options):
         """Digest of a base model's folder, or the commit of one from the hub.
 
         Raises:
-            InvalidModel: there is no such model.
+            InvalidModel: there is no such model, or a download left half of it.
             InvalidConfig: the optimiser's package is not installed.
         """
         if self.optimizer == "adamw-8bit" and find_spec("bitsandbytes") is None:
@@ -355,6 +360,7 @@ class GeneratorConfig(Options):
                 f"train_generator.base_model {folder} is no Stable Diffusion folder: it has no "
                 + ", ".join(missing)
             )
+        require_whole_weights(parts)
         return {"base_model": combined_digest(map(digests.folder, parts))}
 
     def downloads(self) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from data.artifacts.store import durable_file
 from data.layouts.layout import Layout
-from models.devices import autocast, default_device
+from models.devices import autocast, default_device, full_float32
 from models.generator.modules import Generator
 from models.generator.options import SamplingConfig
 
@@ -154,7 +154,7 @@ def sample_batch(
         scaled = sampler.scale_model_input(latents, timestep)
         inputs = torch.cat([torch.cat([scaled, scaled]), canvas], dim=1)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-        with autocast(config.mixed_precision):
+        with autocast(config.mixed_precision), full_float32(config.mixed_precision):
             prediction = model.unet(inputs, timestep, states).sample.float()
         empty, conditional = prediction.chunk(2)
         guided = empty + config.guidance_scale * (conditional - empty)

@@ -14,7 +14,7 @@ from torchmetrics.image.fid import NoTrainInceptionV3
 
 from data.errors import InvalidModel
 from data.vocabulary.images import read_square
-from models.devices import default_device
+from models.devices import default_device, full_float32
 
 RESIZE = "squashed, Pillow's bicubic"
 """How images come to the resolution: FIDs by other filters do not compare (Parmar et al. 2022)."""
@@ -164,6 +164,6 @@ def image_features(
     for start in range(0, len(paths), _BATCH):
         images = [read_square(path, resolution) for path in paths[start : start + _BATCH]]
         batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(default_device())
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # as precise as a CPU
+        with full_float32("no"):
             parts.append(extractor(batch).float().cpu().numpy())
     return np.concatenate(parts)

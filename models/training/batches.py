@@ -32,8 +32,13 @@ class Batch:
     timesteps: Tensor
 
     def to(self, device: torch.device) -> "Batch":
-        """Move every tensor to a device."""
-        return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        """Move every tensor to a device; out of pinned memory nobody waits for it."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{k: v.to(device, non_blocking=True) for k, v in tensors.items()})
+
+    def pin_memory(self) -> "Batch":
+        """Bring every tensor into memory that a GPU copies from while the CPU works on."""
+        return Batch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:

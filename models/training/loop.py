@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -19,6 +20,7 @@ from data.errors import OutOfMemory, TrainingDiverged
 from models.devices import (
     attention_kernel,
     default_device,
+    full_float32,
     peak_memory_bytes,
     release_memory,
 )
@@ -50,6 +52,44 @@ _DIVERGED_LOSS = 100.0
 """Predicting zero costs about 1."""
 
 
+@dataclass(frozen=True, slots=True)
+class StepMetrics:
+    """What a step measures, which a GPU may still be computing.
+
+    Attributes:
+        step: optimiser steps made before it.
+        names: of the parts of the loss.
+        values: their means, the mean loss and the norm of the gradients; on the CPU, once `copied`.
+        rates: learning rates.
+        may_overflow: in fp16, whose loss scaler passes over such steps.
+        copied: of a GPU.
+    """
+
+    step: int
+    names: tuple[str, ...]
+    values: Tensor
+    rates: Metrics
+    may_overflow: bool
+    copied: torch.cuda.Event | None
+
+    def read(self) -> Metrics:
+        """Wait for the step and return what is finite.
+
+        Raises:
+            TrainingDiverged: the loss is NaN, infinite or huge, or the gradients are not finite.
+        """
+        if self.copied is not None:
+            self.copied.synchronize()
+        *parts, loss, norm = self.values.tolist()
+        if not abs(loss) < _DIVERGED_LOSS:
+            raise TrainingDiverged(f"step {self.step}: the loss is {loss}")
+        if not (math.isfinite(norm) or self.may_overflow):
+            raise TrainingDiverged(f"step {self.step}: the norm of the gradients is {norm}")
+        metrics = dict(zip(self.names, parts, strict=True)) | {"loss": loss, "grad_norm": norm}
+        metrics |= {**self.rates, "step": float(self.step + 1)}
+        return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
 def compute_losses(
     state: TrainingState, config: GeneratorConfig, batch: Batch
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
@@ -62,7 +102,8 @@ def compute_losses(
     if prediction_type == "v_prediction":
         target = scheduler.get_velocity(batch.latents, batch.noise, batch.timesteps)
     height, width = batch.latents.shape[2:]
-    scale = torch.tensor([width, height, width, height], device=batch.latents.device)
+    scale = torch.tensor([width, height, width, height])
+    scale = scale.to(batch.latents.device, non_blocking=True)
     is_foreground = batch.layouts.labels >= 0
     if config.foreground_things_only:
         is_foreground &= batch.layouts.is_thing
@@ -119,31 +160,37 @@ def predict_masks(
     return state.modules.head.predicted(logits), _mask_targets(state, batch)[0]
 
 
-def train_step(state: TrainingState, config: GeneratorConfig, batches: Sequence[Batch]) -> Metrics:
-    """Make one optimiser step in place.
+def train_step(
+    state: TrainingState, config: GeneratorConfig, batches: Sequence[Batch]
+) -> StepMetrics:
+    """Make one optimiser step in place; on a GPU it is under way when this returns.
 
     Args:
         batches: this process' share of the step's batch, in equal parts.
-
-    Raises:
-        TrainingDiverged: the loss is NaN, infinite or huge, or the gradients are; the weights are left
-            as before the step.
     """
-    rows = []
+    step, rows = state.step, []
+    accelerator, precision = state.accelerator, config.mixed_precision
     for batch in batches:
-        with state.accelerator.accumulate(state.model), attention_kernel():
+        with accelerator.accumulate(state.model), attention_kernel(), full_float32(precision):
             loss, parts = compute_losses(state, config, batch)
-            state.accelerator.backward(loss)
+            accelerator.backward(loss)
             rows.append(torch.stack(list(parts.values())))
-    values = state.accelerator.gather(torch.stack(rows))
-    metrics = dict(zip(parts, values.nanmean(dim=0).tolist(), strict=True))
-    metrics["loss"] = float(values[:, -1].mean())
-    if not abs(metrics["loss"]) < _DIVERGED_LOSS:
-        _forget_gradients(state)
-        raise TrainingDiverged(f"step {state.step}: the loss is {metrics['loss']}")
+    values = accelerator.gather(torch.stack(rows))
     norm = _update(state, config)
-    metrics |= {"grad_norm": norm, **_rates(state), "step": float(state.step)}
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+    measured = torch.cat([values.nanmean(dim=0), values[:, -1].mean()[None], norm[None]])
+    measured = measured.to("cpu", non_blocking=True)
+    copied = None
+    if values.is_cuda:
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]  # untyped
+        copied.record()
+    return StepMetrics(
+        step=step,
+        names=tuple(parts),
+        values=measured,
+        rates=_rates(state),
+        may_overflow=accelerator.scaler is not None,
+        copied=copied,
+    )
 
 
 def _rates(state: TrainingState) -> Metrics:
@@ -152,11 +199,12 @@ def _rates(state: TrainingState) -> Metrics:
     return {"learning_rate": rate} | ({"text_learning_rate": max(of_text)} if of_text else {})
 
 
-def _update(state: TrainingState, config: GeneratorConfig) -> float:
+def _update(state: TrainingState, config: GeneratorConfig) -> Tensor:
     """Clip, step and average; return the norm of the gradients."""
     norm, rows = clip_gradients(state, config.max_grad_norm)
-    if not math.isfinite(norm):
-        return _skip_update(state, norm)
+    if state.accelerator.scaler is not None and not norm.isfinite():
+        _skip_update(state)
+        return norm
     if state.average is not None:
         state.average.before_step(rows)
     for optimizer, schedule in zip(state.optimizers, state.schedules, strict=True):
@@ -169,17 +217,13 @@ def _update(state: TrainingState, config: GeneratorConfig) -> float:
     return norm
 
 
-def _skip_update(state: TrainingState, norm: float) -> float:
-    """Let fp16's loss scaler look for a smaller scale; in any other precision it is a divergence."""
-    if state.accelerator.scaler is None:
-        _forget_gradients(state)
-        raise TrainingDiverged(f"step {state.step}: the norm of the gradients is {norm}")
+def _skip_update(state: TrainingState) -> None:
+    """Let fp16's loss scaler look for a smaller scale."""
     state.optimizers[0].step()  # which the scaler passes over
     for schedule in state.schedules:
         schedule.step()
     _forget_gradients(state)
     state.step += 1
-    return norm
 
 
 def _forget_gradients(state: TrainingState) -> None:
@@ -237,24 +281,46 @@ def train_generator(
     if accelerator.is_main_process:
         truncate_metrics(work / METRICS_NAME, state.step)
     with _memory_errors(state, config):
+        begun: deque[StepMetrics] = deque()
         started = time.perf_counter()
         for batches in batches_ahead(state, training_set, config):
-            metrics = _checked_step(state, config, batches, work)
-            metrics["images_per_second"] = config.batch_size / (time.perf_counter() - started)
-            metrics["peak_memory_gb"] = peak_memory_bytes() / 1e9
-            if accelerator.is_main_process:
-                if config.probe.interval and state.step % config.probe.interval == 0:
+            on_device = [batch.to(accelerator.device) for batch in batches]
+            begun.append(train_step(state, config, on_device))
+            probes, saves = _is_probed(state, config), _is_saved(state, config)
+            while len(begun) > (0 if probes or saves else _steps_ahead(accelerator.device)):
+                metrics = _read(begun.popleft(), config, work)
+                now = time.perf_counter()
+                metrics["images_per_second"] = config.batch_size / (now - started)
+                metrics["peak_memory_gb"] = peak_memory_bytes() / 1e9
+                started = now
+                if not accelerator.is_main_process:
+                    continue
+                if probes and not begun:
                     metrics |= _probe(state, config, on_probe)
                 with (work / METRICS_NAME).open("a") as file:
                     file.write(json.dumps(metrics) + "\n")
-                if state.step % config.checkpoint_interval == 0 or state.step == config.num_steps:
+                if saves and not begun:
                     save_checkpoint(state, fingerprint, work, config.keep_checkpoints)
                 on_step(metrics)
-            accelerator.wait_for_everyone()
-            started = time.perf_counter()
+            if probes or saves:
+                accelerator.wait_for_everyone()
+                started = time.perf_counter()
     if state.average is not None:
         state.average.copy_to_model()
     merge_adapters(generator)
+
+
+def _is_probed(state: TrainingState, config: GeneratorConfig) -> bool:
+    return bool(config.probe.interval) and state.step % config.probe.interval == 0
+
+
+def _is_saved(state: TrainingState, config: GeneratorConfig) -> bool:
+    return state.step % config.checkpoint_interval == 0 or state.step == config.num_steps
+
+
+def _steps_ahead(device: torch.device) -> int:
+    """Steps that are begun while one is computed: a GPU has work when its numbers are read."""
+    return 1 if device.type == "cuda" else 0
 
 
 @contextmanager
@@ -267,12 +333,20 @@ def _memory_errors(state: TrainingState, config: GeneratorConfig) -> Iterator[No
     try:
         yield
     except torch.OutOfMemoryError as error:
+        drawn = config.probe.sampling.batch_size
         raise OutOfMemory(
             f"step {state.step}: the memory of {default_device()} does not suffice. "
             "train_generator.gradient_checkpointing=true, more gradient_accumulation_steps (now "
-            f"{config.num_parts}) and, if it was a probe, a smaller probe.sampling.batch_size (now "
-            f"{config.probe.sampling.batch_size}) need less and give the same result"
+            f"{config.num_parts}: take {_more_parts(config)}) and, if it was a probe, a smaller "
+            f"probe.sampling.batch_size (now {drawn}: take {max(drawn // 2, 1)}) need less and give the "
+            "same result"
         ) from error
+
+
+def _more_parts(config: GeneratorConfig) -> int:
+    """The next number of parts, about twice as many, that a process' share of a batch can be cut into."""
+    share, least = config.batch_size // config.num_processes, 2 * config.num_parts
+    return next((n for n in range(least, share) if share % n == 0), share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +380,7 @@ def batches_ahead(
         sampler=steps,
         num_workers=config.num_workers,
         collate_fn=list,
+        pin_memory=state.accelerator.device.type == "cuda",
     )
 
 
@@ -325,12 +400,9 @@ def _one_ahead(
             yield last.result()
 
 
-def _checked_step(
-    state: TrainingState, config: GeneratorConfig, batches: Sequence[Batch], work: Path
-) -> Metrics:
-    device = default_device()
+def _read(step: StepMetrics, config: GeneratorConfig, work: Path) -> Metrics:
     try:
-        return train_step(state, config, [batch.to(device) for batch in batches])
+        return step.read()
     except TrainingDiverged as error:
         raise TrainingDiverged(
             f"{error}; the last good checkpoint is {newest_checkpoint(work) or 'the start'}. Lower "

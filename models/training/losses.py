@@ -142,4 +142,4 @@ def mask_iou(
     true = target >= 0.5
     overlap = (predicted & true).sum(dim=(2, 3)).float()
     union = (predicted | true).sum(dim=(2, 3)).float()
-    return (overlap / union.clamp(min=1))[valid].mean()
+    return torch.where(valid, overlap / union.clamp(min=1), torch.nan).nanmean()

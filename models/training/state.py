@@ -234,6 +234,8 @@ def _trained_modules(generator: Generator, config: GeneratorConfig) -> TrainedMo
     modules = TrainedModules(text_encoder, unet, head).to(device)
     if config.gradient_checkpointing is True:
         modules.enable_checkpointing()
+    if config.torch_compile:
+        unet.compile_repeated_blocks()
     # Gathered row by row instead, see `clip_gradients`.
     ignored = [name for name, item in modules.named_parameters() if item is modules.sparse_table]
     ignore = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model  # noqa: SLF001
@@ -308,11 +310,13 @@ def _text_rate(modules: TrainedModules, config: GeneratorConfig, layer: int) -> 
     return config.rates[1] * config.text_layer_decay**num_above
 
 
-def clip_gradients(state: TrainingState, max_norm: float) -> tuple[float, Int[Tensor, " touched"]]:
+def clip_gradients(
+    state: TrainingState, max_norm: float
+) -> tuple[Float[Tensor, ""], Int[Tensor, " touched"]]:
     """Scale all gradients to a norm of at most `max_norm`, in place.
 
     Returns:
-        The norm before, and the rows of a sparse token table that have a gradient.
+        The norm before, on the device, and the rows of a sparse token table that have a gradient.
     """
     accelerator, table = state.accelerator, state.modules.sparse_table
     accelerator.unscale_gradients(state.optimizers[0])
@@ -331,9 +335,9 @@ def clip_gradients(state: TrainingState, max_norm: float) -> tuple[float, Int[Te
     norm = nn.utils.get_total_norm(gradients, foreach=True)
     nn.utils.clip_grads_with_norm_(dense, max_norm, norm, foreach=True)
     if table is None or of_table is None:
-        return float(norm), torch.zeros(0, dtype=torch.long, device=norm.device)
+        return norm, torch.zeros(0, dtype=torch.long, device=norm.device)
     table.grad = of_table * torch.clamp(max_norm / (norm + 1e-6), max=1.0)
-    return float(norm), of_table.indices()[0]
+    return norm, of_table.indices()[0]
 
 
 def merge_adapters(generator: Generator) -> None:

@@ -21,6 +21,7 @@ from data.artifacts.options import Options
 from data.artifacts.store import storage_errors
 from data.errors import OutOfMemory, PipelineError
 from data.orphans import end_with_channel
+from models.detector.config_sources import dotted
 from tasks.execution.context import StepContext
 
 _MIN_SECONDS_BETWEEN_REPORTS = 1.0
@@ -92,7 +93,7 @@ def run_step(spec: StepSpec, channel: Connection) -> None:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        message = "the memory of the device does not suffice: a smaller batch_size needs less"
+        message = f"the memory of the device does not suffice: {_to_need_less(spec.options)}"
         channel.send({"error": OutOfMemory.__name__, "message": message})
         raise
     else:
@@ -126,6 +127,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether it says that a device's memory does not suffice."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(error, torch.OutOfMemoryError)
+
+
+def _to_need_less(options: Options) -> str:
+    """Which options to turn, and how far."""
+    sizes = {
+        name: value
+        for name, value in dotted(options.model_dump()).items()
+        if name.split(".")[-1] == "batch_size"
+    }
+    if not sizes:
+        return "another process may have taken it"
+    smaller = (f"{name}={max(n // 2, 1)} (now {n})" for name, n in sizes.items())
+    return f"{' or '.join(smaller)} needs less"
 
 
 def _device() -> str:

@@ -1,14 +1,18 @@
 """What is known of a base model and of layouts before anything is run."""
 
+import json
 from collections import Counter
 
+import numpy as np
 import pyarrow.compute as pc
 import pytest
+from safetensors.numpy import save_file
 
 from data.artifacts.digests import DigestMemory
 from data.errors import InvalidConfig, InvalidDataset, InvalidModel
 from data.layouts.layout import read_layouts
 from data.layouts.protocols import Protocol
+from models.generator.modules import load_base_model
 from models.generator.options import (
     MODEL_PARTS,
     RELEASED_RATES,
@@ -63,6 +67,35 @@ def test_a_folder_that_is_no_base_model_is_refused(tmp_path):
     (tmp_path / "unet").mkdir()
     with pytest.raises(InvalidModel, match="it has no scheduler, text_encoder, tokenizer, vae"):
         foreign(GeneratorConfig(base_model=str(tmp_path)))
+
+
+@pytest.fixture
+def downloaded(folder):
+    """Weights in two files, with their index."""
+    part, names = folder / "unet", ["w-1-of-2.safetensors", "w-2-of-2.safetensors"]
+    for name in names:
+        save_file({name: np.zeros(9)}, part / name)
+    index = {"weight_map": {name: name for name in names}}
+    (part / "w.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.mark.parametrize("size", [0, 5, 100])
+def test_weights_that_are_cut_short_are_refused_by_name(downloaded, size):
+    foreign(GeneratorConfig(base_model=str(downloaded)))
+    path = downloaded / "unet" / "w-2-of-2.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    for use in (lambda name: foreign(GeneratorConfig(base_model=name)), load_base_model):
+        with pytest.raises(InvalidModel, match=r"w-2-of-2\.safetensors is cut short or damaged"):
+            use(str(downloaded))
+
+
+def test_an_index_that_names_a_missing_file_is_refused(downloaded):
+    (downloaded / "unet" / "w-2-of-2.safetensors").unlink()
+    message = r"index\.json names w-2-of-2\.safetensors, which is missing: download it again"
+    for use in (lambda name: foreign(GeneratorConfig(base_model=name)), load_base_model):
+        with pytest.raises(InvalidModel, match=message):
+            use(str(downloaded))
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 import itertools
 import json
 import os
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -136,41 +138,67 @@ def test_training_lowers_the_loss_on_a_fixed_batch(prepare):
     config = SMALL.model_copy(update={"num_steps": 60, "num_warmup_steps": 5})
     state = new_state(generator, config)
     batch = make_batch(generator, training_set, config, 0)
-    losses = [train_step(state, config, [batch])["loss"] for _ in range(40)]
+    losses = [train_step(state, config, [batch]).read()["loss"] for _ in range(40)]
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_divergence_names_the_step_and_leaves_the_weights(prepare):
+def test_divergence_names_the_step(prepare):
     generator, training_set = prepare()
     state = new_state(generator, SMALL)
-    before = {name: value.clone() for name, value in weights(generator).items()}
     batch = make_batch(generator, training_set, SMALL, 0)
     batch.latents.fill_(torch.nan)
     with pytest.raises(TrainingDiverged, match="step 0: the loss is nan"):
-        train_step(state, SMALL, [batch])
-    assert all(torch.equal(before[name], value) for name, value in weights(generator).items())
+        train_step(state, SMALL, [batch]).read()
 
 
-def test_infinite_gradients_are_a_divergence_and_leave_the_weights(prepare):
+def test_infinite_gradients_are_a_divergence(prepare):
     generator, training_set = prepare()
     state = new_state(generator, SMALL)
-    before = {name: value.clone() for name, value in weights(generator).items()}
     generator.model.unet.conv_out.weight.register_hook(lambda gradient: gradient * torch.inf)
     batch = make_batch(generator, training_set, SMALL, 0)
     with pytest.raises(TrainingDiverged, match="step 0: the norm of the gradients is"):
-        train_step(state, SMALL, [batch])
-    assert all(torch.equal(before[name], value) for name, value in weights(generator).items())
+        train_step(state, SMALL, [batch]).read()
 
 
-def test_divergence_in_a_run_names_the_last_good_checkpoint(prepare, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("step", "ahead"), [(5, 0), (4, 1), (5, 1)])
+def test_divergence_in_a_run_names_the_last_good_checkpoint(
+    prepare, tmp_path, monkeypatch, step, ahead
+):
     def diverge(state, config, batches):
-        if state.step == 5:
+        if state.step == step:
             batches[0].latents.fill_(torch.inf)
         return train_step(state, config, batches)
 
     monkeypatch.setattr("models.training.loop.train_step", diverge)
-    with pytest.raises(TrainingDiverged, match=r"step 5: .*checkpoint-00000004\.pt"):
+    monkeypatch.setattr("models.training.loop._steps_ahead", lambda device: ahead)
+    with pytest.raises(TrainingDiverged, match=rf"step {step}: .*checkpoint-00000004\.pt"):
         train(prepare, tmp_path)
+    assert max(tmp_path.glob("checkpoint*")).name == "checkpoint-00000004.pt"
+
+
+def test_steps_begun_ahead_change_neither_weights_nor_metrics(prepare, tmp_path, monkeypatch):
+    config = SMALL.model_copy(update={"checkpoint_interval": 4, "probe": ProbeConfig(interval=3)})
+    whole = train(prepare, tmp_path / "whole", config=config)
+    monkeypatch.setattr("models.training.loop._steps_ahead", lambda device: 1)
+    begun = []
+
+    def begin(state, config, batches):
+        seen = read_metrics(tmp_path / "ahead" / "metrics.jsonl")
+        begun.append((state.step, len(seen)))
+        return train_step(state, config, batches)
+
+    monkeypatch.setattr("models.training.loop.train_step", begin)
+    ahead = train(prepare, tmp_path / "ahead", config=config)
+    assert begun == [(0, 0), (1, 0), (2, 1), (3, 3), (4, 4), (5, 4)]
+    assert all(torch.equal(whole[name], ahead[name]) for name in whole)
+    timeless = [
+        [
+            {k: v for k, v in row.items() if k not in ("images_per_second", "peak_memory_gb")}
+            for row in read_metrics(tmp_path / name / "metrics.jsonl")
+        ]
+        for name in ("whole", "ahead")
+    ]
+    assert timeless[0] == timeless[1]
 
 
 def test_a_device_that_is_too_small_is_one_sentence_with_the_options_to_turn(
@@ -180,7 +208,9 @@ def test_a_device_that_is_too_small_is_one_sentence_with_the_options_to_turn(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("models.training.loop.train_step", fill)
-    with pytest.raises(OutOfMemory, match=r"step 0: .* gradient_accumulation_steps \(now 1\)"):
+    with pytest.raises(
+        OutOfMemory, match=r"step 0: .* gradient_accumulation_steps \(now 1: take 2\)"
+    ):
         train(prepare, tmp_path)
 
 
@@ -188,7 +218,7 @@ def test_without_perception_loss_the_head_is_not_trained(prepare):
     generator, training_set = prepare()
     config = SMALL.model_copy(update={"perception_weight": 0.0})
     state = new_state(generator, config)
-    metrics = train_step(state, config, [make_batch(generator, training_set, config, 0)])
+    metrics = train_step(state, config, [make_batch(generator, training_set, config, 0)]).read()
     assert "loss_perception" not in metrics
     assert state.modules.head is None
 
@@ -198,7 +228,7 @@ def test_without_perception_loss_the_head_is_not_trained(prepare):
 def test_every_kind_of_conditioning_and_prediction_trains(prepare, prediction_type, conditioning):
     generator, training_set = prepare(conditioning, prediction_type=prediction_type)
     state = new_state(generator, SMALL)
-    metrics = train_step(state, SMALL, [make_batch(generator, training_set, SMALL, 0)])
+    metrics = train_step(state, SMALL, [make_batch(generator, training_set, SMALL, 0)]).read()
     assert 0 < metrics["loss"] < 10
 
 
@@ -218,6 +248,21 @@ def test_batches_are_functions_of_the_step(prepare):
     assert torch.equal(first.noise, again.noise)
     assert torch.equal(first.input_ids, again.input_ids)
     assert not torch.equal(first.noise, other.noise)
+
+
+def test_a_loader_pins_whole_batches(prepare, monkeypatch):
+    from torch.utils.data._utils.pin_memory import pin_memory
+
+    generator, training_set = prepare()
+    batch = make_batch(generator, training_set, SMALL, 0)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 0)  # no GPU, no pinning
+    (pinned,) = pin_memory([batch])
+    for before, after in ((batch, pinned), (batch.layouts, pinned.layouts)):
+        for item in fields(before):
+            old, new = getattr(before, item.name), getattr(after, item.name)
+            assert type(new) is type(old)
+            assert new is not old
+    assert torch.equal(pinned.latents, batch.latents)
 
 
 @pytest.mark.parametrize("kind", ["uniform", "logit-normal"])
@@ -251,7 +296,7 @@ def one_step(prepare, **options):
     config = SMALL.model_copy(update={"num_warmup_steps": 0, **options})
     state = new_state(generator, config)
     batches = make_batches(generator, training_set, config, 0, process_share(config, 0))
-    return train_step(state, config, batches), state
+    return train_step(state, config, batches).read(), state
 
 
 def test_latents_encoded_online_give_the_same_training(prepare, tmp_path):
@@ -272,6 +317,17 @@ def test_what_only_saves_memory_changes_no_loss_and_no_gradient(prepare, options
     plain, thrifty = one_step(prepare)[0], one_step(prepare, **options)[0]
     assert thrifty["loss"] == pytest.approx(plain["loss"], rel=1e-5)
     assert thrifty["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own
+def test_compiled_blocks_have_the_same_loss_and_gradients(prepare, monkeypatch):
+    """Traced and differentiated by torch.compile, without the minutes of its code generator."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    plain, compiled = one_step(prepare)[0], one_step(prepare, torch_compile=True)
+    attention = compiled[1].modules.unet.mid_block.attentions[0].transformer_blocks[0]
+    assert attention._compiled_call_impl is not None
+    assert compiled[0]["loss"] == pytest.approx(plain["loss"], rel=1e-5)
+    assert compiled[0]["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-4)
 
 
 def test_the_semantic_head_trains(prepare):

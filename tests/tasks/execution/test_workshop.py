@@ -28,12 +28,14 @@ from tasks.kind import Kind
 
 MODULE = """
 import os, signal, subprocess, time
-from data.artifacts.options import Options
+from typing import Annotated
+from data.artifacts.options import Options, RuntimeOnly
 from data.errors import InvalidConfig
 from tasks.pages.cards import write_card
 
 class What(Options):
     what: str = "work"
+    batch_size: Annotated[int, RuntimeOnly] = 12
 
     @property
     def num_gpus(self):
@@ -159,7 +161,7 @@ def test_a_crash_names_the_log(store, step, what, message):
 
 def test_a_device_that_is_too_small_is_one_sentence_with_the_option_to_turn(store, step):
     with pytest.raises(
-        OutOfMemory, match=r"does not suffice: a smaller batch_size needs less \(log: "
+        OutOfMemory, match=r"does not suffice: batch_size=6 \(now 12\) needs less \(log: "
     ):
         obtain(store, alone(step("memory")))
 
