@@ -1,14 +1,23 @@
 import os
+import re
+import shlex
 import socket
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import psutil
 import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ROOT / "scripts"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LOCKED = [Requirement(line) for line in (ROOT / "requirements.lock").read_text().splitlines()[1:]]
 
 
 @pytest.fixture
@@ -47,3 +56,59 @@ def test_down_says_when_nothing_is_up(environment, tmp_path):
     port = environment["PREFECT_SERVER_API_PORT"]
     (tmp_path / f"up-{port}.pid").write_text(str(os.getpid()))  # of a run that was killed
     assert "nothing is up" in down(environment)
+
+
+def test_the_locked_versions_are_allowed():
+    allowed = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+    locked = {item.name.lower().replace("_", "-"): str(item.specifier)[2:] for item in LOCKED}
+    for item in map(Requirement, allowed):
+        assert item.specifier.contains(locked[item.name]), item
+    assert any(item.name == "torch" and item.specifier.contains("2.14.1+cpu") for item in LOCKED)
+
+
+def test_setup_takes_torch_from_another_index_without_the_libraries_of_cuda(tmp_path):
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    python, calls = tmp_path / "python", tmp_path / "calls"
+    python.write_text(f"""#!/bin/sh
+mkdir -p .venv/bin
+printf '#!/bin/sh\necho "$@" >>{calls}' >.venv/bin/pip
+chmod +x .venv/bin/pip
+""")
+    python.chmod(0o755)
+
+    def setup(*arguments):
+        calls.write_text("")
+        (tmp_path / ".venv" / "installed").unlink(missing_ok=True)
+        environment = {name: value for name, value in os.environ.items() if name != "TORCH_INDEX"}
+        command = ["make", "setup", f"PYTHON={python}", *arguments]
+        subprocess.check_call(command, cwd=tmp_path, env=environment)
+        return [shlex.split(line) for line in calls.read_text().splitlines()]
+
+    plain, own = setup()
+    assert plain[-2:] == ["--requirement", "requirements.lock"]
+    assert own[-2:] == ["--editable", "."]
+    index = ["--extra-index-url", "https://download.pytorch.org/whl/cpu"]
+    locked, torch, _ = setup(f"TORCH_INDEX={index[1]}")
+    assert all(index == call[call.index(index[0]) :][:2] for call in (locked, torch))
+    assert torch[-1] == "torch"
+    installed = (tmp_path / locked[-1]).read_text()
+    assert "\ntorch==" in installed
+    assert "nvidia" not in installed
+    assert "nvidia" in (tmp_path / "requirements.lock").read_text()
+
+
+def test_the_workflow_calls_what_exists_with_versions_that_are_allowed():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yaml").read_text())
+    for job in workflow["jobs"].values():
+        for step in job["steps"]:
+            if "run" in step:
+                program = shlex.split(step["run"])[0]
+                assert program in {"pip", "pipx"} or os.access(ROOT / program, os.X_OK), step
+    versions = workflow["jobs"]["versions"]["strategy"]["matrix"]["versions"]
+    script = (SCRIPTS / "test-versions").read_text()
+    assert versions == re.search(r"set -- (.*)", script)[1].split()
+    for item in versions:
+        python, which = item.split(":")
+        assert SpecifierSet(PROJECT["requires-python"]).contains(python)
+        assert which in {"oldest", "newest"}
