@@ -109,6 +109,6 @@ def test_the_workflow_calls_what_exists_with_versions_that_are_allowed():
     script = (SCRIPTS / "test-versions").read_text()
     assert versions == re.search(r"set -- (.*)", script)[1].split()
     for item in versions:
-        python, which = item.split(":")
+        python, which = item.split("-")
         assert SpecifierSet(PROJECT["requires-python"]).contains(python)
         assert which in {"oldest", "newest"}
