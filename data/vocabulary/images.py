@@ -15,8 +15,8 @@ MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**27)
 """Where Pillow itself stops: more is held for a decompression bomb."""
 
 FORMATS = ("BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""Pillow's names of what is read, whatever a file is called: what OpenCV reads too. Others are no images of a data
-set, and the decoder of one, EPS, hands foreign programs to Ghostscript."""
+"""Pillow's names of what is read, whatever a file is called: what OpenCV reads too. Others are no images of
+a data set, and the decoder of one, EPS, hands foreign programs to Ghostscript."""
 
 SIZE_DIFFERS = "size differs from the image file's"
 

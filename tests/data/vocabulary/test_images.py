@@ -108,7 +108,7 @@ def test_postscript_is_not_read_whatever_its_name(tmp_path, monkeypatch):
     path = tmp_path / "image.jpg"
     Image.fromarray(smooth()).save(path, "EPS")
     assert image_problem(path, WIDTH, HEIGHT) == "image file unreadable"
-    with pytest.raises(InvalidDataset, match="image.jpg cannot be read"):
+    with pytest.raises(InvalidDataset, match="cannot be read"):
         read_rgb(path)
     assert not started.exists()
 
@@ -117,5 +117,5 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
     Image.fromarray(smooth()).save(path := tmp_path / "image.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", WIDTH * HEIGHT // 3)
     assert image_problem(path, WIDTH, HEIGHT) == "image of gigantic size"
-    with pytest.raises(InvalidDataset, match="image.png cannot be read"):
+    with pytest.raises(InvalidDataset, match="cannot be read"):
         read_rgb(path)
