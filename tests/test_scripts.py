@@ -112,3 +112,39 @@ def test_the_workflow_calls_what_exists_with_versions_that_are_allowed():
         python, which = item.split("-")
         assert SpecifierSet(PROJECT["requires-python"]).contains(python)
         assert which in {"oldest", "newest"}
+
+
+def test_versions_are_shown_and_one_failure_is_one_of_all(tmp_path):
+    def program(name, text):
+        path = tmp_path / name
+        path.write_text(f"#!/bin/bash\n{text}")
+        path.chmod(0o755)
+        return path
+
+    passes, fails = program("passes", "exit 0"), program("fails", "exit 1")
+    uv = program("uv", f"""
+case "$1 $2" in
+"pip freeze") echo torch==2.11.0 ;;
+venv*)
+    folder="${{@: -1}}"
+    mkdir -p "$folder/bin"
+    cp {passes} "$folder/bin/detdiffusion"
+    [[ "$folder" = *3.13* ]] && cp {fails} "$folder/bin/pytest" || cp {passes} "$folder/bin/pytest" ;;
+"pip install") echo "$@" >>{tmp_path}/calls ;;
+esac
+""")  # fmt: skip
+    program("python3", f'mkdir -p "$3/bin" && cp {passes} "$3/bin/pip" && cp {uv} "$3/bin/uv"')
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    for names, status in ((["3.11-oldest"], 0), (["3.11-oldest", "3.13-newest"], 1)):
+        done = subprocess.run(
+            [SCRIPTS / "test-versions", *names], env=environment, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == status, done.stderr
+    head, first, second = (line.split() for line in done.stdout.splitlines())
+    assert head[:3] == ["versions", "result", "torch"]
+    assert first[:4] == ["3.11-oldest", "passed", "2.11.0", "-"]
+    assert second[:3] == ["3.13-newest", "FAILED", "2.11.0"]
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert ["lowest-direct" in line for line in calls] == [True, True, False]
+    assert all("opencv-python-headless>=4.10.0.84,<5" in line for line in calls)
