@@ -10,7 +10,13 @@ setup: .venv/installed ## Create .venv with the locked packages.
 
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
+ifdef TORCH_INDEX  # its torch asks for CUDA libraries of its own, or for none
+	grep -vE '^(nvidia|cuda|triton)' requirements.lock >.venv/requirements.lock
+	.venv/bin/pip install --quiet --no-deps --extra-index-url $(TORCH_INDEX) --requirement .venv/requirements.lock
+	.venv/bin/pip install --quiet --extra-index-url $(TORCH_INDEX) torch
+else
 	.venv/bin/pip install --quiet --no-deps --requirement requirements.lock
+endif
 	.venv/bin/pip install --quiet --no-deps --editable .
 	touch $@
 

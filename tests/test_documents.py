@@ -58,9 +58,19 @@ def commands(document, program="detdiffusion"):
                 yield words[1:]
 
 
-def prefect_commands(document):
-    """Likewise of `prefect`."""
-    return commands(document, "prefect")
+def started_deployments(document):
+    """Likewise of `prefect deployment run`."""
+    for words in commands(document, "prefect"):
+        if words[:2] == ["deployment", "run"]:
+            yield words
+
+
+def prefect_files(document):
+    """The files that `prefect` is given."""
+    for words in commands(document, "prefect"):
+        for option, value in pairwise(words):
+            if option == "--base-job-template":
+                yield value
 
 
 def settings(document):
@@ -101,9 +111,13 @@ def test_commands_parse_and_their_options_exist(words):
         configured_run(given["preset"], given["assignments"], None)
 
 
-@pytest.mark.parametrize("words", cases(prefect_commands))
+@pytest.mark.parametrize("path", cases(prefect_files))
+def test_files_that_prefect_is_given_exist(path):
+    assert (ROOT / path).is_file()
+
+
+@pytest.mark.parametrize("words", cases(started_deployments))
 def test_deployments_that_are_started_exist_and_take_their_parameters(words):
-    assert words[:2] == ["deployment", "run"]
     flows = {}
     for item in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]:
         flow = getattr(stages, item["entrypoint"].rpartition(".")[2])

@@ -14,6 +14,10 @@ from data.errors import InvalidDataset
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**27)
 """Where Pillow itself stops: more is held for a decompression bomb."""
 
+FORMATS = ("BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""Pillow's names of what is read, whatever a file is called: what OpenCV reads too. Others are no images of
+a data set, and the decoder of one, EPS, hands foreign programs to Ghostscript."""
+
 SIZE_DIFFERS = "size differs from the image file's"
 
 Fact = TypeVar("Fact")
@@ -48,7 +52,7 @@ def image_problem(path: Path, width: int, height: int) -> str | None:
 
 def _problem(file: BinaryIO, width: int, height: int) -> str | None:
     try:
-        image = Image.open(file)
+        image = Image.open(file, formats=FORMATS)
         size = _shown_size(image)
     except (Image.DecompressionBombError, OSError, ValueError):
         raise
@@ -81,7 +85,7 @@ def _of_header(path: Path, look: Callable[[Image.Image], Fact]) -> Fact | None:
             return None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 return look(image)
     except Exception:  # noqa: BLE001  # decoders raise anything over a broken header
         return None
@@ -115,9 +119,9 @@ def read_rgb(path: Path) -> Image.Image:
         InvalidDataset: the file is missing or not an image.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return _as_rgb(ImageOps.exif_transpose(image))
-    except OSError as error:
+    except (OSError, Image.DecompressionBombError) as error:
         raise InvalidDataset(f"image {path} cannot be read: {error}") from error
 
 

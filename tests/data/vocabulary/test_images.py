@@ -3,9 +3,10 @@ import io
 import mmcv
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
-from data.vocabulary.images import image_problem, is_turned, read_square
+from data.errors import InvalidDataset
+from data.vocabulary.images import image_problem, is_turned, read_rgb, read_square
 
 WIDTH, HEIGHT = 60, 40
 
@@ -97,3 +98,24 @@ def test_what_exif_turns_or_mirrors_is_known(name, tmp_path):
         name.startswith(("turned", "mirrored")) and not is_stored_so
     )
     assert not is_turned(tmp_path / "missing.jpg")
+
+
+def test_postscript_is_not_read_whatever_its_name(tmp_path, monkeypatch):
+    started = tmp_path / "started"
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {started}\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", str(tmp_path / "gs"))
+    path = tmp_path / "image.jpg"
+    Image.fromarray(smooth()).save(path, "EPS")
+    assert image_problem(path, WIDTH, HEIGHT) == "image file unreadable"
+    with pytest.raises(InvalidDataset, match="cannot be read"):
+        read_rgb(path)
+    assert not started.exists()
+
+
+def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
+    Image.fromarray(smooth()).save(path := tmp_path / "image.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", WIDTH * HEIGHT // 3)
+    assert image_problem(path, WIDTH, HEIGHT) == "image of gigantic size"
+    with pytest.raises(InvalidDataset, match="cannot be read"):
+        read_rgb(path)
