@@ -185,7 +185,7 @@ def small_disk(tmp_path):
 def wait_until(process, is_time):
     """Let a run go on until it is time, or it has ended."""
     while process.poll() is None and not is_time():
-        time.sleep(0.1)
+        time.sleep(0.5)
 
 
 def cpu_seconds(place):

@@ -97,7 +97,7 @@ def test_no_flipped_bit_changes_what_a_hit_is_made_from_or_has_in_it(store):
 
 
 def test_a_failing_disk_is_one_clear_error(tmp_path):
-    with pytest.raises(StorageError, match="the disk under .* fails"), storage_errors(tmp_path):
+    with pytest.raises(StorageError, match=r"the disk under .* fails"), storage_errors(tmp_path):
         raise OSError(errno.EIO, "Input/output error")
 
 
