@@ -9,7 +9,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -29,7 +29,7 @@ WORK_FOLDER = ".work"
 
 @contextmanager
 def storage_errors(root: Path) -> Iterator[None]:
-    """Turn an unwritable root, a full disk or a file that is gone into `StorageError`."""
+    """Turn an unwritable root, a full or failing disk or a file that is gone into `StorageError`."""
     try:
         yield
     except OSError as error:
@@ -37,6 +37,10 @@ def storage_errors(root: Path) -> Iterator[None]:
             raise StorageError(
                 f"no space left under {root}: free some or set DETDIFFUSION_HOME elsewhere; "
                 "finished steps are kept and a rerun goes on from them"
+            ) from error
+        if error.errno == errno.EIO and not Path(error.filename or "").is_absolute():
+            raise StorageError(
+                f"the disk under {root} fails ({error}): look at it, or set DETDIFFUSION_HOME elsewhere"
             ) from error
         if isinstance(error.filename, str | Path) and _concerns(Path(error.filename), root):
             if isinstance(error, FileNotFoundError):
@@ -128,7 +132,8 @@ class ArtifactStore:
 
         lock = self.lock(kind, key)
         try:
-            lock.acquire(blocking=False)
+            with storage_errors(self.root):
+                lock.acquire(blocking=False)
         except Timeout:
             yield False
             return
@@ -158,7 +163,7 @@ class ArtifactStore:
             manifest = Manifest.model_validate_json(text)
         except (OSError, ValidationError, UnicodeDecodeError):
             return None
-        return manifest if manifest.reference == f"{kind}/{key}" else None
+        return manifest if manifest.identity.reference == f"{kind}/{key}" else None
 
     def lookup(self, kind: str, key: str) -> Manifest | None:
         """Return the manifest of an intact artifact, None if it is absent or damaged."""
@@ -276,8 +281,9 @@ def _sign(descriptor: int) -> None:
     """Write into a lock's file who has it now."""
     now = datetime.now(UTC)
     text = f"process {os.getpid()} on {os.uname().nodename} since {now:%Y-%m-%d %H:%M:%S} UTC"
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, text.encode(), 0)
+    with suppress(OSError):  # a full disk must not keep gc from making room
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, text.encode(), 0)
 
 
 def _record(path: Path) -> FileRecord:

@@ -54,7 +54,7 @@ class Trash:
         target = self.batch / path
         target.parent.mkdir(parents=True, exist_ok=True)
         with (self.batch.parent / _LOG).open("ab") as log:
-            log.write(msgspec.json.encode(removal) + b"\n")
+            log.write(b"\n" + msgspec.json.encode(removal))  # after a line that a crash cut off
         (self.root / path).rename(target)
 
     def empty(self) -> None:
@@ -90,7 +90,7 @@ def removals(root: Path) -> dict[str, Removal]:
     for line in lines:
         try:
             removal = msgspec.json.decode(line, type=Removal)
-        except msgspec.DecodeError:  # a line that a crash cut off
+        except msgspec.DecodeError:  # one that a crash cut off, or an empty one
             continue
         found[removal.reference] = removal
     return found

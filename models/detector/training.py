@@ -18,6 +18,7 @@ from models.detector.config_files import CocoFolder, Mixture, build_config
 from models.detector.detector import write_detector
 from models.detector.mmdetection import HOOKS, register_all_modules
 from models.detector.options import DetectorConfig
+from models.newest_checkpoint import newest_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -103,12 +104,6 @@ def _load_own_checkpoint(filename: str, map_location: Any = None) -> Any:
     return torch.load(path, map_location=map_location, weights_only=False)
 
 
-def _newest_checkpoint(work: Path) -> Path | None:
-    """The checkpoint that MMEngine noted after it was written whole."""
-    note = work / "last_checkpoint"
-    return work / Path(note.read_text()).name if note.exists() else None
-
-
 def _num_steps(checkpoint: Path) -> int:
     """Steps made until MMEngine wrote a checkpoint: `iter_1000.pth`."""
     return int(checkpoint.stem.removeprefix("iter_"))
@@ -145,7 +140,7 @@ def train_detector(
     """
     register_all_modules(init_default_scope=True)
     config = build_config(settings, train_sets, categories, work, mixture)
-    checkpoint = _newest_checkpoint(work)
+    checkpoint = newest_checkpoint(sorted(work.glob("iter_*.pth"), key=_num_steps))
     if checkpoint:
         CheckpointLoader.register_scheme(_WORK_FOLDER_SCHEME, _load_own_checkpoint, force=True)
         config.load_from, config.resume = f"{_WORK_FOLDER_SCHEME}{checkpoint}", True

@@ -26,6 +26,7 @@ from models.devices import (
 )
 from models.generator.modules import Generator
 from models.generator.options import GeneratorConfig
+from models.newest_checkpoint import newest_checkpoint
 from models.training.batches import Batch, make_batches
 from models.training.losses import (
     denoising_loss,
@@ -37,11 +38,11 @@ from models.training.losses import (
 from models.training.metrics_file import METRICS_NAME, Metrics, truncate_metrics
 from models.training.state import (
     TrainingState,
+    checkpoints,
     clip_gradients,
     load_checkpoint,
     merge_adapters,
     new_state,
-    newest_checkpoint,
     save_checkpoint,
 )
 from models.training.training_set import TrainingSet
@@ -273,7 +274,7 @@ def train_generator(
     """
     state = new_state(generator, config)
     accelerator = state.accelerator
-    checkpoint = newest_checkpoint(work)
+    checkpoint = newest_checkpoint(checkpoints(work))
     if checkpoint:
         load_checkpoint(state, fingerprint, checkpoint)
         logger.info("going on from the checkpoint at step %d", state.step)
@@ -405,8 +406,8 @@ def _read(step: StepMetrics, config: GeneratorConfig, work: Path) -> Metrics:
         return step.read()
     except TrainingDiverged as error:
         raise TrainingDiverged(
-            f"{error}; the last good checkpoint is {newest_checkpoint(work) or 'the start'}. Lower "
-            f"learning_rate ({config.learning_rate}) and run again: finished stages are kept"
+            f"{error}; the last good checkpoint is {newest_checkpoint(checkpoints(work)) or 'the start'}. "
+            f"Lower learning_rate ({config.learning_rate}) and run again: finished stages are kept"
         ) from error
 
 

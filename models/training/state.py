@@ -1,7 +1,6 @@
 """All that changes while the generator is trained: modules, optimisers, averages, checkpoints."""
 
 import os
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from models.devices import default_device, resolve_precision
 from models.generator.modules import Generator
 from models.generator.options import GeneratorConfig
 from models.generator.token_table import RowAverage, synchronized_gradient
+from models.newest_checkpoint import newest_checkpoint
 from models.training.perception import (
     InstanceHead,
     PerceptionHead,
@@ -348,9 +348,9 @@ def merge_adapters(generator: Generator) -> None:
         unet.unload_lora()
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint."""
-    return max(folder.glob(_CHECKPOINTS), default=None)
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a training, the oldest first."""
+    return sorted(folder.glob(_CHECKPOINTS))
 
 
 def save_checkpoint(state: TrainingState, fingerprint: str, folder: Path, keep: int) -> None:
@@ -374,23 +374,23 @@ def save_checkpoint(state: TrainingState, fingerprint: str, folder: Path, keep: 
         temporary.unlink(missing_ok=True)
         raise StorageError(
             f"the checkpoint of step {state.step} cannot be written to {folder}: {error}. Make room and "
-            f"run again: it goes on from {newest_checkpoint(folder) or 'the start'}"
+            f"run again: it goes on from {newest_checkpoint(checkpoints(folder)) or 'the start'}"
         ) from error
     temporary.replace(folder / f"checkpoint-{state.step:08d}.pt")
-    for path in sorted(folder.glob(_CHECKPOINTS))[:-keep]:
+    for path in checkpoints(folder)[:-keep]:
         path.unlink()
 
 
 def load_checkpoint(state: TrainingState, fingerprint: str, path: Path) -> None:
     """Restore a state in place.
 
+    Args:
+        path: a whole checkpoint.
+
     Raises:
-        InvalidModel: the checkpoint is damaged or of another configuration.
+        InvalidModel: the checkpoint is of another configuration.
     """
-    try:
-        document = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise InvalidModel(f"checkpoint {path} is damaged, remove it: {error}") from error
+    document = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if document.get("fingerprint") != fingerprint:
         raise InvalidModel(f"{path} belongs to another configuration: remove it to start afresh")
     for name, part in state.parts().items():

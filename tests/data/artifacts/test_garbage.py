@@ -5,10 +5,7 @@ import os
 import time
 from datetime import UTC, datetime, timedelta
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from data.artifacts.garbage import collect, garbage
 from data.artifacts.identity import StepIdentity
@@ -234,68 +231,3 @@ def test_a_trash_that_is_a_link_or_in_use_is_refused(publish, store, tmp_path):
     with pytest.raises(StorageError, match="is a link"):
         collected(store)
     assert len(artifacts(store.root)) == 1
-
-
-class Model:
-    """A store as sets and ages, in hours."""
-
-    def __init__(self):
-        self.made, self.inputs, self.runs, self.pins = {}, {}, [], set()
-
-    def left(self, keep):
-        """What a collection must leave: `kept` one by one, and then everything they are made from."""
-        wanted = [reference for reference, hours in self.made.items() if hours < 24]
-        counted = {}
-        for identifier, name, references, hours in reversed(self.runs):
-            different = counted.setdefault(name, [])
-            if references not in different and len(different) < keep:
-                different.append(references)
-            if references in different or identifier in self.pins or hours < 24:
-                wanted += references
-        wanted += self.pins
-        left = set()
-        while wanted:
-            reference = wanted.pop()
-            if reference in self.made and reference not in left:
-                left.add(reference)
-                wanted += self.inputs[reference]
-        return left
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.integers(0, 2**32 - 1))
-def test_random_histories_leave_what_a_plain_model_leaves(publish, tmp_path_factory, seed):
-    rng = np.random.default_rng(seed)
-    store, model = ArtifactStore(tmp_path_factory.mktemp("store")), Model()
-    record(store.root, [], "empty")
-
-    def some(items, count):
-        items = list(items)
-        return [items[i] for i in rng.permutation(len(items))[:count]]
-
-    for number in range(40):
-        hours = int(rng.choice([1, OLD]))
-        match rng.choice(["make", "make", "make", "run", "run", "pin", "unpin", "collect"]):
-            case "make":
-                inputs = some(model.made, rng.integers(3))
-                reference = publish(store, identity(number, *inputs), hours).reference
-                model.made[reference], model.inputs[reference] = hours, inputs
-            case "run":
-                references = sorted(some(model.made, rng.integers(1, 4)))
-                name = f"preset {rng.integers(2)}"
-                identifier = record(store.root, references, name, hours)
-                model.runs.append((f"runs/{identifier}", name, references, hours))
-            case "pin":
-                for reference in some([*model.made, *(run[0] for run in model.runs)], 1):
-                    pin(store.root, reference)
-                    model.pins.add(reference)
-            case "unpin":
-                for reference in some(sorted(model.pins), 1):
-                    unpin(store.root, reference)
-                    model.pins.discard(reference)
-            case "collect":
-                keep = int(rng.integers(3))
-                left = model.left(keep)
-                collected(store, Keep(runs=keep))
-                assert set(artifacts(store.root)) == left
-                model.made = {name: model.made[name] for name in model.made if name in left}

@@ -85,6 +85,31 @@ def test_a_damaged_artifact_is_a_miss_and_can_be_made_again(store, change):
     assert store.lookup("kind", manifest.key)
 
 
+def test_no_flipped_bit_changes_what_a_hit_is_made_from_or_has_in_it(store):
+    manifest = publish(store)
+    path = store.path("kind", manifest.key) / "manifest.json"
+    content = path.read_bytes()
+    for place in range(8 * content.index(b'"summary"')):
+        changed = bytearray(content)
+        changed[place // 8] ^= 1 << place % 8
+        path.write_bytes(changed)
+        assert store.lookup("kind", manifest.key) in (None, manifest)
+
+
+def test_a_failing_disk_is_one_clear_error(tmp_path):
+    with pytest.raises(StorageError, match=r"the disk under .* fails"), storage_errors(tmp_path):
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_lock_can_be_had_on_a_full_disk(store, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with store.lock_if_free("kind", "key") as is_free:
+        assert is_free
+
+
 def test_an_input_that_was_verified_is_not_read_again_but_looked_for(store):
     manifest = publish(store)
     folder = store.path("kind", manifest.key)

@@ -236,6 +236,30 @@ def test_a_killed_training_with_a_configs_hooks_ends_as_one_that_was_not(dataset
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
 
 
+@pytest.mark.parametrize("damage", ["cut", "flip"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
+    dataset, tmp_path, caplog, damage
+):
+    config, steps = settings(num_iterations=6), []
+    train(dataset, tmp_path / "whole", config)
+    with pytest.raises(Killed):
+        train(dataset, tmp_path / "killed", config, stop_at(5))
+    path = tmp_path / "killed" / "work" / "iter_4.pth"
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        del content[len(content) // 2 :]
+    else:
+        content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    train(dataset, tmp_path / "killed", config, lambda step, losses: steps.append(step))
+    assert steps == [3, 4, 5, 6]
+    assert "iter_4.pth is damaged" in caplog.text
+    whole, killed = (
+        load_file(tmp_path / name / "out" / "model.safetensors") for name in ("whole", "killed")
+    )
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+
+
 @pytest.mark.parametrize(("iterations", "warmup"), [(1000, 50), (100, 10), (9, 0)])
 def test_the_warm_up_is_at_most_a_tenth_of_the_schedule(dataset, tmp_path, iterations, warmup):
     config = build_config(settings(num_iterations=iterations), [], dataset.things, tmp_path)

@@ -61,11 +61,13 @@ def weights(generator):
     return {**model.unet.state_dict(), **model.text_encoder.state_dict()}
 
 
-def train(prepare, work, kill_at=None, config=SMALL):
+def train(prepare, work, kill_at=None, config=SMALL, steps=None):
     work.mkdir(exist_ok=True)
     generator, training_set = prepare()
 
     def on_step(metrics):
+        if steps is not None:
+            steps.append(metrics["step"])
         if metrics["step"] == kill_at:
             raise Killed
 
@@ -125,12 +127,21 @@ def test_only_the_newest_checkpoints_are_kept(prepare, tmp_path):
     assert [path.name for path in (tmp_path / "run").glob("*.pt")] == ["checkpoint-00000006.pt"]
 
 
-def test_a_damaged_checkpoint_is_named(prepare, tmp_path):
-    train(prepare, tmp_path / "run")
-    path = tmp_path / "run" / "checkpoint-00000006.pt"
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(InvalidModel, match=r"checkpoint-00000006.pt is damaged"):
-        train(prepare, tmp_path / "run")
+@pytest.mark.parametrize(("damaged", "first"), [([6], 5), ([4, 6], 1)])
+def test_damaged_checkpoints_are_named_and_the_one_before_is_taken(
+    prepare, tmp_path, caplog, damaged, first
+):
+    whole, steps = train(prepare, tmp_path / "run"), []
+    for step in damaged:
+        path = tmp_path / "run" / f"checkpoint-{step:08}.pt"
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    resumed = train(prepare, tmp_path / "run", steps=steps)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert steps[0] == first
+    named = [f"checkpoint-{step:08}.pt is damaged" in caplog.text for step in (2, 4, 6)]
+    assert named == [step in damaged for step in (2, 4, 6)]
 
 
 def test_training_lowers_the_loss_on_a_fixed_batch(prepare):

@@ -1,0 +1,198 @@
+"""Random histories of a store, with damage and crashes, against a plain model of it."""
+
+import json
+import os
+import shutil
+import tempfile
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from data.artifacts.garbage import collect, garbage
+from data.artifacts.identity import StepIdentity
+from data.artifacts.inventory import artifacts
+from data.artifacts.records import RecordedStep, write_record
+from data.artifacts.roots import Keep, pin, unpin
+from data.artifacts.store import ArtifactStore
+from data.artifacts.verification import damaged_files, remove_damaged
+from data.errors import InvalidManifest
+
+OLD = 100
+"""Hours."""
+
+AGES = st.sampled_from([1, OLD])
+PLACES = st.integers(0, 2**16)
+FAULTS = st.sampled_from(["EIO", "ENOSPC", "death", "torn write"])
+
+
+def some(items, places):
+    """Those of the items that random numbers point to."""
+    items = list(items)
+    return list(dict.fromkeys(items[place % len(items)] for place in places)) if items else []
+
+
+class Histories(RuleBasedStateMachine):
+    """A store beside sets and ages, in hours.
+
+    Attributes:
+        made: artifact to its age.
+        damaged: of them, those that are no hits.
+        unreadable: of those, the ones whose manifest is damaged.
+    """
+
+    publish, attempt = None, None
+
+    def __init__(self):
+        super().__init__()
+        self.store = ArtifactStore(Path(tempfile.mkdtemp()))
+        self.made, self.inputs, self.runs, self.pins = {}, {}, [], set()
+        self.damaged, self.unreadable, self.number = set(), set(), 0
+        self.record([], "empty", OLD)
+
+    def teardown(self):
+        shutil.rmtree(self.store.root)
+
+    def record(self, references, name, hours):
+        keys = (reference.partition("/") for reference in references)
+        steps = tuple(
+            RecordedStep(names=("s",), stages=("s",), kind=kind, key=key) for kind, _, key in keys
+        )
+        written = write_record(self.store.root, "run", name, {}, steps)
+        started = datetime.now(UTC) - timedelta(hours=hours)
+        path = self.store.root / "runs" / f"{written.id}.json"
+        document = json.loads(path.read_text()) | {"created_at": started.isoformat()}
+        path.write_text(json.dumps(document))
+        return f"runs/{written.id}"
+
+    def identity(self, inputs):
+        self.number += 1
+        sources = {f"input {i}": reference for i, reference in enumerate(inputs)}
+        return StepIdentity("kind", {}, {"value": self.number}, {}, sources)
+
+    @rule(places=st.lists(PLACES, max_size=2), hours=AGES)
+    def make(self, places, hours):
+        inputs = some(self.made, places)
+        reference = self.publish(self.store, self.identity(inputs), hours).reference
+        self.made[reference], self.inputs[reference] = hours, inputs
+
+    @rule(places=st.lists(PLACES, max_size=2), nth=st.integers(1, 25), fault=FAULTS)
+    def crash_while_making(self, places, nth, fault):
+        inputs = some(self.made, places)
+        identity = self.identity(inputs)
+        self.attempt(lambda: self.publish(self.store, identity), fault, nth)
+        if self.store.lookup(identity.kind, identity.key):
+            self.made[identity.reference], self.inputs[identity.reference] = 0, inputs
+        else:
+            assert identity.reference not in artifacts(self.store.root)
+
+    @precondition(lambda self: len(self.made) > len(self.damaged))
+    @rule(place=PLACES, bit=PLACES, how=st.sampled_from(["flip", "cut", "delete"]),
+          name=st.sampled_from(["file", "manifest.json"]))  # fmt: skip
+    def damage(self, place, bit, how, name):
+        (reference,) = some(sorted(self.made.keys() - self.damaged), [place])
+        path, before = self.store.root / reference / name, self.store.read(*reference.split("/"))
+        content, times = bytearray(path.read_bytes()), (path.stat().st_atime, path.stat().st_mtime)
+        if name == "manifest.json":  # of its numbers of time and memory nobody can know
+            bit %= 8 * content.index(b'"summary"')
+        match how:
+            case "flip":
+                content[bit // 8 % len(content)] ^= 1 << bit % 8
+            case "cut":
+                del content[len(content) // 2 :]
+        path.write_bytes(content)
+        os.utime(path, times)
+        if how == "delete":
+            path.unlink()
+        found = self.store.read(*reference.split("/"))
+        if found is None:
+            self.unreadable.add(reference)
+        if found is None or self.store.damage(found):
+            self.damaged.add(reference)
+        else:  # white space, or the like
+            assert found == before
+
+    @rule()
+    def repair(self):
+        there = artifacts(self.store.root)
+        found = [item for item in there if damaged_files(self.store, item)]
+        assert set(remove_damaged(self.store, found)) == self.damaged
+        for reference in self.damaged:
+            del self.made[reference]
+        self.damaged, self.unreadable = set(), set()
+
+    @precondition(lambda self: self.made)
+    @rule(places=st.lists(PLACES, min_size=1, max_size=3), number=st.integers(0, 1), hours=AGES)
+    def run(self, places, number, hours):
+        references, name = sorted(some(self.made, places)), f"preset {number}"
+        self.runs.append((self.record(references, name, hours), name, references, hours))
+
+    @precondition(lambda self: self.made)
+    @rule(place=PLACES)
+    def pin(self, place):
+        for name in some([*self.made, *(run[0] for run in self.runs)], [place]):
+            pin(self.store.root, name)
+            self.pins.add(name)
+
+    @rule(place=PLACES)
+    def unpin(self, place):
+        for name in some(sorted(self.pins), [place]):
+            unpin(self.store.root, name)
+            self.pins.discard(name)
+
+    @rule(runs=st.integers(0, 2))
+    def collect(self, runs):
+        keep = Keep(runs=runs)
+        if self.unreadable:
+            with pytest.raises(InvalidManifest):
+                garbage(self.store, keep)
+            return
+        left = self.left(runs)
+        collect(self.store, keep, garbage(self.store, keep))
+        self.made = {name: self.made[name] for name in self.made if name in left}
+        self.damaged &= left
+
+    def left(self, keep):
+        """What a collection must leave: what is kept one by one, and then everything it is made from."""
+        wanted = [reference for reference, hours in self.made.items() if hours < 24]
+        counted = {}
+        for identifier, name, references, hours in reversed(self.runs):
+            different = counted.setdefault(name, [])
+            if references not in different and len(different) < keep:
+                different.append(references)
+            if references in different or identifier in self.pins or hours < 24:
+                wanted += references
+        wanted += self.pins
+        left = set()
+        while wanted:
+            reference = wanted.pop()
+            if reference in self.made and reference not in left:
+                left.add(reference)
+                wanted += self.inputs[reference]
+        return left
+
+    @invariant()
+    def every_artifact_is_there_and_intact_or_no_hit(self):
+        assert set(artifacts(self.store.root)) == self.made.keys()
+        store = ArtifactStore(self.store.root)
+        hits = {name for name in self.made if store.lookup(*name.split("/"))}
+        assert hits == self.made.keys() - self.damaged
+
+
+def test_random_histories_leave_what_a_plain_model_leaves(publish, attempt):
+    class Here(Histories):
+        pass
+
+    Here.publish, Here.attempt = staticmethod(publish), staticmethod(attempt)
+    run_state_machine_as_test(
+        Here, settings=settings(max_examples=25, stateful_step_count=40, deadline=None)
+    )

@@ -1,0 +1,247 @@
+"""Every operation of the store on the disk fails once, in every way; what then is true, and after a rerun."""
+
+import itertools
+import os
+import shutil
+import time
+from datetime import timedelta
+
+import pytest
+
+from data.artifacts.garbage import collect, garbage
+from data.artifacts.identity import StepIdentity
+from data.artifacts.inventory import artifacts, unfinished
+from data.artifacts.records import RecordedStep, read_records, write_record
+from data.artifacts.roots import Keep, pin, pinned, unpin
+from data.artifacts.store import ArtifactStore, durable_file, storage_errors
+from data.artifacts.trash import removals
+from data.artifacts.verification import damaged_files, remove_damaged
+
+pytestmark = pytest.mark.timeout(3600)
+
+FAULTS = ("EIO", "ENOSPC", "death", "torn write")
+KEEP = Keep(runs=1, grace=timedelta(0))
+
+
+def identity(name, *inputs):
+    sources = {f"input {i}": reference for i, reference in enumerate(inputs)}
+    return StepIdentity("kind", {}, {"name": name}, {}, sources)
+
+
+BASE, USED = identity("base"), identity("used", identity("base").reference)
+NEW, LOOSE = identity("new", BASE.reference), [identity(f"loose {i}") for i in range(2)]
+
+
+def make(root, who):
+    """What a run does for a step: a hit, or a lock, files and a log in the work folder, and a publication."""
+    store = ArtifactStore(root)
+    if store.lookup(who.kind, who.key):
+        return
+    with storage_errors(root), store.lock(who.kind, who.key):
+        work = store.work(who.kind, who.key)
+        out = work / "out"
+        (out / "sub").mkdir(parents=True, exist_ok=True)
+        (work / "log.txt").write_text("a log")
+        for path in (out / "first", out / "sub" / "second"):
+            path.write_text(f"{path.name} of {who.options['name']}")
+        store.publish(
+            who, out, summary={}, environment={}, seconds=1.0, peak_memory_bytes=1,
+            created_at="2026-01-01T00:00:00+00:00",
+        )  # fmt: skip
+
+
+def write_run(root):
+    step = RecordedStep(names=("used",), stages=("s",), kind="kind", key=USED.key)
+    write_record(root, "run", "smoke", {}, (step,))
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """A store with a run, two artifacts that it needs, two that nothing does, and one in the trash."""
+    root = tmp_path_factory.mktemp("template") / "root"
+    for who in (BASE, USED, *LOOSE, identity("long gone")):
+        make(root, who)
+    write_run(root)
+    store = ArtifactStore(root)
+    gone = [item for item in garbage(store, KEEP) if item.path == identity("long gone").reference]
+    collect(store, KEEP, gone)
+    return root
+
+
+class Operation:
+    """One way to change a store.
+
+    Attributes:
+        may_change: artifacts that it is there to make or to remove.
+    """
+
+    may_change = ()
+
+    def prepare(self, root):
+        """Bring the store into the state that it begins with."""
+
+    def run(self, root):
+        """Do it; again after a fault."""
+
+    def check(self, root):
+        """What is true even after a fault."""
+
+    def check_done(self, root):
+        """What is true when it has been done."""
+
+
+class Publish(Operation):
+    may_change = (NEW,)
+
+    def run(self, root):
+        make(root, NEW)
+
+    def check(self, root):
+        manifest = ArtifactStore(root).lookup("kind", NEW.key)
+        assert manifest is None or manifest.files.keys() == {"first", "sub/second"}
+
+    def check_done(self, root):
+        assert ArtifactStore(root).lookup("kind", NEW.key)
+        assert (root / NEW.reference / "sub" / "second").read_text() == "second of new"
+        assert (root / NEW.reference / "log.txt").is_file()
+
+
+class PublishOverDamage(Publish):
+    def prepare(self, root):
+        make(root, NEW)
+        (root / NEW.reference / "first").write_text("cut")
+
+
+class OverwriteFile(Operation):
+    def prepare(self, root):
+        (root / "note.json").write_text("old")
+
+    def run(self, root):
+        with storage_errors(root), durable_file(root / "note.json") as file:
+            file.write(b"new content")
+
+    def check(self, root):
+        assert (root / "note.json").read_text() in {"old", "new content"}
+
+    def check_done(self, root):
+        assert (root / "note.json").read_text() == "new content"
+
+
+class WriteRecord(Operation):
+    def run(self, root):
+        write_run(root)
+
+    def check_done(self, root):
+        assert len(list(read_records(root))) >= 2
+
+
+class Pin(Operation):
+    def run(self, root):
+        pin(root, LOOSE[0].reference)
+
+    def check(self, root):
+        assert pinned(root) <= {LOOSE[0].reference}
+
+    def check_done(self, root):
+        assert pinned(root) == {LOOSE[0].reference}
+
+
+class Unpin(Pin):
+    def prepare(self, root):
+        pin(root, LOOSE[0].reference)
+
+    def run(self, root):
+        unpin(root, LOOSE[0].reference)
+
+    def check_done(self, root):
+        assert not pinned(root)
+
+
+class Collect(Operation):
+    may_change = LOOSE
+
+    def prepare(self, root):
+        work = ArtifactStore(root).work("kind", LOOSE[1].key)
+        (work / "checkpoint").write_text("work")
+        for path in (work / "checkpoint", work):
+            os.utime(path, (0, 0))
+
+    def run(self, root):
+        store = ArtifactStore(root)
+        collect(store, KEEP, garbage(store, KEEP))
+
+    def check_done(self, root):
+        assert set(artifacts(root)) == {BASE.reference, USED.reference}
+        assert not unfinished(root)
+        assert {item.reference for item in LOOSE} <= removals(root).keys()
+        self.run(root)
+        assert not list((root / ".trash").rglob("first"))
+
+
+class Repair(Operation):
+    may_change = LOOSE
+
+    def prepare(self, root):
+        for who in LOOSE:
+            (root / who.reference / "manifest.json").write_text("{")
+
+    def run(self, root):
+        store = ArtifactStore(root)
+        there = artifacts(root)
+        remove_damaged(store, [item for item in there if damaged_files(store, item)])
+
+    def check_done(self, root):
+        assert set(artifacts(root)) == {BASE.reference, USED.reference}
+        assert {item.reference for item in LOOSE} <= removals(root).keys()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "operation",
+    [
+        Publish(),
+        PublishOverDamage(),
+        OverwriteFile(),
+        WriteRecord(),
+        Pin(),
+        Unpin(),
+        pytest.param(Collect(), marks=pytest.mark.faults),
+        pytest.param(Repair(), marks=pytest.mark.faults),
+    ],
+    ids=lambda case: type(case).__name__,
+)
+def test_every_operation_on_the_disk_may_fail(
+    attempt, contents, template, tmp_path, noted, operation, fault
+):
+    started = time.monotonic()
+    store = ArtifactStore(template)
+    needed = {
+        who.reference: store.lookup(who.kind, who.key)
+        for who in (BASE, USED, *LOOSE)
+        if who not in operation.may_change
+    }
+    (tmp_path / "neighbour").write_text("not ours")
+    for nth in itertools.count(1):
+        root = tmp_path / "root"
+        shutil.copytree(template, root)
+        operation.prepare(root)
+        outcome = attempt(lambda root=root: operation.run(root), fault, nth)
+        assert outcome.name != "BROKE", nth
+        self_check(root, needed)
+        operation.check(root)
+        assert attempt(lambda root=root: operation.run(root)).name == "UNTOUCHED"
+        self_check(root, needed)
+        operation.check_done(root)
+        shutil.rmtree(root)
+        assert contents(tmp_path) == {"neighbour": b"not ours"}
+        if outcome.name == "UNTOUCHED":
+            break
+    assert nth > 1
+    noted(f"store: {fault} at the n-th operation", nth - 1, time.monotonic() - started)
+
+
+def self_check(root, needed):
+    """What was finished is intact, and the records can be read."""
+    store = ArtifactStore(root)
+    assert {name: store.lookup(*name.split("/")) for name in needed} == needed
+    assert list(read_records(root))
