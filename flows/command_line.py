@@ -52,8 +52,8 @@ from flows.run_graph import stage_steps
 from flows.studies import CONCLUSION, read_study
 from flows.study_presets import STUDIES
 from models.metrics.options import MAIN
+from tasks.estimates.forecast import Forecast, forecast
 from tasks.execution.child import call
-from tasks.execution.forecast import Forecast, forecast
 from tasks.execution.graph import Graph, Step
 from tasks.execution.machine import available_cores
 from tasks.execution.plan import check, note_places

@@ -28,13 +28,13 @@ from flows.run_graph import outline, run_graph
 from models.counts import COUNTERS, CountedModel, known_counts
 from models.passes import ModelCount, Speed
 from models.precision import has_gpu
+from tasks.estimates.cost import Cpu, Device, Gpus, schedule
+from tasks.estimates.data_size import data_sizes
+from tasks.estimates.forecast import duration
+from tasks.estimates.work import Facts, Work, counted_models, work_of
 from tasks.execution.child import call
-from tasks.execution.cost import Cpu, Device, Gpus, schedule
-from tasks.execution.data_size import data_sizes
-from tasks.execution.forecast import duration
 from tasks.execution.graph import Graph, Step
 from tasks.execution.machine import available_cores
-from tasks.execution.work import Facts, Work, counted_models, work_of
 
 app = typer.Typer()
 

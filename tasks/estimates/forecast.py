@@ -10,11 +10,11 @@ import psutil
 from data.artifacts.digests import DigestMemory
 from models.counts import known_counts
 from models.precision import visible_gpus
-from tasks.execution.cost import ASSUMED_CORE, Cpu, Device, Gpus, schedule
-from tasks.execution.data_size import data_sizes
+from tasks.estimates.cost import ASSUMED_CORE, Cpu, Device, Gpus, schedule
+from tasks.estimates.data_size import data_sizes
+from tasks.estimates.work import Facts, work_of
 from tasks.execution.graph import Graph, Step
 from tasks.execution.machine import available_cores
-from tasks.execution.work import Facts, work_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from models.detector.options import (
 from models.generator.options import GeneratorConfig, SamplingConfig, SyntheticSetOptions
 from models.metrics.options import FeatureOptions
 from models.passes import ModelCount, Pass
-from tasks.execution.data_size import DataSize
+from tasks.estimates.data_size import DataSize
 from tasks.execution.graph import Graph, Step
 
 _PROCESS_BYTES = 700_000_000

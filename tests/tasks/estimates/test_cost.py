@@ -15,10 +15,10 @@ from flows.run_config import build_run, has_data
 from flows.run_graph import outline
 from models.counts import known_counts
 from models.generator.options import GeneratorConfig
-from tasks.execution.cost import ASSUMED_CORE, Cpu, Gpus, schedule
-from tasks.execution.data_size import COCO, data_sizes
-from tasks.execution.forecast import forecast
-from tasks.execution.work import START_SECONDS, Facts, Work, work_of
+from tasks.estimates.cost import ASSUMED_CORE, Cpu, Gpus, schedule
+from tasks.estimates.data_size import COCO, data_sizes
+from tasks.estimates.forecast import forecast
+from tasks.estimates.work import START_SECONDS, Facts, Work, work_of
 
 
 def works(preset="demo", overrides=None):

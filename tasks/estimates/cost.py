@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from models.passes import Speed
+from tasks.estimates.work import START_SECONDS, Work
 from tasks.execution.graph import Step
-from tasks.execution.work import START_SECONDS, Work
 
 _H100_BF16 = 989e12
 """FLOP/s of dense bfloat16 matrix products: NVIDIA's data sheet of the H100 SXM."""
