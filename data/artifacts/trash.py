@@ -1,5 +1,6 @@
 """Where artifacts go before they are deleted, and what is remembered of them."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,6 +56,8 @@ class Trash:
         target.parent.mkdir(parents=True, exist_ok=True)
         with (self.batch.parent / _LOG).open("ab") as log:
             log.write(b"\n" + msgspec.json.encode(removal))  # after a line that a crash cut off
+            log.flush()
+            os.fsync(log.fileno())
         (self.root / path).rename(target)
 
     def empty(self) -> None:

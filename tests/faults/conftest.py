@@ -46,7 +46,7 @@ class _Disk:
     def __init__(self, fault, nth):
         self.count, self.struck = 0, False
         self._fault, self._nth = fault, nth
-        self._unflushed = {}  # inode to a descriptor of our own, which a rename does not change
+        self._unflushed = {}  # inode to a descriptor of our own, which no rename changes, and bytes flushed
         for name in _OPERATIONS:
             setattr(os, name, functools.partial(self._operate, name, getattr(os, name)))
         self._open = io.open
@@ -56,11 +56,11 @@ class _Disk:
         if name == "open" and not arguments[1] & os.O_CREAT:
             return operation(*arguments, **options)
         self.strike(name, path=arguments[0])
+        if name in ("pwrite", "sendfile"):
+            self.writes(arguments[0])
         result = operation(*arguments, **options)
         if name == "fsync":
             self._unflushed.pop(os.fstat(arguments[0]).st_ino, None)
-        elif name in ("pwrite", "sendfile"):
-            self.wrote(arguments[0])
         return result
 
     def _open_file(self, file, mode="r", buffering=-1, encoding=None, errors=None, newline=None):
@@ -93,15 +93,15 @@ class _Disk:
             case "torn write":
                 if half:
                     half()
-                for descriptor in self._unflushed.values():
-                    os.truncate(descriptor, os.fstat(descriptor).st_size // 2)
+                for descriptor, flushed in self._unflushed.values():
+                    os.truncate(descriptor, (flushed + os.fstat(descriptor).st_size) // 2)
                 os._exit(Outcome.DIED)
 
-    def wrote(self, descriptor):
-        """Remember that a file has content that is not on the disk."""
-        inode = os.fstat(descriptor).st_ino
-        if inode not in self._unflushed:
-            self._unflushed[inode] = os.dup(descriptor)
+    def writes(self, descriptor):
+        """Remember how much of a file is on the disk before it is written to."""
+        status = os.fstat(descriptor)
+        if status.st_ino not in self._unflushed:
+            self._unflushed[status.st_ino] = os.dup(descriptor), status.st_size
 
 
 class _File(io.FileIO):
@@ -114,7 +114,7 @@ class _File(io.FileIO):
     def write(self, content):
         half = functools.partial(super().write, memoryview(content)[: len(content) // 2])
         self._disk.strike("write", half=half)
-        self._disk.wrote(self.fileno())
+        self._disk.writes(self.fileno())
         return super().write(content)
 
 
