@@ -151,12 +151,15 @@ def test_another_host_takes_part_by_one_command(run, attributes, dataset, tmp_pa
     context = multiprocessing.get_context("spawn")
     first = context.Process(target=train_generator.run, args=(step,))
     first.start()
-    while first.is_alive() and not (work / "context.json").exists():
-        sleep(0.1)
-    command = [sys.executable, "-m", "tasks.kinds.train_generator", work]
-    subprocess.run(command, check=True, timeout=120)
-    first.join(60)
-    assert first.exitcode == 0
+    try:
+        while first.is_alive() and not (work / "context.json").exists():
+            sleep(0.1)
+        command = [sys.executable, "-m", "tasks.kinds.train_generator", work]
+        subprocess.run(command, check=True, timeout=240)
+        first.join(60)
+        assert first.exitcode == 0
+    finally:
+        first.terminate()
     losses, expected = (
         [row["loss"] for row in read_metrics(item / METRICS_NAME)] for item in (out, alone)
     )
