@@ -66,7 +66,7 @@ def test_processes_are_spread_over_hosts_and_the_key_does_not_know():
     [
         ({"rdzv_endpoint": None}, "num_nodes from 2 on and rdzv_endpoint, .*need each other"),
         ({"num_nodes": 1}, "need each other"),
-        ({"rdzv_endpoint": "first"}, "rdzv_endpoint"),
+        ({"rdzv_endpoint": "first"}, "should match pattern"),
         ({"num_processes": 1}, "num_processes 1 is not a multiple of num_nodes 2"),
     ],
 )
