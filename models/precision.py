@@ -39,11 +39,11 @@ def has_gpu() -> bool:
     return bool(visible_gpus())
 
 
-def require_gpu(option: str, precision: Precision) -> None:
-    """Refuse a precision before anything is trained.
+def require_gpu(option: str, value: str) -> None:
+    """Refuse an option's value before anything is trained.
 
     Raises:
         InvalidConfig: there is no GPU, which it needs.
     """
     if not has_gpu():
-        raise InvalidConfig(f"{option}={precision} needs a GPU, and there is none")
+        raise InvalidConfig(f"{option}={value} needs a GPU, and there is none")

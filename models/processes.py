@@ -3,43 +3,77 @@
 import os
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousTimeoutError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from data.errors import InvalidConfig, StepFailed
+from data.errors import InvalidConfig, ServiceUnavailable, StepFailed
 
 _MAX_RESTARTS = 3
+_SECONDS_TO_CONNECT = 60
+_SECONDS_TO_MEET = 600
 
 
-def run_distributed(function: Callable[..., Any], *arguments: Any, num_processes: int) -> None:
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    """Machines whose processes work together.
+
+    Attributes:
+        count: of them.
+        endpoint: HOST:PORT, where the first one listens.
+        name: of their work, the same on all.
+        is_first: whether this is the one that listens.
+    """
+
+    count: int
+    endpoint: str
+    name: str
+    is_first: bool
+
+
+def run_distributed(
+    function: Callable[..., Any], *arguments: Any, num_processes: int, hosts: Hosts | None = None
+) -> None:
     """Call a function in data-parallel processes of this machine, with torchrun's environment.
 
-    They share this process' threads. When one of them dies all are started again, at most three
-    times; the function must go on from its newest checkpoint.
+    They share this process' threads. When one of them dies all are started again, on every host, at
+    most three times; the function must go on from its newest checkpoint. A host that is gone may come
+    back within ten minutes, for which the others wait.
 
     Args:
         function: importable by name, as are its arguments' types.
+        num_processes: of this machine.
+        hosts: each of which calls this; None: this one alone.
 
     Raises:
         InvalidConfig: there are fewer GPUs than processes.
+        ServiceUnavailable: the hosts do not find each other.
         StepFailed: a process died once more.
     """
     if torch.cuda.is_available() and num_processes > torch.cuda.device_count():
         raise InvalidConfig(
-            f"num_processes {num_processes} is more than the {torch.cuda.device_count()} GPUs here"
+            f"num_processes: {num_processes} of this host are more than its "
+            f"{torch.cuda.device_count()} GPUs"
         )
+    hosts = hosts or Hosts(1, "localhost:0", uuid.uuid4().hex, is_first=True)
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
+        min_nodes=hosts.count,
+        max_nodes=hosts.count,
         nproc_per_node=num_processes,
-        run_id=uuid.uuid4().hex,
+        run_id=hosts.name,
         max_restarts=_MAX_RESTARTS,
         monitor_interval=0.5,
         rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
+        rdzv_endpoint=hosts.endpoint,
+        rdzv_configs={
+            "is_host": hosts.is_first,
+            "read_timeout": _SECONDS_TO_CONNECT,
+            "join_timeout": _SECONDS_TO_MEET,
+        },
         start_method="spawn",
     )
     # With the launcher's own store, restarted processes would look for the dead ones' addresses.
@@ -51,8 +85,18 @@ def run_distributed(function: Callable[..., Any], *arguments: Any, num_processes
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         raise StepFailed(
-            f"process {rank} of {num_processes} ended {_MAX_RESTARTS + 1} times, with exit status "
-            f"{failure.exitcode}: {failure.message}"
+            f"process {rank} of {hosts.count * num_processes} ended {_MAX_RESTARTS + 1} times, with exit "
+            f"status {failure.exitcode}: {failure.message}"
+        ) from error
+    except RendezvousTimeoutError as error:
+        raise ServiceUnavailable(
+            f"num_nodes {hosts.count}: they were not all at {hosts.endpoint} within {_SECONDS_TO_MEET} s. "
+            "Run again, and the command of its log on each other host"
+        ) from error
+    except RendezvousError as error:
+        raise ServiceUnavailable(
+            f"rdzv_endpoint {hosts.endpoint}: no connection within {_SECONDS_TO_CONNECT} s, or the host "
+            "there has ended. It must be the name and a free port of the host that runs the training"
         ) from error
 
 

@@ -264,6 +264,17 @@ class GeneratorConfig(Options):
     num_processes: Annotated[int, RuntimeOnly] = Field(
         1, ge=1, description="Data-parallel processes that share a batch, one for each GPU."
     )
+    num_nodes: Annotated[int, RuntimeOnly] = Field(
+        1, ge=1, description="Hosts that num_processes are spread over, each with as many."
+    )
+    rdzv_endpoint: Annotated[str | None, RuntimeOnly] = Field(
+        None,
+        pattern=r"^\S+:\d+$",
+        description="HOST:PORT of the host that runs the training, where the others find it.",
+    )
+    distributed_backend: Annotated[Literal["auto", "nccl", "gloo"], RuntimeOnly] = Field(
+        "auto", description="What processes exchange gradients by; auto: nccl on GPUs, else gloo."
+    )
     checkpoint_interval: Annotated[int, RuntimeOnly] = Field(1000, ge=1, description="Steps.")
     keep_checkpoints: Annotated[int, RuntimeOnly] = Field(2, ge=1, description="Newest ones kept.")
 
@@ -279,6 +290,19 @@ class GeneratorConfig(Options):
             raise ValueError(
                 f"num_epochs is {self.num_epochs:g} and num_steps {self.num_steps}: "
                 "one of them must be 0 and the other say how long to train"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _hosts_find_each_other(self) -> Self:
+        if self.num_processes % self.num_nodes:
+            raise ValueError(
+                f"num_processes {self.num_processes} is not a multiple of num_nodes {self.num_nodes}"
+            )
+        if (self.num_nodes > 1) != bool(self.rdzv_endpoint):
+            raise ValueError(
+                "num_nodes from 2 on and rdzv_endpoint, HOST:PORT of the host that runs the training, "
+                f"need each other: they are {self.num_nodes} and {self.rdzv_endpoint}"
             )
         return self
 
@@ -330,8 +354,8 @@ class GeneratorConfig(Options):
 
     @property
     def num_gpus(self) -> int:
-        """One for each process."""
-        return self.num_processes
+        """One for each process of a host."""
+        return self.num_processes // self.num_nodes
 
     @property
     def protocol(self) -> Protocol:
@@ -371,7 +395,7 @@ class GeneratorConfig(Options):
         return missing_downloads(name, self.base_model_revision)
 
     def check(self, dataset: Dataset) -> None:
-        """Refuse a rule that leaves no layout to train on, or none to probe, and fp16 without a GPU.
+        """Refuse a rule that leaves no layout to train on, or none to probe; fp16 or NCCL without a GPU.
 
         Raises:
             InvalidDataset: it does.
@@ -379,6 +403,8 @@ class GeneratorConfig(Options):
         """
         if self.mixed_precision == "fp16":
             require_gpu("train_generator.mixed_precision", "fp16")
+        if self.distributed_backend == "nccl":
+            require_gpu("train_generator.distributed_backend", "nccl")
         if warning := self._rate_of_another_batch():
             logger.warning("%s", warning)
         rule = "layouts or train_generator.layouts"

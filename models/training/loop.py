@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate.utils import broadcast_object_list
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -274,7 +275,9 @@ def train_generator(
     """
     state = new_state(generator, config)
     accelerator = state.accelerator
-    checkpoint = newest_checkpoint(checkpoints(work))
+    # The first process chooses: hosts may see a shared folder at different ages.
+    newest = newest_checkpoint(checkpoints(work)) if accelerator.is_main_process else None
+    checkpoint = broadcast_object_list([newest])[0]
     if checkpoint:
         load_checkpoint(state, fingerprint, checkpoint)
         logger.info("going on from the checkpoint at step %d", state.step)

@@ -126,7 +126,7 @@ def fitted(generator: Generator, config: GeneratorConfig) -> tuple[GeneratorConf
     left_open = "auto" in {config.gradient_accumulation_steps, config.gradient_checkpointing}
     if not torch.cuda.is_available() or not left_open:
         return config, None
-    num_devices = min(config.num_processes, torch.cuda.device_count())
+    num_devices = min(config.num_gpus, torch.cuda.device_count())
     devices = map(torch.cuda.get_device_properties, range(num_devices))
     logger.info("counting what the training takes")
     count = count_training(

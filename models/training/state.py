@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from diffusers import UNet2DConditionModel
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
@@ -208,13 +208,16 @@ def _accelerator(config: GeneratorConfig) -> Accelerator:
     device, precision = default_device(), resolve_precision(config.mixed_precision)
     if precision == "fp16" and device.type == "cpu":
         raise InvalidConfig("mixed_precision fp16 needs a GPU: use bf16 or no")
+    # Else the reduction would hold all gradients once more.
+    handlers: list[Any] = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
+    if config.num_processes > 1 and config.distributed_backend != "auto":
+        handlers.append(InitProcessGroupKwargs(backend=config.distributed_backend))
     AcceleratorState._reset_state()  # noqa: SLF001  # of an earlier training in this process
     return Accelerator(
         cpu=device.type == "cpu",
         mixed_precision=precision,
         gradient_accumulation_steps=config.num_parts,
-        # Else the reduction would hold all gradients once more.
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        kwargs_handlers=handlers,
     )
 
 

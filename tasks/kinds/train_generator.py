@@ -2,7 +2,9 @@
 
 import json
 import logging
+import shlex
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from pydantic import TypeAdapter
 
 from data import errors
+from data.artifacts.store import durable_file
 from data.attributes.options import ATTRIBUTES_NAME
-from data.errors import InvalidDataset, PipelineError, StepFailed
+from data.errors import ArtifactMissing, InvalidDataset, PipelineError, StepFailed
 from data.layouts.layout import (
     Layout,
     blank_layouts,
@@ -43,13 +47,14 @@ from models.generator.modules import (
     save_generator,
 )
 from models.generator.options import GeneratorConfig, NewModelConfig
-from models.processes import is_main_process, run_distributed
+from models.processes import Hosts, is_main_process, run_distributed
 from models.training.loop import train_generator
 from models.training.memory import fitted
 from models.training.metrics_file import METRICS_NAME, Metrics, last_metrics, read_metrics
 from models.training.probe import GeneratorProbe
 from models.training.state import TrainingState
 from models.training.training_set import TrainingSet, build_training_set
+from tasks.execution.child import log_plainly
 from tasks.execution.context import StepContext, Summary
 from tasks.pages.cards import markdown_picture, markdown_table, write_card
 
@@ -63,6 +68,10 @@ _CAPTIONS = {
     "step": "Validation layouts, sampled in training",
     "masks": "True masks above, predicted ones below",
 }
+
+_FAILURE_NAME = "failure.json"
+_SHARED_NAME = "context.json"
+"""In the work folder: what other hosts need to know of the step."""
 
 Context = StepContext[GeneratorConfig]
 
@@ -115,8 +124,11 @@ def run(context: Context) -> Summary:
     else:
         del prepared, generator  # each process has its own
         release_memory()
+        (context.work / _FAILURE_NAME).unlink(missing_ok=True)
+        if options.num_nodes > 1:
+            _invite(context)
         with _followed(context):
-            _train_in_workers(context)
+            _train_in_workers(context, is_first_host=True)
     shutil.copy(context.work / METRICS_NAME, context.out / METRICS_NAME)
     metrics = read_metrics(context.work / METRICS_NAME)
     rows = _summary_rows(metrics)
@@ -229,24 +241,56 @@ def _train(context: Context, prepared: _Prepared) -> None:
         save_generator(prepared.generator, context.out / "generator")
 
 
-def _train_in_workers(context: Context) -> None:
-    """Train in several processes; what is wrong for the user ends them all, a death does not."""
-    failure = context.work / "failure.json"
-    failure.unlink(missing_ok=True)
-    quiet = replace(context, progress=silent)
-    try:
-        run_distributed(
-            _train_in_worker, quiet, failure, num_processes=context.options.num_processes
+def _invite(context: Context) -> None:
+    """Say how other hosts take part, to people and in the work folder."""
+    with durable_file(context.work / _SHARED_NAME) as file:
+        file.write(TypeAdapter(Context).dump_json(context, exclude={"progress"}))
+    command = shlex.join(["python", "-m", "tasks.kinds.train_generator", str(context.work)])
+    logger.info("on each of %d other hosts: %s", context.options.num_nodes - 1, command)
+    context.progress(0, context.options.num_steps, f"waiting for hosts: {command}")
+
+
+def join(work: Path) -> None:
+    """Let this host take part in a training that another one runs, until it is done.
+
+    Args:
+        work: the step's work folder, which both see under the same path.
+
+    Raises:
+        ArtifactMissing: no training waits for hosts there.
+        ServiceUnavailable: the hosts do not find each other.
+        StepFailed: a process died once more.
+    """
+    shared = work / _SHARED_NAME
+    if not shared.is_file():
+        raise ArtifactMissing(
+            f"{work}: no training waits there for other hosts. Its log says when it does"
         )
-    except StepFailed as error:
+    facts = json.loads(shared.read_text())
+    context = TypeAdapter(Context).validate_python(facts | {"progress": silent})
+    _train_in_workers(context, is_first_host=False)
+
+
+def _train_in_workers(context: Context, *, is_first_host: bool) -> None:
+    """Train in several processes; what is wrong for the user ends them all, a death does not."""
+    options, failure = context.options, context.work / _FAILURE_NAME
+    hosts = None
+    if options.rdzv_endpoint:
+        hosts = Hosts(options.num_nodes, options.rdzv_endpoint, context.key, is_first_host)
+    quiet = replace(context, progress=silent)
+    num_processes = options.num_processes // options.num_nodes
+    try:
+        run_distributed(_train_in_worker, quiet, num_processes=num_processes, hosts=hosts)
+    except PipelineError as error:
         if failure.exists():
             name, message = json.loads(failure.read_text())
             raise getattr(errors, name)(message) from error
         raise
 
 
-def _train_in_worker(context: Context, failure: Path) -> None:
+def _train_in_worker(context: Context) -> None:
     end_with_parent()
+    failure = context.work / _FAILURE_NAME
     if failure.exists():
         raise StepFailed("started again after an error of the user's")
     try:
@@ -359,3 +403,11 @@ def _pictures(out: Path) -> list[str]:
         + markdown_picture(np.asarray(Image.open(path)), path.stem, num_pictures=len(chosen))
         for path in chosen
     ]
+
+
+if __name__ == "__main__":
+    log_plainly()
+    try:
+        join(Path(sys.argv[1]))
+    except PipelineError as error:
+        sys.exit(str(error))

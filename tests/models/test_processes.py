@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from data.errors import ServiceUnavailable
+from models import processes
+from models.processes import Hosts, run_distributed
 from models.training.metrics_file import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -24,15 +28,21 @@ def root(tmp_path_factory, ingested):
 
 
 @pytest.fixture(scope="module")
-def train(root):
-    def start(name, death="-", **options):
-        command = [sys.executable, SCRIPT, root / name, death, json.dumps(options)]
+def command(root):
+    def make(name, death="-", host="first", **options):
+        line = [sys.executable, SCRIPT, root / name, death, json.dumps(options), host]
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        return subprocess.run(
-            command, env=os.environ | {"PYTHONPATH": path}, check=False, timeout=120
-        )
+        return {"args": line, "env": os.environ | {"PYTHONPATH": path}}
 
-    return start
+    return make
+
+
+@pytest.fixture(scope="module")
+def train(command):
+    def run(*names, **options):
+        return subprocess.run(**command(*names, **options), check=False, timeout=240)
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +50,12 @@ def whole(root, train):
     """Folder of a run in one process that nothing disturbed."""
     assert train("whole").returncode == 0
     return root / "whole"
+
+
+def free_endpoint():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{listener.getsockname()[1]}"
 
 
 def losses(folder):
@@ -75,6 +91,38 @@ def test_after_the_death_of_a_process_all_go_on_from_the_newest_checkpoint(root,
     assert (root / "bereaved" / "died-rank-5").exists()
     assert losses(root / "bereaved") == pytest.approx(losses(whole), rel=1e-4)
     assert (root / "bereaved" / "generator").is_dir()
+
+
+@pytest.mark.timeout(600)  # PyTorch is imported nine times
+def test_hosts_wait_for_one_that_was_lost_and_go_on_with_it(root, command, train, whole):
+    options = {
+        "num_processes": 2,
+        "num_nodes": 2,
+        "rdzv_endpoint": free_endpoint(),
+        "num_workers": 0,
+    }
+    with subprocess.Popen(**command("hosts", **options)) as first:
+        try:
+            assert train("hosts", "host:5", "other", **options).returncode == -signal.SIGKILL
+            assert train("hosts", "-", "other", **options).returncode == 0
+            assert first.wait(timeout=60) == 0
+        finally:
+            first.terminate()
+    assert losses(root / "hosts") == pytest.approx(losses(whole), rel=1e-4)
+    assert (root / "hosts" / "generator").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("is_first", "message"),
+    [(False, "no connection within 1 s"), (True, "were not all at .* within 1 s")],
+)
+def test_hosts_that_do_not_find_each_other_say_so_in_time(monkeypatch, is_first, message):
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    monkeypatch.setattr(processes, "_SECONDS_TO_CONNECT", 1)
+    monkeypatch.setattr(processes, "_SECONDS_TO_MEET", 1)
+    hosts = Hosts(2, free_endpoint(), "run", is_first)
+    with pytest.raises(ServiceUnavailable, match=message):
+        run_distributed(print, num_processes=1, hosts=hosts)
 
 
 def test_processes_share_the_threads(tmp_path):

@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pyarrow.compute as pc
 import pytest
+from pydantic import ValidationError
 from safetensors.numpy import save_file
 
 from data.artifacts.digests import DigestMemory
@@ -49,6 +50,29 @@ def test_a_base_model_is_known_by_the_content_of_its_parts(folder, tmp_path):
 
 def test_a_training_needs_a_gpu_for_each_of_its_processes():
     assert GeneratorConfig(num_processes=4).num_gpus == 4
+
+
+HOSTS = {"num_nodes": 2, "num_processes": 4, "rdzv_endpoint": "first:29400"}
+
+
+def test_processes_are_spread_over_hosts_and_the_key_does_not_know():
+    config = GeneratorConfig(**HOSTS, distributed_backend="gloo")
+    assert config.num_gpus == 2
+    assert config.keyed() == GeneratorConfig().keyed()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rdzv_endpoint": None}, "num_nodes from 2 on and rdzv_endpoint, .*need each other"),
+        ({"num_nodes": 1}, "need each other"),
+        ({"rdzv_endpoint": "first"}, "should match pattern"),
+        ({"num_processes": 1}, "num_processes 1 is not a multiple of num_nodes 2"),
+    ],
+)
+def test_hosts_that_cannot_find_each_other_are_refused(changes, message):
+    with pytest.raises(ValidationError, match=message):
+        GeneratorConfig(**HOSTS | changes)
 
 
 @pytest.mark.parametrize(("num_images", "num_steps"), [(1, 1), (16, 5), (17, 6), (1000, 313)])

@@ -1,7 +1,8 @@
-"""Trains a tiny generator: `training_script.py FOLDER DEATH OPTIONS`, for tests that kill it.
+"""Trains a tiny generator: `training_script.py FOLDER DEATH OPTIONS [HOST]`, for tests that kill it.
 
 DEATH is `-`, `step:N` (SIGKILL after step N), `write:N` (SIGKILL within the N-th checkpoint's write),
-or `rank:N` (SIGKILL of the second process after step N); a death comes once for each folder.
+`rank:N` (SIGKILL of the second process after step N), or `host:N` (likewise of this host's process and
+of what started it); a death comes once for each folder. HOST is `other` on all hosts but the first.
 """
 
 import json
@@ -19,7 +20,7 @@ from data.vocabulary.images import read_square
 from data.vocabulary.tables import Dataset
 from models.generator.modules import create_base_model, prepare_generator, save_generator
 from models.generator.options import GeneratorConfig, NewModelConfig
-from models.processes import is_main_process, run_distributed
+from models.processes import Hosts, is_main_process, run_distributed
 from models.training import loop as training
 from models.training.batches import make_batch
 from models.training.training_set import build_training_set
@@ -44,6 +45,8 @@ def die_once(folder: Path, reason: str) -> None:
     marker = folder / f"died-{reason.replace(':', '-')}"
     if not marker.exists():
         marker.touch()
+        if reason.startswith("host"):
+            os.kill(os.getppid(), signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -85,7 +88,7 @@ def train(folder: Path, death: str, options: dict) -> None:
             die_once(folder, death)
 
     arm(folder, death)
-    if kind == "rank" and os.environ["RANK"] == "1":
+    if kind == "host" or (kind == "rank" and os.environ["RANK"] == "1"):
         step = training.train_step
 
         def fatal_step(state, config, batches):
@@ -108,15 +111,19 @@ def train(folder: Path, death: str, options: dict) -> None:
         save_generator(generator, folder / "generator")
 
 
-def main(folder: str, death: str, options: str) -> None:
+def main(folder: str, death: str, options: str, host: str = "first") -> None:
     chosen = json.loads(options)
     arguments = Path(folder), death, chosen
     arguments[0].mkdir(exist_ok=True)
     if chosen.get("num_processes", 1) == 1:
         train(*arguments)
-    else:
+        return
+    if host == "first":
         prepare(arguments[0])
-        run_distributed(train, *arguments, num_processes=chosen["num_processes"])
+    count, hosts = chosen.get("num_nodes", 1), None
+    if count > 1:
+        hosts = Hosts(count, chosen["rdzv_endpoint"], "run", is_first=host == "first")
+    run_distributed(train, *arguments, num_processes=chosen["num_processes"] // count, hosts=hosts)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,13 @@
 """What a generator is trained on, and what it starts from."""
 
 import math
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from time import sleep
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,8 +15,10 @@ import pytest
 import torch
 
 from data.attributes.options import ATTRIBUTES_NAME, PseudoLabelConfig
+from data.errors import ArtifactMissing
 from data.ingest.options import UnlabelledConfig
 from data.layouts.protocols import Protocol
+from data.progress import silent
 from data.vocabulary.tables import DETECTIONS
 from models.generator.modules import load_generator
 from models.generator.options import (
@@ -38,6 +47,7 @@ CONFIG = GeneratorConfig(
     num_workers=0,
 )
 NUM_IMAGES = 4
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -118,3 +128,41 @@ def test_a_training_goes_on_from_the_pre_trained_generator(
         torch.testing.assert_close(after[name], weights, rtol=0, atol=1e-6)
     assert any(not torch.allclose(other[name], before[name], atol=1e-4) for name in before)
     assert load_generator(made / "generator").encoder.categories == dataset.categories
+
+
+@pytest.mark.timeout(600)  # PyTorch is imported four times
+def test_another_host_takes_part_by_one_command(run, attributes, dataset, tmp_path, monkeypatch):
+    pq.write_table(attributes, tmp_path / ATTRIBUTES_NAME)
+    alone, _ = run(train_generator, "alone", CONFIG, attributes=tmp_path)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{listener.getsockname()[1]}"
+    changes = {"num_nodes": 2, "num_processes": 2, "rdzv_endpoint": endpoint}
+    inputs = {"ingest": dataset.folder, "attributes": tmp_path}
+    out, work = tmp_path / "out", tmp_path / "work"
+    out.mkdir()
+    work.mkdir()
+    with pytest.raises(ArtifactMissing, match="no training waits there"):
+        train_generator.join(work)
+    step = StepContext(
+        CONFIG.model_copy(update=changes), inputs, out, work, "key", tmp_path, 1, silent
+    )
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    monkeypatch.setenv("PYTHONPATH", path)
+    context = multiprocessing.get_context("spawn")
+    first = context.Process(target=train_generator.run, args=(step,))
+    first.start()
+    try:
+        while first.is_alive() and not (work / "context.json").exists():
+            sleep(0.1)
+        command = [sys.executable, "-m", "tasks.kinds.train_generator", work]
+        subprocess.run(command, check=True)
+        first.join(60)
+        assert first.exitcode == 0
+    finally:
+        first.terminate()
+    losses, expected = (
+        [row["loss"] for row in read_metrics(item / METRICS_NAME)] for item in (out, alone)
+    )
+    assert losses == pytest.approx(expected, rel=1e-4)
+    assert (out / "generator").is_dir()
