@@ -3,11 +3,13 @@
 import json
 import sys
 import tomllib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from data.errors import InvalidConfig
@@ -107,3 +109,9 @@ def show_digests(done: int, total: int, status: str) -> None:
 def print_table(table: Table) -> None:
     """Print a table, wide where no terminal says how wide it is."""
     Console(width=None if sys.stdout.isatty() else 240).print(table)
+
+
+def tracked(references: Sequence[str], what: str) -> Iterable[str]:
+    """Go through artifacts, with a bar where there is a terminal."""
+    console = Console(stderr=True)
+    return track(references, what, console=console, disable=not sys.stderr.isatty())

@@ -1,14 +1,11 @@
 """The commands of the store's mirror: fill it, fill the store from it; and whether both can be used."""
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import track
 
 from data.artifacts.fitness import CHECKS
 from data.artifacts.inventory import artifacts, find, require_store
@@ -16,6 +13,7 @@ from data.artifacts.records import Record, read_records
 from data.artifacts.remote import CONTENDERS, Remote, default_remote, required_remote
 from data.artifacts.store import ArtifactStore, default_root
 from data.errors import ArtifactMissing, PipelineError, RemoteConflict, RemoteDamaged
+from flows.command_options import tracked
 
 app = typer.Typer()
 
@@ -105,10 +103,7 @@ def _chosen(
 def _carry_out(what: str, do: Callable[[str], str], references: Iterable[str]) -> None:
     """Do something with each artifact and count what becomes of them."""
     counts: Counter[str] = Counter()
-    progress = Console(stderr=True)
-    for reference in track(
-        list(references), what, console=progress, disable=not sys.stderr.isatty()
-    ):
+    for reference in tracked(list(references), what):
         try:
             counts[do(reference)] += 1
         except (ArtifactMissing, RemoteConflict, RemoteDamaged) as error:

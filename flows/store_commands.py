@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -11,8 +10,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 from pydantic import ByteSize, TypeAdapter, ValidationError
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from data.artifacts.comparison import (
@@ -50,6 +47,7 @@ from flows.command_options import (
     print_table,
     requested,
     show_digests,
+    tracked,
 )
 from flows.results import flat_results, reports_of
 from tasks.execution.plan import Planner
@@ -309,8 +307,7 @@ def verify(
     if sample is not None:
         chosen = sampled(chosen, *_part(sample))
     damaged = []
-    progress = Console(stderr=True)
-    for reference in track(chosen, "verify", console=progress, disable=not sys.stderr.isatty()):
+    for reference in tracked(chosen, "verify"):
         files = damaged_files(store, reference, fast=fast)
         for name in files:
             typer.echo(f"damaged: {store.root / reference / name}")

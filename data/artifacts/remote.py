@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
+from data.artifacts.comparison import differences
 from data.artifacts.manifest import MANIFEST_NAME, FileRecord, Manifest
 from data.artifacts.records import RECORDS_FOLDER, Record, add_record, parse_record, record_name
 from data.artifacts.store import ArtifactStore, is_intact, storage_errors
@@ -339,10 +340,7 @@ class Remote:
         other = self._manifest(manifest.reference, there)
         if other.files == manifest.files:
             return
-        names = {*other.files, *manifest.files}
-        differing = sorted(
-            item for item in names if other.files.get(item) != manifest.files.get(item)
-        )
+        differing = list(differences(other.files, manifest.files))
         raise RemoteConflict(
             f"{self.url} has {manifest.reference} with other content, made on {other.created_at[:10]} "
             f"({len(differing)} files differ, {differing[0]} is one): both stay; to take that one move the "

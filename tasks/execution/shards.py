@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Generic, TypeVar
 
+from data.artifacts.comparison import differences
 from data.artifacts.digests import file_digest
 from data.artifacts.options import ShardedOptions
 from data.artifacts.store import durable_rename
@@ -127,12 +128,9 @@ class _ShardMaker(Generic[ItemT]):
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            first, second = _digests(target), _digests(own)
-            if differing := [
-                name for name in first | second if first.get(name) != second.get(name)
-            ]:
+            if differing := differences(_digests(target), _digests(own)):
                 raise StepFailed(
-                    f"{target} was made twice, and {', '.join(sorted(differing))} came out with other bytes: "
+                    f"{target} was made twice, and {', '.join(differing)} came out with other bytes: "
                     "are the workers' machines or libraries different?"
                 ) from error
             shutil.rmtree(own)
