@@ -129,7 +129,7 @@ KINDS: dict[str, Kind] = {
                 "scores": "many",
                 "features": "many",
             },
-            {"step": 3},
+            {"step": 4},
             preload=False,
         ),
         Kind(

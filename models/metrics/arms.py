@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from models.metrics.comparison import (
-    Interval,
     Verdict,
     holm,
     paired_interval,
@@ -14,6 +13,7 @@ from models.metrics.comparison import (
     seeds_needed,
     verdict,
 )
+from models.metrics.interval import Interval
 from models.metrics.ruler import Worth, worth
 
 LEVEL = 0.95

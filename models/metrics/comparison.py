@@ -3,12 +3,13 @@
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float64
 from scipy.special import stdtr, stdtrit
+
+from models.metrics.interval import Interval
 
 Verdict = Literal["helps", "costs", "cannot tell"]
 
@@ -20,15 +21,6 @@ _MOST_SEEDS = 1000
 
 _LARGEST_EFFECT = 1e5
 """In standard deviations: two pairs find it for certain, and beyond it `stats.nct` gives NaN."""
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """An estimate and the limits of its confidence interval, which may be infinite."""
-
-    value: float
-    low: float
-    high: float
 
 
 def student_interval(values: Sequence[float], level: float = 0.95) -> Interval:
@@ -159,7 +151,7 @@ def _differences(of: Sequence[float], versus: Sequence[float]) -> Float64[np.nda
 
 def _power(num_pairs: int, effect: float, level: float) -> float:
     """Probability that a paired t test finds an effect, in standard deviations."""
-    from scipy import stats  # noqa: PLC0415  # half of the time in which the command line starts
+    from scipy import stats  # noqa: PLC0415  # takes longer than all that is imported above
 
     critical = stdtrit(num_pairs - 1, (1 + level) / 2)
     return float(stats.nct.sf(critical, num_pairs - 1, effect * math.sqrt(num_pairs)))

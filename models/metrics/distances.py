@@ -9,7 +9,7 @@ from jaxtyping import Float, Float64, Int
 from scipy.linalg import eigvalsh, lapack
 from scipy.special import stdtrit
 
-from models.metrics.comparison import Interval
+from models.metrics.interval import Interval
 
 _PAIRS_AT_ONCE = 1 << 22
 """So many pairs of images are compared at once: 32 MiB of numbers."""

@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float, Int
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from models.metrics.comparison import Interval, percentile_interval
+from models.metrics.comparison import percentile_interval
+from models.metrics.interval import Interval
 
 _RECALLS = np.linspace(0, 1, 101)
 """Where COCO reads the curve of precision over recall."""

@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Float64
 from scipy.optimize import isotonic_regression
 
-from models.metrics.comparison import Interval, percentile_interval
+from models.metrics.comparison import percentile_interval
+from models.metrics.interval import Interval
 
 _FLAT = 1e-12
 """A rise of the scores along the ruler that is this small a share of them is rounding."""

@@ -16,7 +16,7 @@ from data.coco.image_sets import whole_images
 from data.vocabulary.tables import Dataset, write_table
 from models.metrics.arms import MAP, REAL, ArmResult, Bootstrap, Contrast, arm_worth, compare
 from models.metrics.coco_metrics import coco_results, read_truth
-from models.metrics.comparison import Interval, student_interval
+from models.metrics.comparison import student_interval
 from models.metrics.image_bootstrap import (
     MapDraws,
     bootstrap_difference,
@@ -24,6 +24,7 @@ from models.metrics.image_bootstrap import (
     difference_p_value,
     match_detections,
 )
+from models.metrics.interval import Interval
 from models.metrics.options import MAIN, ComparisonOptions
 from models.metrics.ruler import Worth
 from models.metrics.tiles import join_tiles

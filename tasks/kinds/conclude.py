@@ -7,7 +7,8 @@ from typing import Any
 import pyarrow as pa
 
 from data.vocabulary.tables import write_table
-from models.metrics.comparison import Interval, seeds_needed, student_interval
+from models.metrics.comparison import seeds_needed, student_interval
+from models.metrics.interval import Interval
 from models.metrics.options import ConclusionOptions, Question, run_and_name
 from tasks.execution.context import StepContext, Summary
 from tasks.pages.cards import markdown_table, write_card

@@ -1,6 +1,7 @@
 """Kind `measure`: what the synthetic validation sets are like, beside the real images of their layouts."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import astuple
 from pathlib import Path
@@ -17,7 +18,7 @@ from data.layouts.layout import POLICIES, dataset_selection
 from data.vocabulary.tables import Dataset, write_table
 from models.metrics.arms import REAL
 from models.metrics.coco_metrics import CocoTruth, detection_recall, read_truth, truth_boxes
-from models.metrics.comparison import Interval, student_interval
+from models.metrics.comparison import student_interval
 from models.metrics.detection_scores import (
     SCORE_THRESHOLDS,
     ScoredImages,
@@ -35,6 +36,7 @@ from models.metrics.distances import (
     polynomial_mmd,
     prdc,
 )
+from models.metrics.interval import Interval
 from models.metrics.options import DETECTOR, FEATURES_NAME, SCORER, MeasureOptions
 from tasks.execution.context import StepContext, Summary
 from tasks.pages.cards import markdown_table, write_card
@@ -44,6 +46,15 @@ from tasks.pages.report_tables import DISTANCES, FLOOR
 
 FIDELITY_NAME, SCORES_NAME, COPIES_NAME = "fidelity.parquet", "scores.parquet", "copies.parquet"
 """Tables of distances, of detection scores, and of the generated images nearest to a training image."""
+
+_RANGES = {
+    "frechet_distance": (0, math.inf),
+    "precision": (0, 1),
+    "recall": (0, 1),
+    "density": (0, math.inf),
+    "coverage": (0, 1),
+}
+"""Where distances can be; the estimate of KID may be negative."""
 
 _COPIES_SHOWN = 8
 """Pairs of a set."""
@@ -267,8 +278,13 @@ class _Real:
 
 
 def _limits(name: str, interval: Interval | None) -> dict[str, float | None]:
+    """A distance and the limits of its interval, of which none is where the distance cannot be."""
     names = (name, f"{name}_low", f"{name}_high")
-    return dict(zip(names, astuple(interval), strict=True)) if interval else dict.fromkeys(names)
+    if interval is None:
+        return dict.fromkeys(names)
+    least, most = _RANGES.get(name, (-math.inf, math.inf))
+    low, high = max(interval.low, least), min(interval.high, most)
+    return dict(zip(names, (interval.value, low, high), strict=True))
 
 
 def _results(context: Context, scores: Rows, fidelity: Rows) -> dict[str, Any]:

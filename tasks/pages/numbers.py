@@ -4,7 +4,7 @@ import math
 import re
 from typing import Any
 
-from models.metrics.comparison import Interval
+from models.metrics.interval import Interval
 
 
 def format_value(value: Any) -> str:

@@ -17,7 +17,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 mpl.use("Agg")
 from matplotlib import pyplot as plt  # after the choice of backend
 
-from models.metrics.comparison import Interval, Verdict
+from models.metrics.comparison import Verdict
+from models.metrics.interval import Interval
 from tasks.pages.numbers import format_interval
 
 _WIDTH = 6.0

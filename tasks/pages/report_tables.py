@@ -6,7 +6,8 @@ from itertools import pairwise
 from typing import Any
 
 from models.metrics.arms import MAP, REAL
-from models.metrics.comparison import Interval, student_interval
+from models.metrics.comparison import student_interval
+from models.metrics.interval import Interval
 from models.metrics.options import DETECTOR, SCORER
 from tasks.pages.numbers import format_interval
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from models.metrics.comparison import Interval, Verdict
+from models.metrics.comparison import Verdict
+from models.metrics.interval import Interval
 from tasks.pages.cards import markdown_table
 from tasks.pages.html import write_page
 from tasks.pages.numbers import format_interval

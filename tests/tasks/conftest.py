@@ -7,7 +7,7 @@ import pytest
 
 from data.artifacts.options import Execution
 from models.metrics.arms import ArmResult, arm_worth, compare
-from models.metrics.comparison import Interval
+from models.metrics.interval import Interval
 
 
 def arm_results(arm, scores, detector, classes):

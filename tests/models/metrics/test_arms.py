@@ -3,7 +3,7 @@ import math
 import pytest
 
 from models.metrics.arms import ArmResult, arm_worth, compare
-from models.metrics.comparison import Interval
+from models.metrics.interval import Interval
 
 
 def result(arm, seed, score, **changes):

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from models.metrics.comparison import (
-    Interval,
     holm,
     paired_interval,
     paired_p_value,
@@ -16,6 +15,7 @@ from models.metrics.comparison import (
     student_interval,
     verdict,
 )
+from models.metrics.interval import Interval
 
 OF, VERSUS = [0.55, 0.58, 0.57, 0.61, 0.56], [0.54, 0.55, 0.58, 0.58, 0.55]
 

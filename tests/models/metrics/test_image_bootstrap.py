@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from models.metrics.comparison import Interval
 from models.metrics.image_bootstrap import (
     bootstrap_difference,
     bootstrap_map,
@@ -19,6 +18,7 @@ from models.metrics.image_bootstrap import (
     match_detections,
     weighted_map,
 )
+from models.metrics.interval import Interval
 
 NUM_IMAGES = 12
 IMAGE_IDS = list(range(3, 3 + NUM_IMAGES))

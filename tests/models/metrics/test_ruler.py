@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.metrics import ruler as rulers
-from models.metrics.comparison import Interval
+from models.metrics.interval import Interval
 from models.metrics.ruler import Worth, fit_ruler
 
 worth = partial(rulers.worth, num_draws=200)

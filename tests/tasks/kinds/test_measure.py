@@ -17,7 +17,7 @@ from models.generator.options import SamplingConfig, SyntheticSetOptions
 from models.metrics.options import MeasureOptions
 from tasks.execution.context import StepContext
 from tasks.kinds import synthesize
-from tasks.kinds.measure import _score_rows, _way
+from tasks.kinds.measure import _Real, _score_rows, _way
 
 LEAST = 0.06
 """Share of its image that a box must have to be asked for."""
@@ -198,3 +198,13 @@ def test_detectors_learn_the_same_boxes_from_real_and_generated_images(
             assert np.abs(of_real - box).max(axis=1).min() < 1e-6
             compared += 1
     assert compared == len(json.loads(made.instances.read_text())["annotations"])
+
+
+def test_no_interval_reaches_where_its_number_cannot_be():
+    real = np.random.default_rng(0).normal(size=(40, 2))
+    row = _Real(real, {}).row("origin", real[::-1] * 1.01)  # nearly the same images: at the edge
+    for name in ("precision", "recall", "coverage"):
+        assert 0 <= row[f"{name}_low"] <= row[name] <= row[f"{name}_high"] <= 1
+    for name in ("frechet_distance", "density"):
+        assert 0 <= row[f"{name}_low"] <= row[name]
+    assert row["kid_low"] < 0

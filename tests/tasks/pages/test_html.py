@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from models.metrics.comparison import Interval
+from models.metrics.interval import Interval
 from tasks.pages.html import write_page
 
 

@@ -8,7 +8,7 @@ import pytest
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from models.metrics.comparison import Interval
+from models.metrics.interval import Interval
 from tasks.pages.plots import Estimate, effect_panels, interval_plot, loss_curves, recall_plot
 
 

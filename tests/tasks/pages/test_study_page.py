@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from models.metrics.comparison import Interval
+from models.metrics.interval import Interval
 from tasks.pages.study_page import Finding, answer_table, write_study_page
 
 
