@@ -234,6 +234,7 @@ def set_node(config: RunConfig, split: Split, policy: AttributePolicy) -> Node:
         "class_policies": given.class_policies,
         "attribute_overrides": given.attribute_overrides if policy == "origin" else None,
         "layout_source": given.train_layout_source,
+        "strength": given.train_strength,
         "num_layouts": given.num_train_layouts,
         "images_per_layout": given.images_per_train_layout,
     }

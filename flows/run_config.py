@@ -38,6 +38,7 @@ from models.generator.options import (
     IMAGE_SIZE_HELP,
     LAYOUT_SOURCE_HELP,
     RECIPES,
+    STRENGTH_HELP,
     Drawer,
     GeneratorConfig,
     ImageSize,
@@ -156,6 +157,9 @@ class SynthesisConfig(_Section):
     )
     drawn_by: Drawer = Field("generator", description=f"Of the training sets. {DRAWER_HELP}")
     train_layout_source: LayoutSource = Field("real", description=LAYOUT_SOURCE_HELP)
+    train_strength: float = Field(
+        1.0, gt=0, le=1, description=f"Of the training sets. {STRENGTH_HELP}"
+    )
     num_train_layouts: int | None = Field(
         None, ge=1, description="Real ones evenly spread; null is as many as there are."
     )
@@ -163,6 +167,27 @@ class SynthesisConfig(_Section):
     images_per_train_layout: int = Field(1, ge=1)
     images_per_val_layout: int = Field(5, ge=1, description="Five in the paper's protocol.")
     image_size: ImageSize = Field("generator", description=IMAGE_SIZE_HELP)
+
+    @model_validator(mode="after")
+    def _real_images_are_there_to_start_from(self) -> Self:
+        if self.train_strength == 1:
+            return self
+        if self.drawn_by != "generator" or self.train_layout_source != "real":
+            raise ValueError(
+                "train_strength below 1 starts from the layouts' real images: it needs drawn_by generator "
+                "and train_layout_source real"
+            )
+        if self.sampling.sampler == "pndm":
+            raise ValueError(
+                "train_strength below 1 needs sampling.sampler unipc or dpm-solver++: pndm cannot start "
+                "part-way"
+            )
+        if self.sampling.num_steps(self.train_strength) == 0:
+            raise ValueError(
+                f"train_strength {self.train_strength} of {self.sampling.num_inference_steps} steps is none: "
+                f"take at least {1 / self.sampling.num_inference_steps:.2g}"
+            )
+        return self
 
 
 class ScorerResults(BaseModel):

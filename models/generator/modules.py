@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from data.errors import InvalidConfig, InvalidModel
 from data.layouts.prompts import LocationGrid
 from data.vocabulary.tables import Category
-from models.devices import autocast, full_float32, resolve_precision
+from models.devices import autocast, default_device, full_float32, resolve_precision
 from models.generator.autoencoder import PatchAutoencoder, pixel_values, to_uint8
 from models.generator.conditioning import (
     LayoutEncoder,
@@ -54,6 +54,15 @@ class StableDiffusion:
     def resolution(self) -> int:
         """Side of the square images that it draws, pixels."""
         return int(self.unet.config.sample_size) * self.vae_scale_factor
+
+    @torch.no_grad()
+    def latent_moments(
+        self, pixels: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch moments rows columns"]:
+        """Mean and log-variance of unscaled latents, one above the other, on the CPU; pixels in [-1, 1]."""
+        device = default_device()
+        distribution = self.vae.to(device).eval().encode(pixels.to(device)).latent_dist
+        return torch.cat([distribution.mean, distribution.logvar], dim=1).cpu()
 
     @torch.no_grad()
     def decode(

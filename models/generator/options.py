@@ -46,6 +46,11 @@ LAYOUT_SOURCE_HELP = (
     "of several images)."
 )
 
+STRENGTH_HELP = (
+    "Share of the sampler's steps that are taken, from the layout's real image noised part-way; 1: all, from "
+    "noise alone."
+)
+
 RecipeName = Literal["ours", "geodiffusion"]
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -104,6 +109,10 @@ class SamplingConfig(Options):
         description="Layouts per batch, 64 at most in a set; another one changes images by rounding alone.",
     )
     seed: int = 0
+
+    def num_steps(self, strength: float) -> int:
+        """Number of steps that are taken at a strength in [0, 1]."""
+        return int(self.num_inference_steps * strength)
 
 
 class ProbeConfig(Options):
@@ -478,6 +487,7 @@ class SyntheticSetOptions(ShardedOptions):
     images_per_layout: int = Field(1, ge=1)
     image_size: ImageSize = Field("generator", description=IMAGE_SIZE_HELP)
     drawn_by: Annotated[Drawer, AddedLater] = Field("generator", description=DRAWER_HELP)
+    strength: Annotated[float, AddedLater] = Field(1.0, gt=0, le=1, description=STRENGTH_HELP)
     sampling: SamplingConfig = SamplingConfig()
 
     @property

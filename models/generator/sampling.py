@@ -21,7 +21,9 @@ from torch import Tensor
 
 from data.artifacts.store import durable_file
 from data.layouts.layout import Layout
+from data.vocabulary.images import read_square
 from models.devices import autocast, default_device, full_float32
+from models.generator.autoencoder import pixel_values
 from models.generator.modules import Generator
 from models.generator.options import SamplingConfig
 
@@ -50,12 +52,14 @@ class Picture:
         seed: of the initial noise.
         size: width and height of the file, pixels.
         path: of the PNG file.
+        source: of the real image that drawing starts from; None is noise alone.
     """
 
     layout: Layout
     seed: int
     size: tuple[int, int]
     path: Path
+    source: Path | None = None
 
     @property
     def boxes(self) -> np.ndarray:
@@ -83,9 +87,15 @@ def generated_size(width: int, height: int, resolution: int) -> tuple[int, int]:
 
 
 def draw_pictures(
-    generator: Generator, pictures: Sequence[Picture], config: SamplingConfig
+    generator: Generator,
+    pictures: Sequence[Picture],
+    config: SamplingConfig,
+    strength: float = 1.0,
 ) -> Iterator[int]:
     """Sample batch by batch; files are resized and encoded in threads while the next one is sampled.
+
+    Args:
+        strength: as in `sample_batch`; below 1 all pictures must have a source.
 
     Yields:
         Of each batch, once they are written, the number of its files.
@@ -95,7 +105,12 @@ def draw_pictures(
         for start in range(0, len(pictures), config.batch_size):
             batch = pictures[start : start + config.batch_size]
             layouts, seeds = [item.layout for item in batch], [item.seed for item in batch]
-            images = sample_batch(generator, layouts, seeds, config)
+            starts = [
+                read_square(item.source, generator.model.resolution)
+                for item in batch
+                if item.source
+            ]
+            images = sample_batch(generator, layouts, seeds, config, starts, strength)
             in_flight.append(
                 [pool.submit(write_picture, *pair) for pair in zip(batch, images, strict=True)]
             )
@@ -129,12 +144,22 @@ def initial_latents(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor
 
 @torch.inference_mode()
 def sample_batch(
-    generator: Generator, layouts: Sequence[Layout], seeds: Sequence[int], config: SamplingConfig
+    generator: Generator,
+    layouts: Sequence[Layout],
+    seeds: Sequence[int],
+    config: SamplingConfig,
+    starts: Sequence[UInt8[np.ndarray, "side side 3"]] = (),
+    strength: float = 1.0,
 ) -> UInt8[np.ndarray, "batch height width 3"]:
     """Generate one square image per layout.
 
     The prediction is guided as ε̂ = ε(∅) + s (ε(layout) - ε(∅)) with s the guidance scale; the empty
     condition is the empty prompt and an empty canvas.
+
+    Args:
+        starts: images to start from where strength is below 1, one per layout, of the model's resolution.
+        strength: share of the steps that are taken, the last ones, from an image noised as far as the
+            first of them expects (SDEdit, Meng et al. 2022); 1: all, from noise alone.
     """
     model, encoder, device = generator.model, generator.encoder, default_device()
     model.unet.to(device, memory_format=torch.channels_last).eval()
@@ -149,8 +174,14 @@ def sample_batch(
     sampler = sampler_class.from_config(model.noise_scheduler.config, **_SPACING, **options)
     sampler.set_timesteps(config.num_inference_steps, device=device)
     shape = (model.vae.config.latent_channels, size, size)
-    latents = initial_latents(seeds, shape).to(device) * sampler.init_noise_sigma
-    for timestep in sampler.timesteps:
+    noise, timesteps = initial_latents(seeds, shape), sampler.timesteps
+    latents = noise.to(device) * sampler.init_noise_sigma
+    if strength < 1:
+        timesteps = timesteps[-config.num_steps(strength) :]
+        mean, _ = model.latent_moments(pixel_values(np.stack(starts))).chunk(2, dim=1)
+        clean = mean * model.vae.config.scaling_factor
+        latents = sampler.add_noise(clean, noise, timesteps[:1].cpu()).to(device)
+    for timestep in timesteps:
         scaled = sampler.scale_model_input(latents, timestep)
         inputs = torch.cat([torch.cat([scaled, scaled]), canvas], dim=1)
         inputs = inputs.contiguous(memory_format=torch.channels_last)

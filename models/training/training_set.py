@@ -20,7 +20,7 @@ from data.layouts.layout import Layout
 from data.progress import Progress, silent
 from data.vocabulary.images import read_square
 from data.vocabulary.masks import decode_mask
-from models.devices import default_device, release_memory
+from models.devices import release_memory
 from models.generator.autoencoder import pixel_values
 from models.generator.modules import StableDiffusion
 
@@ -83,7 +83,7 @@ class TrainingSet:
             read = readers.map(partial(read_square, resolution=self.model.resolution), files)
         images = pixel_values(np.stack(list(read)))
         pixels = torch.where(flips[:, None, None, None], images.flip(-1), images)
-        return _moments(self.model, pixels)
+        return self.model.latent_moments(pixels)
 
 
 def build_training_set(
@@ -128,7 +128,7 @@ def build_training_set(
         chunks = DataLoader(squares, _CHUNK, num_workers=num_workers, collate_fn=np.stack)
         for images, read in zip(_chunks(first, len(layouts)), chunks, strict=True):
             pixels = pixel_values(read)
-            both = torch.stack([_moments(model, pixels), _moments(model, pixels.flip(-1))])
+            both = torch.stack([model.latent_moments(x) for x in (pixels, pixels.flip(-1))])
             yield np.s_[:, images], both.numpy()
 
     coverage, moments = folder / "masks.npy", folder / "latents.npy"
@@ -203,14 +203,6 @@ class _Squares(Dataset[np.ndarray]):
 
     def __getitem__(self, index: int) -> np.ndarray:
         return read_square(self.paths[index], self.resolution)
-
-
-@torch.no_grad()
-def _moments(model: StableDiffusion, pixels: Tensor) -> Tensor:
-    """Latent mean and log-variance, one above the other, on the CPU."""
-    device = default_device()
-    distribution = model.vae.to(device).eval().encode(pixels.to(device)).latent_dist
-    return torch.cat([distribution.mean, distribution.logvar], dim=1).cpu()
 
 
 def latent_masks(layout: Layout, size: int) -> Float[Tensor, "objects size size"]:

@@ -387,9 +387,11 @@ def _latent_bytes(options: GeneratorConfig) -> float:
     return 4 * 2 * channels * (options.resolution / cells) ** 2
 
 
-def _drawing(count: ModelCount, images: float, sampling: SamplingConfig) -> _Passes:
+def _drawing(
+    count: ModelCount, images: float, sampling: SamplingConfig, strength: float = 1
+) -> _Passes:
     """Images, each computed with and without its layout."""
-    batch, predicted = sampling.batch_size, 2 * images * sampling.num_inference_steps
+    batch, predicted = sampling.batch_size, 2 * images * sampling.num_steps(strength)
     passes = _passes(count.passes["forward"], predicted, 2 * batch)
     passes += _passes(count.passes["text"], 2 * images, 2 * batch)
     return passes + _passes(count.passes["decode"], images, batch)
@@ -408,7 +410,7 @@ def _synthesize(step: Step, facts: Facts) -> Work:
     batch = min(options.sampling.batch_size, max(round(images), 1))
     held = 2 * batch * count.passes["forward"].held
     return Work(
-        **_drawing(count, images, options.sampling).parts(),
+        **_drawing(count, images, options.sampling, options.strength).parts(),
         core_seconds=_seconds_to_read(images, pixels),
         stored=images * (pixels * _DRAWN_PNG + data.objects * _OBJECT_BYTES),
         memory=_PROCESS_BYTES + count.parameters * _WEIGHT_BYTES + held,

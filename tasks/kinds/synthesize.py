@@ -33,7 +33,7 @@ from data.vocabulary.boxes import area, xyxy_to_xywh
 from data.vocabulary.tables import Dataset, write_table
 from models.devices import settled_precision
 from models.generator.modules import Generator, load_generator
-from models.generator.options import ImageSize, SamplingConfig, SyntheticSetOptions
+from models.generator.options import SamplingConfig, SyntheticSetOptions
 from models.generator.sampling import (
     Picture,
     draw_pictures,
@@ -53,7 +53,7 @@ _NOTES = "notes.json"
 Context = StepContext[SyntheticSetOptions]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SyntheticImage(Picture):
     """One image to be drawn; its layout has the attributes to ask for and the real image's id.
 
@@ -100,7 +100,9 @@ def run(context: Context) -> Summary:
         counts["hidden objects"] = sum(image.provenance["num_omitted"] for image in labelled)
     chosen = _chosen_layouts(dataset, options)
     sheet = layout_sheet((item.path, item.layout) for item in images[:_PICTURES])
-    how = {"drawn by": options.drawn_by, "layouts": options.layout_source}
+    how: dict[str, Any] = {"drawn by": options.drawn_by, "layouts": options.layout_source}
+    if options.strength < 1:
+        how["strength"] = options.strength
     write_card(
         context.out,
         f"Synthetic data set: {options.split}, {options.policy}",
@@ -121,9 +123,7 @@ def _drawn(
         given = options.sampling
         precision = settled_precision(context.work, given.mixed_precision)
         sampling = given.model_copy(update={"mixed_precision": precision})
-        prepare = partial(
-            _drawer, context.inputs["generator"] / "generator", options.image_size, sampling
-        )
+        prepare = partial(_drawer, context.inputs["generator"] / "generator", options, sampling)
         facts = {"precision": precision, "batch_size": min(given.batch_size, _SHARD_SIZE)}
     shards = run_shards(
         context,
@@ -151,16 +151,22 @@ def _note(drawn: Iterable[_Labelled], shard: Path) -> None:
     (shard / _NOTES).write_text(json.dumps(notes))
 
 
-def _drawer(folder: Path, image_size: ImageSize, sampling: SamplingConfig) -> Make[SyntheticImage]:
-    """Load a generator to draw with."""
+def _drawer(
+    folder: Path, options: SyntheticSetOptions, sampling: SamplingConfig
+) -> Make[SyntheticImage]:
+    """Load a generator to draw with.
+
+    Args:
+        sampling: in the precision that was settled.
+    """
     generator = load_generator(folder)
 
     def draw(images: Sequence[SyntheticImage], shard: Path) -> None:
         placed = [replace(item, path=shard / item.file_name) for item in images]
-        if image_size == "generator":
+        if options.image_size == "generator":
             resolution = generator.model.resolution
             placed = [replace(item, size=generated_size(*item.size, resolution)) for item in placed]
-        deque(draw_pictures(generator, placed, sampling), maxlen=0)
+        deque(draw_pictures(generator, placed, sampling, options.strength), maxlen=0)
         _note((_asked_for(generator, item) for item in placed), shard)
 
     return draw
@@ -191,6 +197,7 @@ def _planned(context: Context, dataset: Dataset, folder: Path) -> list[Synthetic
     layouts = _numbered_layouts(
         read_layouts(dataset, attributes, options.split, options.protocol), options
     )
+    sources = dict(dataset.image_paths(options.split)) if options.strength < 1 else {}
     ids = {name: category_id for category_id, name in dataset.things.items()}
     of_categories = {ids[name]: policy for name, policy in options.class_policies.items()}
     jobs = [
@@ -206,6 +213,7 @@ def _planned(context: Context, dataset: Dataset, folder: Path) -> list[Synthetic
             seed=image_seed(options.sampling.seed, number, repeat),
             size=(layout.width, layout.height),
             path=folder / f"{index + 1:012d}.png",
+            source=sources.get(layout.image_id),
         )
         for index, (number, layout, repeat) in enumerate(jobs)
     ]
@@ -278,7 +286,11 @@ def _describe(
     pictures: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
-    made = {} if options.layout_source == "real" else {"layout_source": options.layout_source}
+    made: dict[str, Any] = {}
+    if options.layout_source != "real":
+        made["layout_source"] = options.layout_source
+    if options.strength < 1:
+        made["strength"] = options.strength
     for image in labelled:
         item = image.item
         size = dict(zip(("width", "height"), item.size, strict=True))

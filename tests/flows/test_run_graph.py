@@ -331,7 +331,32 @@ def test_training_sets_drawn_by_the_renderer_need_no_generator():
 def test_sets_that_were_drawn_before_there_was_a_choice_keep_their_keys():
     for name in ("synthesize train hard", "synthesize val hard"):
         options = graph_of().find(name).identity.options
-        assert not {"drawn_by", "layout_source"} & options.keys()
+        assert not {"drawn_by", "layout_source", "strength"} & options.keys()
+
+
+def test_only_training_sets_start_from_real_images():
+    before, after = graph_of(), graph_of({"synthesize": {"train_strength": 0.5}})
+    assert after.find("synthesize train hard").options.strength == 0.5
+    assert new_steps(before, after) == {
+        "synthesize train hard", "retrain real+hard seed 0", "validate real+hard seed 0", "compare",
+        "report",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train_strength": 0}, "greater than 0"),
+        ({"train_strength": 1.5}, "less than or equal to 1"),
+        ({"train_strength": 0.05}, "0.05 of 3 steps is none: take at least 0.33"),
+        ({"train_strength": 0.5, "drawn_by": "scenes"}, "needs drawn_by generator"),
+        ({"train_strength": 0.5, "train_layout_source": "jittered"}, "train_layout_source real"),
+        ({"train_strength": 0.5, "sampling": {"sampler": "pndm"}}, "pndm cannot start part-way"),
+    ],
+)
+def test_strengths_without_meaning_are_refused(options, message):
+    with pytest.raises(InvalidConfig, match=message):
+        graph_of({"synthesize": options})
 
 
 def test_the_renderer_of_scenes_draws_no_other_data_set(tmp_path):

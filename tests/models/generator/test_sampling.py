@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -51,6 +52,26 @@ def test_an_image_depends_on_its_own_seed_and_not_on_the_batch(new_generator, la
 def test_the_same_seeds_give_the_same_bytes(new_generator, layouts):
     first, second = (sample_batch(new_generator(), layouts[:2], [5, 6], FAST) for _ in range(2))
     assert (first == second).all()
+
+
+@pytest.mark.parametrize("sampler", ["unipc", "dpm-solver++"])
+def test_drawing_starts_from_a_real_image_noised_as_the_first_step_expects(
+    new_generator, layouts, sampler
+):
+    generator, seen = new_generator(), []
+    starts = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    config = FAST.model_copy(update={"sampler": sampler, "num_inference_steps": 10})
+    generator.model.unet.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[:2]))
+    sample_batch(generator, layouts[:2], [1, 2], config, starts, strength=0.3)
+    assert [int(timestep) for _, timestep in seen] == [271, 181, 91]
+    kept = generator.model.noise_scheduler.alphas_cumprod[271]
+    pixels = torch.from_numpy(starts).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.inference_mode():
+        clean = generator.model.vae.encode(pixels).latent_dist.mean
+    clean = clean * generator.model.vae.config.scaling_factor
+    expected = kept**0.5 * clean + (1 - kept) ** 0.5 * initial_latents([1, 2], clean.shape[1:])
+    latents = seen[0][0][:2, : clean.shape[1]]  # the canvas is behind
+    torch.testing.assert_close(latents, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_without_guidance_the_layout_does_not_matter(new_generator, layouts):

@@ -304,6 +304,26 @@ def test_new_layouts_are_given_to_the_generator_and_are_its_labels(context, data
     assert all(row["prompt"] for row in made.provenance.to_pylist())
 
 
+def test_a_set_may_start_from_its_layouts_real_images(context, dataset, tmp_path):
+    def distance(strength):
+        steps = SAMPLING.model_copy(update={"num_inference_steps": 20})
+        work = tmp_path / str(strength)
+        (work / "out").mkdir(parents=True)
+        step = context(steps, num_layouts=3, strength=strength)
+        step = replace(step, work=work, out=work / "out")
+        synthesize.run(step)
+        made, real = SyntheticSet(step.out), dict(dataset.image_paths("val"))
+        rows = made.provenance.to_pylist()
+        assert all(row.get("strength", 1) == strength for row in rows)
+        drawn = [read_rgb_array(made.image_folder / row["file_name"]) for row in rows]
+        sources = [read_rgb_array(real[row["source_image_id"]]) for row in rows]
+        return np.abs(np.subtract(drawn, sources)).mean()
+
+    near, far, noise = distance(0.05), distance(0.5), distance(1)
+    assert near < 0.5 * far
+    assert far < noise
+
+
 def test_other_classes_than_those_of_scenes_are_refused(context, dataset, tmp_path):
     shutil.copytree(dataset.folder, tmp_path / "other", ignore=shutil.ignore_patterns("scenes"))
     table = pq.read_table(dataset.folder / "categories.parquet").to_pylist()
