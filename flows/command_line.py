@@ -227,12 +227,20 @@ def _carry_out(store: ArtifactStore, request: Request) -> Graph:
         try:
             _run_flow(_flow_name(request), request.config)
         except httpx.TransportError as error:
+            _forget_events()
             _account_for(store, steps, error)
         return graph
     typer.echo("Every step is a hit; nothing to run.")
     note_places(store, graph)
     request.record(store, graph)
     return graph
+
+
+def _forget_events() -> None:
+    """Drop what Prefect has still to tell a server that is gone: it would wait 8 s for each event."""
+    from prefect.events.worker import EventsWorker  # noqa: PLC0415  # is slow to import
+
+    EventsWorker.instance()._queue.queue.clear()  # noqa: SLF001  # nothing else empties it
 
 
 def _account_for(store: ArtifactStore, steps: Sequence[Step], error: Exception) -> None:

@@ -72,13 +72,11 @@ class Place:
         """Start a Prefect server; returns its process when it answers, and its address."""
         app = ["--factory", "prefect.server.api.server:create_app", "--port", str(port)]
         process, url = self.start("-m", "uvicorn", *app), f"http://127.0.0.1:{port}/api"
-        deadline = time.monotonic() + 300
         while True:
             try:
                 httpx.get(f"{url}/health", timeout=10).raise_for_status()
             except httpx.HTTPError:
                 assert process.poll() is None, self.output
-                assert time.monotonic() < deadline, self.output
                 time.sleep(0.5)
             else:
                 return process, url
