@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -221,12 +222,40 @@ def _carry_out(store: ArtifactStore, request: Request) -> Graph:
             store.create_root()
             digests.save(store.root)  # where the flow finds what was read here
     if _has_server() or not there:
-        _run_flow(_flow_name(request), request.config)
+        import httpx  # noqa: PLC0415  # as above
+
+        try:
+            _run_flow(_flow_name(request), request.config)
+        except httpx.TransportError as error:
+            _forget_events()
+            _account_for(store, steps, error)
         return graph
     typer.echo("Every step is a hit; nothing to run.")
     note_places(store, graph)
     request.record(store, graph)
     return graph
+
+
+def _forget_events() -> None:
+    """Drop what Prefect has still to tell a server that is gone: it would wait 8 s for each event."""
+    from prefect.events.worker import EventsWorker  # noqa: PLC0415  # is slow to import
+
+    EventsWorker.instance()._queue.queue.clear()  # noqa: SLF001  # nothing else empties it
+
+
+def _account_for(store: ArtifactStore, steps: Sequence[Step], error: Exception) -> None:
+    """Say what there is of steps of a run whose Prefect server did not come back.
+
+    Raises:
+        ServiceUnavailable: some of them are missing.
+    """
+    there = [step for step in steps if store.has(step.kind.name, step.identity.key)]
+    gone = f"the run's Prefect server is gone ({error})"
+    if len(there) < len(steps):
+        raise ServiceUnavailable(
+            f"{gone}: {len(there)} of {len(steps)} steps are in the store; the same command goes on"
+        ) from error
+    typer.echo(f"warning: {gone}: all {len(steps)} steps are in the store", err=True)
 
 
 def _has_server() -> bool:

@@ -4,9 +4,9 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, ParamSpec, Self, TypeVar, cast
 from uuid import UUID
 
 from prefect import State, get_run_logger, task
@@ -17,6 +17,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 from prefect.cache_policies import NO_CACHE
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Completed, Failed
 from rich import progress as rich_progress
 from rich.console import Console
@@ -31,6 +32,12 @@ from tasks.pages.numbers import format_value
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 15.0
+_SECONDS_WITHOUT_SERVER = 60.0
+_NUM_RETRIES = 2
+"""Of what is shown: 6 s of waiting for the server, where the client's default is a minute."""
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 _RESULT_STYLES = (
     "classDef hit fill:#e8e8e8,stroke:#888,color:#222",
@@ -60,6 +67,33 @@ def artifact_key(name: str) -> str:
     return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
+class _Server:
+    """Prefect's, as that which shows things: one that is gone neither ends a step nor holds it up."""
+
+    def __init__(self) -> None:
+        self._is_gone = False
+        self._left_alone_until = 0.0
+
+    def show(self, publish: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T | None:
+        """What publishing gives; None where the server does not answer, which is then left alone a while."""
+        if time.monotonic() < self._left_alone_until:
+            return None
+        try:
+            with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: _NUM_RETRIES}):
+                shown = publish(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001  # the client raises anything while a server restarts
+            if not self._is_gone:
+                logger.warning("the run goes on, but the Prefect UI does not show it: %s", error)
+            self._is_gone = True
+            self._left_alone_until = time.monotonic() + _SECONDS_WITHOUT_SERVER
+            return None
+        self._is_gone = False
+        return shown
+
+
+_server = _Server()
+
+
 class StepProgress:
     """Shows a step's progress in the UI and on the terminal, or as plain lines elsewhere."""
 
@@ -68,7 +102,6 @@ class StepProgress:
         self._artifact: UUID | None = None
         self._bar: rich_progress.TaskID | None = None
         self._last_line = 0.0
-        self._warned = False
 
     def __enter__(self) -> Self:
         return self
@@ -107,18 +140,12 @@ class StepProgress:
         _bars.console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
 
     def _show_in_ui(self, percent: float, status: str) -> None:
-        """Update the progress artifact; what the server cannot show does not end the step."""
-        try:
-            if self._artifact is None:
-                key = f"{artifact_key(self._name)}-progress"
-                created = create_progress_artifact(percent, key=key, description=status)
-                self._artifact = cast("UUID", created)  # a coroutine only where called from one
-            else:
-                update_progress_artifact(self._artifact, percent, description=status)
-        except Exception as error:  # noqa: BLE001  # the client raises anything while a server restarts
-            if not self._warned:
-                logger.warning("%s: progress is not shown in the UI: %s", self._name, error)
-            self._warned = True
+        if self._artifact is None:
+            key = f"{artifact_key(self._name)}-progress"
+            created = _server.show(create_progress_artifact, percent, key=key, description=status)
+            self._artifact = cast("UUID | None", created)  # a coroutine only where called from one
+        else:
+            _server.show(update_progress_artifact, self._artifact, percent, description=status)
 
 
 @task(
@@ -153,7 +180,8 @@ def _show(workshop: Workshop, step: Step, manifest: Manifest) -> None:
     key = artifact_key(step.name)
     card = folder / CARD_NAME
     if card.is_file():
-        create_markdown_artifact(card.read_text(), key=key, description=str(folder))
+        text = card.read_text()
+        _server.show(create_markdown_artifact, text, key=key, description=str(folder))
     facts = {
         "artifact": str(folder),
         "files": len(manifest.files),
@@ -164,7 +192,7 @@ def _show(workshop: Workshop, step: Step, manifest: Manifest) -> None:
     rows = [{"name": name, "value": str(value)} for name, value in facts.items()]
     numbers = manifest.summary.get("results", manifest.summary.get("metrics", {}))
     rows += [{"name": name, "value": format_value(value)} for name, value in numbers.items()]
-    create_table_artifact(rows, key=f"{key}-facts", description=manifest.key)
+    _server.show(create_table_artifact, rows, key=f"{key}-facts", description=manifest.key)
 
 
 def show_lineage(workshop: Workshop, states: Mapping[str, State[Any]]) -> None:
@@ -179,7 +207,8 @@ def show_lineage(workshop: Workshop, states: Mapping[str, State[Any]]) -> None:
     )
     links = [f"[{path}]({path.as_uri()})" for path in pages]
     text = "\n\n".join([*links, lineage(workshop.graph, results)])
-    create_markdown_artifact(text, key="lineage", description=str(workshop.store.root))
+    root = str(workshop.store.root)
+    _server.show(create_markdown_artifact, text, key="lineage", description=root)
 
 
 def _result(state: State[Any]) -> str:

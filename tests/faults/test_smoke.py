@@ -3,11 +3,13 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import httpx
 import numpy as np
 import psutil
 import pytest
@@ -48,8 +50,8 @@ class Place:
         for name in ("prefect", "cwd"):
             (folder / name).mkdir(parents=True)
 
-    def start(self):
-        """Start a run in a process group of its own."""
+    def start(self, *arguments, **variables):
+        """Start Python in this place, by default on a run."""
         environment = os.environ | {
             "DETDIFFUSION_HOME": str(self.root),
             "PREFECT_HOME": str(self.folder / "prefect"),
@@ -59,12 +61,25 @@ class Place:
         environment.pop("PREFECT_API_URL", None)
         with (self.folder / "prefect" / "output.txt").open("ab") as output:
             return subprocess.Popen(
-                [sys.executable, "-c", RUN, "run", "smoke"],
+                [sys.executable, *(arguments or ("-c", RUN, "run", "smoke"))],
                 cwd=self.folder / "cwd",
-                env=environment,
+                env=environment | variables,
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
+
+    def serve(self, port):
+        """Start a Prefect server; returns its process when it answers, and its address."""
+        app = ["--factory", "prefect.server.api.server:create_app", "--port", str(port)]
+        process, url = self.start("-m", "uvicorn", *app), f"http://127.0.0.1:{port}/api"
+        while True:
+            try:
+                httpx.get(f"{url}/health", timeout=10).raise_for_status()
+            except httpx.HTTPError:
+                assert process.poll() is None, self.output
+                time.sleep(0.5)
+            else:
+                return process, url
 
     def run(self):
         """Run to the end; returns the exit status."""
@@ -286,13 +301,44 @@ def test_two_runs_at_once(new_place, ends_the_same, noted):
     )
 
 
-def test_prefects_server_is_killed(new_place, ends_the_same, noted):
+def test_prefects_temporary_server_is_killed(new_place, ends_the_same, noted):
     started, place = time.monotonic(), new_place("train-generator", "report")
-
     process = place.start()
     wait_until(process, (place.root / ".work" / "train-generator").exists)
     (server,) = place.servers()
     server.kill()
-    process.wait()
+    assert process.wait(1800) == 0, place.output
+    assert place.output.count("the run goes on, but the Prefect UI does not show it") == 1
+    assert "warning: the run's Prefect server is gone" in place.output
     ends_the_same(place)
-    noted("Prefect's server killed", 1, time.monotonic() - started, "without generator, report")
+    noted(
+        "Prefect's temporary server killed",
+        1,
+        time.monotonic() - started,
+        "without generator, report",
+    )
+
+
+def test_a_prefect_server_of_ones_own_is_killed_and_started_again(new_place, ends_the_same, noted):
+    started, place = time.monotonic(), new_place("train-generator", "report")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server, url = place.serve(port)
+    process = place.start(PREFECT_API_URL=url)
+    wait_until(process, (place.root / ".work" / "train-generator").exists)
+    server.kill()
+    server.wait()
+    server, _ = place.serve(port)
+    assert process.wait(1800) == 0, place.output
+    assert "server is gone" not in place.output
+    (flow_run,) = httpx.post(f"{url}/flow_runs/filter", json={}, timeout=60).json()
+    assert flow_run["state_type"] == "COMPLETED"
+    server.terminate()
+    server.wait()
+    ends_the_same(place)
+    noted(
+        "a Prefect server of one's own killed and started again",
+        1,
+        time.monotonic() - started,
+        "without generator, report",
+    )

@@ -5,6 +5,7 @@ import sys
 import networkx as nx
 import pytest
 from prefect.logging import disable_run_logger
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES
 from prefect.states import Completed, Crashed, Failed, Pending
 from rich.text import Text
 
@@ -24,20 +25,51 @@ FEATURES = FeatureOptions(extractor="random", resolution=64)
 
 
 @pytest.fixture(autouse=True)
-def _no_server(monkeypatch):
+def tries(monkeypatch):
+    """There is no server: how often it was tried to show something, with how many retries."""
+    tries = []
+
     def broken(*arguments, **options):
+        tries.append(PREFECT_CLIENT_MAX_RETRIES.value())
         raise ConnectionError("the server starts again")
 
-    monkeypatch.setattr(prefect_ui, "create_progress_artifact", broken)
+    monkeypatch.setattr(prefect_ui, "_server", prefect_ui._Server())
+    for name in ("create_progress_artifact", "create_markdown_artifact", "create_table_artifact"):
+        monkeypatch.setattr(prefect_ui, name, broken)
+    return tries
 
 
-def test_progress_that_cannot_be_shown_does_not_end_the_step(caplog):
+def test_a_server_that_is_gone_ends_no_step_and_is_left_alone_for_a_while(caplog, tries):
     with disable_run_logger(), StepProgress("a step") as progress:
         progress(1, 2, "images")
         progress(2, 2, "images")
     assert [record.getMessage() for record in caplog.records] == [
-        "a step: progress is not shown in the UI: the server starts again"
+        "the run goes on, but the Prefect UI does not show it: the server starts again"
     ]
+    assert tries == [prefect_ui._NUM_RETRIES]
+
+
+def test_a_server_that_comes_back_is_shown_things_again(monkeypatch, caplog):
+    monkeypatch.setattr(prefect_ui, "_SECONDS_WITHOUT_SERVER", 0)
+    shown = []
+    with disable_run_logger(), StepProgress("a step") as progress:
+        progress(1, 3, "images")
+        progress(2, 3, "images")
+        monkeypatch.setattr(
+            prefect_ui, "create_progress_artifact", lambda percent, **_: shown.append(percent)
+        )
+        progress(3, 3, "images")
+    assert shown == [100]
+    assert len(caplog.records) == 1
+
+
+def test_a_step_whose_card_cannot_be_shown_is_there(tmp_path, publish, tries):
+    store = ArtifactStore(tmp_path)
+    graph = resolve([Node("ingest", "ingest", "ingest", IngestConfig())], DigestMemory())
+    manifest = publish(store, graph.find("ingest").identity)
+    state = obtain_artifact.fn(Workshop(store, graph), "ingest")
+    assert (state.name, state.data) == ("Cached", manifest)
+    assert tries
 
 
 class Terminal(io.StringIO):
