@@ -5,7 +5,7 @@ from typing import Any, Literal
 from data.layouts.layout import POLICIES
 from flows.presets import PRESETS
 
-StudyName = Literal["claims", "pays", "pays-bccd"]
+StudyName = Literal["claims", "pays", "pays-bccd", "few-labels"]
 
 _SHORT = 600
 """Steps of a generator in the study of claims, a third of the demo's: nine are trained."""
@@ -131,9 +131,53 @@ _PAYS_BCCD: dict[str, Any] = {
     "best_of": ("tiles: real_origin", "tiles: real_hard"),
 }
 
+_MEDIUM = {"num_iterations": 2000}
+
+_FEW_LABELS: dict[str, Any] = {
+    "preset": "demo",
+    "options": {
+        "ingest": {"scenes": {"num_train": 150, "num_spare": 900, "num_unlabelled": 5000}},
+        "train_detector": _MEDIUM,
+        "train_scorer": _MEDIUM,
+        "pretrain_generator": {"num_steps": 4000},
+        "synthesize": {"num_train_layouts": 1200, "train_layout_source": "recombined"},
+        "retrain": {"detector": _MEDIUM, "seeds": (0, 1, 2), "added_share": 0.5},
+    },
+    "runs": {
+        "generator": {
+            "retrain": {
+                "arms": ("real", "real+copy-paste", "self-training", "real+origin", "real+hard"),
+                "ruler": (2, 4),
+            }
+        },
+        "part-way": {
+            "synthesize": {
+                "train_strength": 0.5,
+                "train_layout_source": "real",
+                "num_train_layouts": 150,
+                "images_per_train_layout": 8,
+            },
+            "retrain": {"arms": ("real", "real+origin")},
+        },
+        "perfect": {
+            "synthesize": {"drawn_by": "scenes"},
+            "retrain": {"arms": ("real", "real+origin")},
+        },
+    },
+    "numbers": {
+        "gain_copy_paste": "generator: gain_real_copy_paste",
+        "gain_self_training": "generator: gain_self_training",
+        "gain_perfect_generator": "perfect: gain_real_origin",
+        "score_ap75_real": "generator: score_ap75_real",
+        "score_ap75_origin": "generator: score_ap75_origin",
+    },
+    "best_of": ("generator: real_origin", "generator: real_hard", "part-way: real_origin"),
+}
+
 STUDIES: dict[str, dict[str, Any]] = {
     "claims": _CLAIMS,
     "pays": _PAYS,
     "pays-bccd": _PAYS_BCCD,
+    "few-labels": _FEW_LABELS,
 }
 """Name to study; `pays-bccd` needs your `ingest.train` and `ingest.val`."""
