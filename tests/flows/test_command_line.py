@@ -12,12 +12,15 @@ import psutil
 import pytest
 import typer
 from httpx import ConnectError
+from prefect.events import Event, Resource
+from prefect.events.clients import NullEventsClient
+from prefect.events.worker import EventsWorker
 
 from data.artifacts.digests import DigestMemory
 from data.artifacts.store import ArtifactStore
 from data.errors import ServiceUnavailable
 from data.progress import silent
-from flows.command_line import _account_for, main
+from flows.command_line import _account_for, _forget_events, main
 from flows.run_config import build_run
 from flows.run_graph import run_graph
 from tasks.execution.workshop import Workshop
@@ -155,6 +158,15 @@ def test_a_run_whose_server_is_gone_says_what_is_there(tmp_path, publish, capsys
     assert capsys.readouterr().err == (
         "warning: the run's Prefect server is gone (refused): all 1 steps are in the store\n"
     )
+
+
+def test_events_are_not_kept_for_a_server_that_is_gone(monkeypatch):
+    worker = EventsWorker(NullEventsClient, ())  # not started, so that nothing takes from its queue
+    monkeypatch.setattr(EventsWorker, "instance", lambda: worker)
+    worker.send(Event(event="told", resource=Resource({"prefect.resource.id": "run"})))
+    assert not worker._queue.empty()
+    _forget_events()
+    assert worker._queue.empty()
 
 
 def test_sigterm_ends_all_that_was_started(tmp_path):
