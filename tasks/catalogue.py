@@ -95,6 +95,7 @@ KINDS: dict[str, Kind] = {
             },
             {"step": 1} | _GENERATOR,
             share=1.0,
+            timed=frozenset({"card.md", "metrics.jsonl"}),
         ),
         Kind(
             "synthesize",
@@ -155,6 +156,7 @@ KINDS: dict[str, Kind] = {
             },
             {"step": 2},
             preload=False,
+            timed=frozenset({"card.md", "report.html"}),
         ),
         Kind(
             "conclude",
