@@ -1,6 +1,7 @@
 """Whether the step of an artifact makes the same once more."""
 
 import shutil
+from pathlib import Path
 
 from data.artifacts.comparison import Differences, differences, file_differences
 from data.artifacts.digests import DigestMemory
@@ -17,11 +18,14 @@ from tasks.execution.graph import Graph
 
 def rebuilt_differences(
     store: ArtifactStore, manifest: Manifest, progress: Progress
-) -> dict[str, Differences]:
+) -> tuple[dict[str, Differences], Path | None]:
     """Make an artifact anew, from its inputs in the store, and say in what its files differ, by topic.
 
-    Nothing in the store changes. Files that say how long something took are not compared. What is made stays
-    in the artifact's work folder where it differs.
+    Nothing in the store changes. Files that say how long something took are not compared.
+
+    Returns:
+        What differs, and the folder in the artifact's work folder where the new files are; nothing and None
+        where all are the same.
 
     Raises:
         InvalidManifest: today's code does not make this artifact.
@@ -40,12 +44,9 @@ def rebuilt_differences(
         files = {name: pair for name, pair in changed if name not in timed}
         if not files:
             shutil.rmtree(store.work(manifest.kind, manifest.key))
-            return {}
-    return {
-        "place": {"folder": (str(store.root / manifest.reference), str(folder))},
-        "environment": differences(manifest.environment, new.environment),
-        "files": files,
-    }
+            return {}, None
+    environment = differences(manifest.environment, new.environment)
+    return {"files": files} | ({"environment": environment} if environment else {}), folder
 
 
 def _graph(store: ArtifactStore, manifest: Manifest) -> Graph:

@@ -337,13 +337,16 @@ def _rebuilds_the_same(store: ArtifactStore, reference: str) -> bool:
     manifest = _readable(store.read(*reference.split("/")), reference)
     try:
         with shown_progress(reference) as progress:
-            found = rebuilt_differences(store, manifest, progress)
+            found, folder = rebuilt_differences(store, manifest, progress)
     except PipelineError as error:
         typer.echo(f"not compared: {reference}: {error}")
         return False
-    typer.echo(f"{'different' if found else 'the same'}: {reference}")
+    if not found:
+        typer.echo(f"the same: {reference}")
+        return True
+    typer.echo(f"different: {reference}, made anew in {folder}")
     _show_differences(found)
-    return not found
+    return False
 
 
 @app.command()
