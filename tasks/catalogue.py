@@ -130,7 +130,7 @@ KINDS: dict[str, Kind] = {
                 "scores": "many",
                 "features": "many",
             },
-            {"step": 4},
+            {"step": 5},
             preload=False,
         ),
         Kind(

@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 15.0
 
+_DIGITS = 8
+"""Of a key, under a card's name: the command line finds it by those."""
+
 _RESULT_STYLES = (
     "classDef hit fill:#e8e8e8,stroke:#888,color:#222",
     "classDef made fill:#cfe8cf,stroke:#2a7a2a,color:#222",
@@ -153,7 +156,10 @@ def _show(workshop: Workshop, step: Step, manifest: Manifest) -> None:
     key = artifact_key(step.name)
     card = folder / CARD_NAME
     if card.is_file():
-        create_markdown_artifact(card.read_text(), key=key, description=str(folder))
+        short = (
+            f"{manifest.kind}/{manifest.key[:_DIGITS]}"  # a longer one is cut off where it stands
+        )
+        create_markdown_artifact(card.read_text(), key=key, description=short)
     facts = {
         "artifact": str(folder),
         "files": len(manifest.files),
