@@ -16,8 +16,8 @@ def rebuild(
 ) -> tuple[Manifest, Path]:
     """Make the artifact of a step anew from the inputs in the store; the caller holds its lock.
 
-    It is made in a store of its own within the artifact's work folder, where links lead to what it is made
-    from: no checkpoint or finished shard of an earlier work is found there.
+    It is made in a store of its own within the artifact's work folder, where links lead to the graph's
+    others: no checkpoint or finished shard of an earlier work is found there.
 
     Args:
         graph: that the step is of.
@@ -32,16 +32,10 @@ def rebuild(
     apart = ArtifactStore(store.work(identity.kind, identity.key) / "rebuild")
     with storage_errors(store.root):
         shutil.rmtree(apart.root, ignore_errors=True)  # of one that was killed
-        for reference in _ancestors(step):
+        for reference in graph.steps.keys() - {identity.reference}:
             link = apart.root / reference
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(store.root / reference)
     note_places(apart, graph)
     manifest, _ = Workshop(apart, graph).obtain(step, progress)
     return manifest, apart.root / manifest.reference
-
-
-def _ancestors(step: Step) -> set[str]:
-    """`kind/key` of all that a step is made from, directly or not."""
-    found = {source.identity.reference for source in step.inputs.values()}
-    return found.union(*map(_ancestors, step.inputs.values()))
