@@ -56,10 +56,10 @@ def features(made):
 
 
 def rebuild(*manifests):
-    """Exit status and output."""
+    """Exit status and standard output."""
     keys = [manifest.key for manifest in manifests]
     result = CliRunner().invoke(app, ["verify", "--rebuild", *keys])
-    return result.exit_code, result.output
+    return result.exit_code, result.stdout
 
 
 def contents(store):
