@@ -3,16 +3,18 @@
 import json
 import sys
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import progress as rich_progress
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from data.errors import InvalidConfig
+from data.progress import Progress
 from flows.presets import PRESETS, merge
 from flows.request import Request
 from flows.run_config import RunConfig, build_run
@@ -114,4 +116,15 @@ def print_table(table: Table) -> None:
 def tracked(references: Sequence[str], what: str) -> Iterable[str]:
     """Go through artifacts, with a bar where there is a terminal."""
     console = Console(stderr=True)
-    return track(references, what, console=console, disable=not sys.stderr.isatty())
+    return rich_progress.track(references, what, console=console, disable=not sys.stderr.isatty())
+
+
+@contextmanager
+def shown_progress(what: str) -> Iterator[Progress]:
+    """Show the progress of one piece of work by a bar, where there is a terminal."""
+    console = Console(stderr=True)
+    with rich_progress.Progress(console=console, disable=not sys.stderr.isatty()) as bars:
+        bar = bars.add_task(what)
+        yield lambda done, total, status: bars.update(
+            bar, completed=done, total=total, description=f"{what}: {status}"
+        )

@@ -4,12 +4,14 @@ import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, Self
+
+from pydantic import ValidationError
 
 from data.artifacts.digests import DigestMemory
 from data.artifacts.records import Record, write_record
 from data.artifacts.store import ArtifactStore
-from data.errors import StorageError
+from data.errors import InvalidRecord, StorageError
 from flows.run_config import RunConfig
 from flows.run_graph import idle_options, lost_detectors, run_graph
 from flows.studies import StudyConfig, study_graph
@@ -36,6 +38,22 @@ class Request:
     name: str
     config: RunConfig | StudyConfig
     stage: str | None = None
+
+    @classmethod
+    def recorded(cls, record: Record) -> Self:
+        """What a record says was asked for.
+
+        Raises:
+            InvalidRecord: its options are none of today's.
+        """
+        config = StudyConfig if record.what == "study" else RunConfig
+        try:
+            options = config.model_validate(record.options)
+        except ValidationError as error:
+            raise InvalidRecord(
+                f"the options of the {record.what} {record.id} are of another version: {error}"
+            ) from error
+        return cls(record.what, record.name, options, record.stage)
 
     def graph(
         self, digests: DigestMemory, missing: Mapping[str, Collection[str]] = MappingProxyType({})

@@ -38,7 +38,7 @@ from data.artifacts.roots import Keep, Roots, pin, pinned, unpin
 from data.artifacts.store import ArtifactStore, default_root
 from data.artifacts.trash import TRASH_FOLDER
 from data.artifacts.verification import damaged_files, remove_damaged, sampled
-from data.errors import ArtifactMissing, InvalidConfig
+from data.errors import ArtifactMissing, InvalidConfig, PipelineError
 from flows.command_options import (
     FileOption,
     PresetArgument,
@@ -47,8 +47,10 @@ from flows.command_options import (
     print_table,
     requested,
     show_digests,
+    shown_progress,
     tracked,
 )
+from flows.rebuilding import rebuilt_differences
 from flows.results import flat_results, reports_of
 from tasks.execution.plan import Planner
 
@@ -299,8 +301,17 @@ def verify(
     repair: Annotated[
         bool, typer.Option("--repair", help="Move what is damaged away, so that it is made again.")
     ] = False,
+    rebuild: Annotated[
+        bool,
+        typer.Option(
+            "--rebuild", help="Also make what is intact anew, apart from the store, and compare."
+        ),
+    ] = False,
 ) -> None:
-    """Read every file of the artifacts and compare its digest; status 1 where one is damaged."""
+    """Read every file of the artifacts and compare its digest; status 1 where one is damaged.
+
+    With --rebuild also where one is made anew with other bytes, or cannot be.
+    """
     store = _store()
     there = artifacts(store.root)
     chosen = [find(text, there) for text in keys] if keys else there
@@ -316,7 +327,26 @@ def verify(
     if repair and damaged:
         moved = remove_damaged(store, damaged)
         typer.echo(f"{len(moved)} moved to {store.root / TRASH_FOLDER}: a run makes them again")
-    raise typer.Exit(1 if damaged else 0)
+    intact = [reference for reference in chosen if reference not in damaged]
+    same = [_rebuilds_the_same(store, reference) for reference in intact if rebuild]
+    raise typer.Exit(0 if not damaged and all(same) else 1)
+
+
+def _rebuilds_the_same(store: ArtifactStore, reference: str) -> bool:
+    """Make an intact artifact anew, and say in what the new one differs."""
+    manifest = _readable(store.read(*reference.split("/")), reference)
+    try:
+        with shown_progress(reference) as progress:
+            found, folder = rebuilt_differences(store, manifest, progress)
+    except PipelineError as error:
+        typer.echo(f"not compared: {reference}: {error}")
+        return False
+    if not found:
+        typer.echo(f"the same: {reference}")
+        return True
+    typer.echo(f"different: {reference}, made anew in {folder}")
+    _show_differences(found)
+    return False
 
 
 @app.command()

@@ -95,6 +95,7 @@ KINDS: dict[str, Kind] = {
             },
             {"step": 1} | _GENERATOR,
             share=1.0,
+            timed=frozenset({"card.md", "metrics.jsonl"}),
         ),
         Kind(
             "synthesize",
@@ -129,7 +130,7 @@ KINDS: dict[str, Kind] = {
                 "scores": "many",
                 "features": "many",
             },
-            {"step": 4},
+            {"step": 5},
             preload=False,
         ),
         Kind(
@@ -155,6 +156,7 @@ KINDS: dict[str, Kind] = {
             },
             {"step": 2},
             preload=False,
+            timed=frozenset({"card.md", "report.html"}),
         ),
         Kind(
             "conclude",

@@ -24,6 +24,7 @@ class Kind:
         share: of the machine's cores that a step asks for.
         preload: whether it loads models, whose libraries are so slow to import that it is done once for
             many steps.
+        timed: those of its files that say how long something took: no two are the same.
     """
 
     name: str
@@ -33,3 +34,4 @@ class Kind:
     versions: Mapping[str, int] = field(default_factory=lambda: {"step": 1})
     share: float = 0.5
     preload: bool = True
+    timed: frozenset[str] = frozenset()

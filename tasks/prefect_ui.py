@@ -39,6 +39,9 @@ _NUM_RETRIES = 2
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
+_DIGITS = 8
+"""Of a key, under a card's name: the command line finds it by those."""
+
 _RESULT_STYLES = (
     "classDef hit fill:#e8e8e8,stroke:#888,color:#222",
     "classDef made fill:#cfe8cf,stroke:#2a7a2a,color:#222",
@@ -180,8 +183,11 @@ def _show(workshop: Workshop, step: Step, manifest: Manifest) -> None:
     key = artifact_key(step.name)
     card = folder / CARD_NAME
     if card.is_file():
+        short = (
+            f"{manifest.kind}/{manifest.key[:_DIGITS]}"  # a longer one is cut off where it stands
+        )
         text = card.read_text()
-        _server.show(create_markdown_artifact, text, key=key, description=str(folder))
+        _server.show(create_markdown_artifact, text, key=key, description=short)
     facts = {
         "artifact": str(folder),
         "files": len(manifest.files),

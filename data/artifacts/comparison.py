@@ -143,10 +143,18 @@ def artifact_differences(lineage: Lineage, old: Manifest, new: Manifest) -> dict
         "inputs": differences(old.inputs, new.inputs),
         "causes": _told(causes),
         "environment": differences(old.environment, new.environment),
-        "files": differences(_digests(old), _digests(new)),
+        "files": file_differences(old, new),
         "numbers": differences(old.summary, new.summary),
     }
     return {topic: found for topic, found in topics.items() if found}
+
+
+def file_differences(old: Manifest, new: Manifest) -> Differences:
+    """The digests of two artifacts' files that are not the same in both, by path."""
+    before, after = (
+        {name: record.sha256 for name, record in item.files.items()} for item in (old, new)
+    )
+    return differences(before, after)
 
 
 def run_differences(
@@ -168,7 +176,7 @@ def run_differences(
         made = [read(before), read(after)]
         if made[0] and made[1]:
             environment |= differences(made[0].environment, made[1].environment)
-            changed = differences(_digests(made[0]), _digests(made[1]))
+            changed = file_differences(made[0], made[1])
             files |= {f"{name}: {file}": pair for file, pair in changed.items()}
     topics = {
         "options": differences(old.options, new.options),
@@ -191,10 +199,6 @@ def _told(causes: Causes, names: Mapping[str, str] = MappingProxyType({})) -> Di
 
 def _steps(record: Record) -> dict[str, str]:
     return {name: step.reference for step in record.steps for name in step.names}
-
-
-def _digests(manifest: Manifest) -> dict[str, str]:
-    return {name: record.sha256 for name, record in manifest.files.items()}
 
 
 def _short(digest: str | None) -> str:

@@ -42,7 +42,7 @@ from tasks.execution.context import StepContext, Summary
 from tasks.pages.cards import markdown_table, write_card
 from tasks.pages.detections import COCO_METRICS_NAME, DETECTIONS_NAME
 from tasks.pages.numbers import number_name
-from tasks.pages.report_tables import DISTANCES, FLOOR
+from tasks.pages.report_tables import DISTANCES, FLOOR, fidelity_table, score_table
 
 FIDELITY_NAME, SCORES_NAME, COPIES_NAME = "fidelity.parquet", "scores.parquet", "copies.parquet"
 """Tables of distances, of detection scores, and of the generated images nearest to a training image."""
@@ -82,8 +82,8 @@ def run(context: Context) -> Summary:
     write_card(
         context.out,
         "Measures of generated images",
-        f"## Distance to the real images\n\n{markdown_table(fidelity)}",
-        f"## Detection score and recall\n\n{markdown_table(scores)}",
+        f"## Distance to the real images\n\n{markdown_table(fidelity_table(fidelity))}",
+        f"## Detection score and recall\n\n{markdown_table(score_table(scores))}",
     )
     return {"results": _results(context, scores, fidelity)}
 

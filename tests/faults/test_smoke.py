@@ -16,15 +16,11 @@ import pytest
 
 from data.artifacts.inventory import artifacts
 from data.artifacts.store import ArtifactStore
+from tasks.catalogue import KINDS
 
 SEED = int(os.environ.get("FAULT_SEED", "0"))
 MOMENTS = int(os.environ.get("FAULT_MOMENTS", "2"))
 RUN = "from flows.command_line import main; main()"
-TIMED = {
-    "train-generator": {"card.md", "metrics.jsonl"},
-    "report": {"card.md", "report.html"},
-}
-"""Files that say how long something took."""
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 
@@ -132,7 +128,7 @@ def bytes_of(made):
         f"{reference}/{name}": record.sha256
         for reference, manifest in made.items()
         for name, record in manifest.files.items()
-        if name not in TIMED.get(manifest.kind, ())
+        if name not in KINDS[manifest.kind].timed
     }
 
 

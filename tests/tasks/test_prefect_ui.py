@@ -111,6 +111,25 @@ def test_names_of_steps_are_keys_that_prefect_takes():
     assert artifact_key("b: retrain real+hard seed 2") == "b-retrain-real-hard-seed-2"
 
 
+def test_a_card_is_shown_with_the_beginning_of_its_key(tmp_path, monkeypatch, publish):
+    graph = resolve([Node("a step", "ingest", "ingest", IngestConfig())], DigestMemory())
+    store, step = ArtifactStore(tmp_path), graph.find("a step")
+    manifest = publish(store, step.identity)
+    (store.root / manifest.reference / "card.md").write_text("# Title")
+    shown = {}
+
+    def show(content, key, description):
+        shown[key] = (content, description)
+
+    monkeypatch.setattr(prefect_ui, "create_markdown_artifact", show)
+    monkeypatch.setattr(prefect_ui, "create_table_artifact", show)
+    with disable_run_logger():
+        obtain_artifact.fn(Workshop(store, graph), "a step")
+    assert shown["a-step"] == ("# Title", f"ingest/{manifest.key[:8]}")
+    facts = {row["name"]: row["value"] for row in shown["a-step-facts"][0]}
+    assert facts["artifact"] == str(store.root / manifest.reference)
+
+
 def test_the_lineage_draws_what_became_of_each_step_and_what_it_is_made_from(tmp_path):
     nodes = [
         Node("ingest", "ingest", "ingest", IngestConfig()),
