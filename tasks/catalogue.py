@@ -138,7 +138,7 @@ KINDS: dict[str, Kind] = {
             "tasks.kinds.compare",
             ComparisonOptions,
             {"ingest": "one", "trained": "many", "found": "many"},
-            {"step": 2},
+            {"step": 3},
             preload=False,
         ),
         Kind(

@@ -187,13 +187,16 @@ def arm_worth(results: Sequence[ArmResult], arm: str) -> Worth | None:
         results: of one detector.
 
     Returns:
-        None where the ruler has less than two sizes, or a seed is missing somewhere.
+        None where the ruler has less than two sizes, or a seed is missing somewhere, and of the
+        ruler's own arms.
     """
     found = by_seed(results, arm)
     like = {_apart_from_size(item) for item in results if item.arm == REAL}
     ruler: dict[int, dict[int, float]] = {}
     for item in results:
         if item.added_passes in {None, item.passes} and _apart_from_size(item) in like:
+            if item.arm == arm:
+                return None
             ruler.setdefault(item.num_real, {})[item.seed] = item.map
     seeds = sorted(found)
     complete = all(scores.keys() >= found.keys() for scores in ruler.values())

@@ -118,3 +118,8 @@ def test_without_two_sizes_or_with_a_missing_seed_there_is_no_worth():
     other_seeds = [result("real+hard", seed, 0.57, num_synthetic=512) for seed in (1, 2)]
     assert arm_worth([*RULER, *other_seeds], "real+hard") is None
     assert arm_worth(RULER, "real+hard") is None
+
+
+def test_the_rulers_own_arms_have_no_worth():
+    for name in {item.arm for item in RULER}:
+        assert arm_worth(RULER, name) is None
