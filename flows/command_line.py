@@ -2,11 +2,8 @@
 
 import json
 import logging
-import os
-import signal
 import sys
 import tempfile
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -14,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import BaseModel
 from rich.table import Table
 
 from data.artifacts.digests import DigestMemory
@@ -28,7 +24,6 @@ from data.errors import (
     InvalidConfig,
     InvalidDataset,
     PipelineError,
-    ServiceUnavailable,
 )
 from data.orphans import end_with_parent
 from data.vocabulary.tables import Dataset
@@ -45,6 +40,7 @@ from flows.command_options import (
     show_digests,
 )
 from flows.nodes import REPORT
+from flows.obtaining import carry_out, checked_graph
 from flows.plateau import doubling, length_option, real_alone, validated
 from flows.request import Request
 from flows.results import flat_results, newest_artifact, newest_reports
@@ -53,11 +49,9 @@ from flows.run_graph import stage_steps
 from flows.studies import CONCLUSION, read_study
 from flows.study_presets import STUDIES
 from models.metrics.options import MAIN
-from tasks.estimates.forecast import Forecast, forecast
 from tasks.execution.child import call
-from tasks.execution.graph import Graph, Step
+from tasks.execution.graph import Step
 from tasks.execution.machine import available_cores
-from tasks.execution.plan import check, note_places
 from tasks.execution.plan import plan as plan_steps
 from tasks.pages.numbers import format_value
 
@@ -109,7 +103,7 @@ def run(
     """Run every step of a preset that has no intact artifact yet."""
     config = configured_run(preset, assignments, config_file)
     store = ArtifactStore(default_root())
-    graph = _carry_out(store, Request("run", config.preset, config, stage))
+    graph = carry_out(store, Request("run", config.preset, config, stage))
     _show_artifact(store, stage_steps(graph, stage)[-1])
 
 
@@ -131,7 +125,7 @@ def study(
     """
     config = read_study(source, overrides_of(assignments, config_file))
     store = ArtifactStore(default_root())
-    graph = _carry_out(store, Request("study", config.name, config))
+    graph = carry_out(store, Request("study", config.name, config))
     for name in config.runs:
         typer.echo(name)
         _show_artifact(store, graph.find(f"{name}: {REPORT}"))
@@ -180,134 +174,12 @@ def _real_scores(
     """Train the arm real so many times as long; its mAP by seed."""
     longer = real_alone(config, detector, factor)
     for stage in ("ingest", "retrain"):
-        graph = _carry_out(store, Request("run", config.preset, longer, stage))
+        graph = carry_out(store, Request("run", config.preset, longer, stage))
     found = validated(store, graph, config.retrain.seeds)
     scores = [float(manifest.summary["metrics"]["map"]) for manifest in found]
     shown = "  ".join(f"{score:.4f}" for score in scores)
     typer.echo(f"{length_option(config, detector, factor):>26}  mAP {shown}")
     return scores
-
-
-def _checked_graph(
-    store: ArtifactStore, request: Request, digests: DigestMemory
-) -> tuple[Graph, Forecast]:
-    """Build a graph; refuse what cannot work as far as options, files and tables tell.
-
-    Names options without effect, downloads, and what the machine has too little of.
-
-    Returns:
-        The graph, and what is to be made of it takes.
-    """
-    graph = request.graph(digests)
-    steps = stage_steps(graph, request.stage)
-    check(store, graph)
-    for line in request.idle_options():
-        typer.echo(f"warning: {line}", err=True)
-    missing = [step for step in steps if not store.has(step.kind.name, step.identity.key)]
-    for name in dict.fromkeys(name for step in missing for name in step.options.downloads()):
-        typer.echo(f"to be downloaded, where it is not cached: {name}", err=True)
-    expected = forecast(graph, missing, digests)
-    for line in expected.shortages(store.root):
-        typer.echo(f"warning: {line}", err=True)
-    return graph, expected
-
-
-def _carry_out(store: ArtifactStore, request: Request) -> Graph:
-    """Obtain steps by a flow, or say that all are there, which needs no Prefect."""
-    with DigestMemory(store.root, show_digests) as digests:
-        graph, _ = _checked_graph(store, request, digests)
-        steps = stage_steps(graph, request.stage)
-        there = all(store.lookup(step.identity.kind, step.identity.key) for step in steps)
-        if not there:
-            store.create_root()
-            digests.save(store.root)  # where the flow finds what was read here
-    if _has_server() or not there:
-        import httpx  # noqa: PLC0415  # as above
-
-        try:
-            _run_flow(_flow_name(request), request.config)
-        except httpx.TransportError as error:
-            _forget_events()
-            _account_for(store, steps, error)
-        return graph
-    typer.echo("Every step is a hit; nothing to run.")
-    note_places(store, graph)
-    request.record(store, graph)
-    return graph
-
-
-def _forget_events() -> None:
-    """Drop what Prefect has still to tell a server that is gone: it would wait 8 s for each event."""
-    from prefect.events.worker import EventsWorker  # noqa: PLC0415  # is slow to import
-
-    EventsWorker.instance()._queue.queue.clear()  # noqa: SLF001  # nothing else empties it
-
-
-def _account_for(store: ArtifactStore, steps: Sequence[Step], error: Exception) -> None:
-    """Say what there is of steps of a run whose Prefect server did not come back.
-
-    Raises:
-        ServiceUnavailable: some of them are missing.
-    """
-    there = [step for step in steps if store.has(step.kind.name, step.identity.key)]
-    gone = f"the run's Prefect server is gone ({error})"
-    if len(there) < len(steps):
-        raise ServiceUnavailable(
-            f"{gone}: {len(there)} of {len(steps)} steps are in the store; the same command goes on"
-        ) from error
-    typer.echo(f"warning: {gone}: all {len(steps)} steps are in the store", err=True)
-
-
-def _has_server() -> bool:
-    """Whether a Prefect server is configured.
-
-    Raises:
-        ServiceUnavailable: it is, and does not answer.
-    """
-    url = os.environ.get("PREFECT_API_URL")
-    if not url:
-        return False
-    import httpx  # noqa: PLC0415  # a tenth of the time that a plan takes
-
-    try:
-        httpx.get(f"{url}/health", timeout=10).raise_for_status()
-    except httpx.HTTPError as error:
-        raise ServiceUnavailable(
-            f"no Prefect server answers at PREFECT_API_URL={url} ({error}): start one with `make up`, "
-            "or unset the variable to run without"
-        ) from error
-    return True
-
-
-def _flow_name(request: Request) -> str:
-    """Name of a request's flow in `flows.stages`."""
-    whole = "study" if request.what == "study" else "end_to_end"
-    return request.stage.replace("-", "_") if request.stage else whole
-
-
-def _run_flow(name: str, config: BaseModel) -> None:
-    """Run a flow in this process, with a temporary Prefect server where none is configured.
-
-    Raises:
-        PipelineError: what made the run fail.
-    """
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
-    if sys.stderr.isatty():
-        os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
-        # What failed is said above the bars, which write over what others write.
-        logging.getLogger("prefect.task_runs").propagate = False
-    from flows import stages  # noqa: PLC0415  # Prefect reads the variables above at import
-
-    signal.signal(signal.SIGTERM, _exit)  # by default it would leave Prefect's server behind
-    state = getattr(stages, name)(config, return_state=True)
-    if not state.is_completed():
-        state.result()
-
-
-def _exit(number: int, _: object) -> None:
-    sys.exit(128 + number)
 
 
 def _show_artifact(store: ArtifactStore, step: Step) -> None:
@@ -348,7 +220,7 @@ def plan(
         return
     request = requested(preset, assignments, config_file, study_source)
     with DigestMemory(store.root, show_digests) as digests:
-        graph, expected = _checked_graph(store, request, digests)
+        graph, expected = checked_graph(store, request, digests)
     table = Table("stage", "step", "state", "why", "after", "artifact")
     for item in plan_steps(store, graph, read_records(store.root), default_remote()):
         step = item.step
