@@ -19,8 +19,12 @@ jaxtyping.install_import_hook(
     "beartype.beartype",
 )
 
+import hypothesis
 import numpy as np
 import pytest
+
+hypothesis.settings.register_profile("loaded machine", deadline=None)
+hypothesis.settings.load_profile("loaded machine")
 
 
 @pytest.fixture(scope="session")

@@ -193,6 +193,4 @@ def test_random_histories_leave_what_a_plain_model_leaves(publish, attempt):
         pass
 
     Here.publish, Here.attempt = staticmethod(publish), staticmethod(attempt)
-    run_state_machine_as_test(
-        Here, settings=settings(max_examples=25, stateful_step_count=40, deadline=None)
-    )
+    run_state_machine_as_test(Here, settings=settings(max_examples=25, stateful_step_count=40))

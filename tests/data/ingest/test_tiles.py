@@ -5,7 +5,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
@@ -22,7 +22,6 @@ from data.vocabulary.tables import Dataset, box_array
 SIDES = st.integers(1, 90)
 
 
-@settings(deadline=None)
 @given(SIDES, SIDES, st.integers(1, 60), st.floats(0, 0.95))
 def test_tiles_cover_the_image_have_full_size_and_overlap(width, height, size, overlap):
     tiles = tile_boxes(width, height, size=size, overlap=overlap)
@@ -62,7 +61,6 @@ def objects(draw):
     )
 
 
-@settings(deadline=None)
 @given(objects())
 def test_a_part_is_what_a_loop_over_pixels_finds(found):
     box, mask, tile = found

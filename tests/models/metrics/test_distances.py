@@ -109,7 +109,7 @@ def test_frechet_distance_of_independent_features_is_that_of_their_deviations():
     assert frechet_distance(real, generated) == pytest.approx(expected, rel=1e-12)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 1000), st.integers(2, 6), st.floats(-5, 5))
 def test_frechet_distance_has_the_properties_of_one(seed, num_features, shift):
     real = normal(30, num_features, seed).astype(np.float64)
