@@ -163,6 +163,7 @@ KINDS: dict[str, Kind] = {
             "tasks.kinds.conclude",
             ConclusionOptions,
             {"reports": "many"},
+            {"step": 2},
             preload=False,
         ),
     )

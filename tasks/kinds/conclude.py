@@ -21,6 +21,7 @@ from tasks.pages.study_page import (
     OPPOSITE,
     Finding,
     answer_table,
+    best_in_words,
     own_numbers,
     write_study_page,
 )
@@ -46,6 +47,7 @@ def run(context: Context) -> Summary:
     write_card(
         context.out,
         "Study",
+        *filter(None, [best_in_words(numbers)]),
         markdown_table(answer_table(findings)),
         markdown_table(own_numbers(numbers)),
     )

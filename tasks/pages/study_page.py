@@ -105,6 +105,7 @@ class Finding:
 
 
 _BODY = """
+{% if best %}<p class="first">{{ best }}</p>{% endif %}
 {% for run, count in holes.items() %}
 <p class="missing"><strong>{{ run }}: {{ count }} of its trainings or their detections failed</strong>; no
 question is answered with numbers of theirs.</p>
@@ -135,8 +136,9 @@ Least difference {{ item.effect_in_words }} in {{ item.unit }}.
 <details><summary>{{ num_runs }} runs, {{ runs | length }} numbers</summary>
 {{ table(runs) }}</details>
 {% else %}
-{% if numbers %}{{ table(numbers) }}{% endif %}
-<p>This study asks no question: here are its runs.</p>
+{% if numbers %}{{ table(numbers) }}
+{% else %}<p>This study asks no question: here are its runs.</p>{% endif %}
+<h2>All runs</h2>
 {{ table(runs) }}
 {% endif %}
 <details><summary>The runs' reports</summary>
@@ -171,6 +173,7 @@ def write_study_page(
         path,
         "detdiffusion study",
         _BODY,
+        best=best_in_words(numbers),
         findings=findings,
         effects=effect_panels(estimates) if estimates else None,
         numbers=own_numbers(numbers),
@@ -198,8 +201,32 @@ def answer_table(findings: Sequence[Finding]) -> list[dict[str, Any]]:
 
 
 def own_numbers(numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A study's own numbers, a row each."""
-    return [{"number": name, "": shown_number(value)} for name, value in numbers.items()]
+    """A study's own numbers, a row each, with their intervals."""
+    limits = {f"{name}{end}" for name in numbers for end in ("_low", "_high")}
+    return [
+        {"number": name, "": _with_interval(numbers, name) or shown_number(value)}
+        for name, value in numbers.items()
+        if name not in limits
+    ]
+
+
+def best_in_words(numbers: Mapping[str, Any]) -> str | None:
+    """What the best arm of a study gains and is worth; None where it has none."""
+    if "best_arm" not in numbers:
+        return None
+    run, _, arm = numbers["best_arm"].partition(": ")
+    gain = _with_interval(numbers, "gain_best") or shown_number(numbers["gain_best"])
+    worth = float(numbers["worth_best"] or 0)
+    like = f", as good as {worth:.0f} more real images" if 0 < worth < math.inf else ""
+    return (
+        f"{arm} of the run {run}, the best of the arms that were named: {gain} mAP over "
+        f"{numbers['num_seeds']} seeds{like}. Being chosen by its gain flatters it."
+    )
+
+
+def _with_interval(numbers: Mapping[str, Any], name: str) -> str | None:
+    found: list[Any] = [numbers.get(f"{name}{end}") for end in ("", "_low", "_high")]
+    return None if None in found else format_interval(Interval(*map(float, found)), sign=True)
 
 
 def _number_table(runs: Runs) -> list[dict[str, Any]]:

@@ -6,7 +6,13 @@ import re
 import pytest
 
 from models.metrics.interval import Interval
-from tasks.pages.study_page import Finding, answer_table, write_study_page
+from tasks.pages.study_page import (
+    Finding,
+    answer_table,
+    best_in_words,
+    own_numbers,
+    write_study_page,
+)
 
 
 def finding(effect, verdict, differences=(0.1, 0.12, 0.11), **more):
@@ -106,3 +112,32 @@ def test_answers_as_a_table():
     assert row["effect"] == "+0.10 (-0.10 to +0.30)"
     assert row["by seed"] == "+0.100, +0.120, +0.110"
     assert row["seeds that would tell"] == 17
+
+
+BEST = {
+    "gain_copy_paste": None, "best_arm": "tiles: real_origin", "gain_best": 0.0496,
+    "gain_best_low": 0.0401, "gain_best_high": 0.0592, "worth_best": 100.5, "num_seeds": 3,
+}  # fmt: skip
+
+
+def test_the_best_arm_is_told_first_and_numbers_with_their_intervals(tmp_path):
+    told = best_in_words(BEST)
+    assert told.startswith("real_origin of the run tiles, ")
+    assert "+0.0496 (+0.0401 to +0.0592) mAP over 3 seeds, as good as 100 more real images." in told
+    assert own_numbers(BEST) == [
+        {"number": "gain_copy_paste", "": None},
+        {"number": "best_arm", "": "tiles: real_origin"},
+        {"number": "gain_best", "": "+0.0496 (+0.0401 to +0.0592)"},
+        {"number": "worth_best", "": 100.5},
+        {"number": "num_seeds", "": 3},
+    ]
+    write_study_page(tmp_path / "study.html", (), RUNS, REPORTS, BEST)
+    page = (tmp_path / "study.html").read_text()
+    assert page.index('<p class="first">real_origin') < page.index("<table")
+    assert "asks no question" not in page
+
+
+@pytest.mark.parametrize("worth", ["inf", "-inf", None, -3.0])
+def test_a_best_arm_without_a_worth_says_nothing_of_it(worth):
+    assert "more real images" not in best_in_words(BEST | {"worth_best": worth})
+    assert best_in_words({"num_seeds": 3}) is None
