@@ -65,6 +65,15 @@ _BEST = tuple(f"real_{policy}" for policy in POLICIES)
 
 _LONG = {"num_iterations": 6000}
 
+_NUMBERS = {
+    "gain_copy_paste": "generator: gain_real_copy_paste",
+    "gain_self_training": "generator: gain_self_training",
+    "gain_perfect_generator": "perfect: gain_real_origin",
+    "score_ap75_real": "generator: score_ap75_real",
+    "score_ap75_origin": "generator: score_ap75_origin",
+}
+"""Of studies with the runs `generator` and `perfect`."""
+
 _PAYS: dict[str, Any] = {
     "preset": "demo",
     "options": {
@@ -101,14 +110,10 @@ _PAYS: dict[str, Any] = {
         },
     },
     "numbers": {
-        "gain_copy_paste": "generator: gain_real_copy_paste",
-        "gain_self_training": "generator: gain_self_training",
-        "gain_perfect_generator": "perfect: gain_real_origin",
+        **_NUMBERS,
         "gain_at_half_length": "short: gain_real_origin",
         "map_real": "generator: map_real",
         "map_noisy_labels": "noisy: map_real",
-        "score_ap75_real": "generator: score_ap75_real",
-        "score_ap75_origin": "generator: score_ap75_origin",
     },
     "best_of": tuple(f"{run}: {arm}" for run in ("generator", "verified") for arm in _BEST),
 }
@@ -164,13 +169,7 @@ _FEW_LABELS: dict[str, Any] = {
             "retrain": {"arms": ("real", "real+origin")},
         },
     },
-    "numbers": {
-        "gain_copy_paste": "generator: gain_real_copy_paste",
-        "gain_self_training": "generator: gain_self_training",
-        "gain_perfect_generator": "perfect: gain_real_origin",
-        "score_ap75_real": "generator: score_ap75_real",
-        "score_ap75_origin": "generator: score_ap75_origin",
-    },
+    "numbers": _NUMBERS,
     "best_of": ("generator: real_origin", "generator: real_hard", "part-way: real_origin"),
 }
 

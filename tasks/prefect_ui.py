@@ -40,7 +40,7 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _DIGITS = 8
-"""Of a key, under a card's name: the command line finds it by those."""
+"""Of a key, under a card's name, where more is cut off: the command line finds it by those."""
 
 _RESULT_STYLES = (
     "classDef hit fill:#e8e8e8,stroke:#888,color:#222",
@@ -183,9 +183,7 @@ def _show(workshop: Workshop, step: Step, manifest: Manifest) -> None:
     key = artifact_key(step.name)
     card = folder / CARD_NAME
     if card.is_file():
-        short = (
-            f"{manifest.kind}/{manifest.key[:_DIGITS]}"  # a longer one is cut off where it stands
-        )
+        short = f"{manifest.kind}/{manifest.key[:_DIGITS]}"
         text = card.read_text()
         _server.show(create_markdown_artifact, text, key=key, description=short)
     facts = {

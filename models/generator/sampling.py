@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +93,7 @@ def draw_pictures(
     config: SamplingConfig,
     strength: float = 1.0,
 ) -> Iterator[int]:
-    """Sample batch by batch; files are resized and encoded in threads while the next one is sampled.
+    """Sample batch by batch; files are read, resized and encoded in threads while the next one is sampled.
 
     Args:
         strength: as in `sample_batch`; below 1 all pictures must have a source.
@@ -100,16 +101,14 @@ def draw_pictures(
     Yields:
         Of each batch, once they are written, the number of its files.
     """
+    read = partial(read_square, resolution=generator.model.resolution)
     with ThreadPoolExecutor(_NUM_WRITERS) as pool:
         in_flight: deque[list[Future[None]]] = deque()
         for start in range(0, len(pictures), config.batch_size):
             batch = pictures[start : start + config.batch_size]
             layouts, seeds = [item.layout for item in batch], [item.seed for item in batch]
-            starts = [
-                read_square(item.source, generator.model.resolution)
-                for item in batch
-                if item.source
-            ]
+            sources = [item.source for item in batch if item.source]
+            starts = list(pool.map(read, sources))
             images = sample_batch(generator, layouts, seeds, config, starts, strength)
             in_flight.append(
                 [pool.submit(write_picture, *pair) for pair in zip(batch, images, strict=True)]

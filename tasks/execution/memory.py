@@ -7,6 +7,8 @@ from typing import Self
 import psutil
 
 _SECONDS_BETWEEN_LOOKS = 0.5
+_FIRST_SECONDS = 0.01
+"""Looks are the rarer the longer a process runs, so that short ones are seen too."""
 
 
 class PeakMemory:
@@ -36,10 +38,12 @@ class PeakMemory:
         self._thread.join()
 
     def _sample(self) -> None:
+        seconds = _FIRST_SECONDS
         while True:
             self.bytes = max(self.bytes, _resident_bytes(self._pid))
-            if self._done.wait(_SECONDS_BETWEEN_LOOKS):
+            if self._done.wait(seconds):
                 return
+            seconds = min(2 * seconds, _SECONDS_BETWEEN_LOOKS)
 
 
 def _resident_bytes(pid: int) -> int:

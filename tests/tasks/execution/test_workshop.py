@@ -129,7 +129,7 @@ def test_a_step_runs_in_its_own_process_and_is_a_hit_the_second_time(store, step
     assert [report[:2] for report in reports] == [(1, 1)]
     assert manifest.summary["results"] == {"threads": 3}
     assert manifest.files.keys() == {"card.md"}
-    assert manifest.peak_memory_bytes > 1_000_000  # of one look at a process that has just begun
+    assert manifest.peak_memory_bytes > 10_000_000
     assert capfd.readouterr() == ("", "")
     log = store.root / manifest.reference / "log.txt"
     assert log.read_text() == "something on standard output\n"
