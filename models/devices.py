@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from data.artifacts.store import durable_file
@@ -97,6 +99,48 @@ def attention_kernel() -> AbstractContextManager[None]:
     if default_device().type == "cpu":
         return sdpa_kernel(SDPBackend.MATH)
     return nullcontext()
+
+
+def to_device(module: nn.Module) -> None:
+    """Bring a module to the default device, in place, in the form in which it is fast there.
+
+    Convolutions on a CPU want their channels last. A GPU's group norm copies such tensors, and its autocast
+    computes norms in float32, for which it copies all others too: there channels stay first, and norms are
+    computed in the precision of their input, as a CPU's autocast does. Measured: docs/gpu.md.
+    """
+    device = default_device()
+    module.to(device)
+    if device.type == "cpu":
+        module.to(memory_format=torch.channels_last)
+    else:
+        norms_in_precision_of_input(module)
+
+
+def norms_in_precision_of_input(module: nn.Module) -> None:
+    """Keep autocast's float32 away from a module's norms; the kernels' statistics have it all the same."""
+    for part in module.modules():
+        if type(part) in _NORMS:
+            part.__class__ = _NORMS[type(part)]
+
+
+class _GroupNorm(nn.GroupNorm):
+    def forward(self, inputs: Tensor) -> Tensor:
+        weight, bias = self.weight.to(inputs.dtype), self.bias.to(inputs.dtype)
+        with torch.autocast(inputs.device.type, enabled=False):
+            return functional.group_norm(inputs, self.num_groups, weight, bias, self.eps)
+
+
+class _LayerNorm(nn.LayerNorm):
+    def forward(self, inputs: Tensor) -> Tensor:
+        weight, bias = self.weight.to(inputs.dtype), self.bias.to(inputs.dtype)
+        with torch.autocast(inputs.device.type, enabled=False):
+            return functional.layer_norm(inputs, self.normalized_shape, weight, bias, self.eps)
+
+
+_NORMS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.GroupNorm: _GroupNorm,
+    nn.LayerNorm: _LayerNorm,
+}
 
 
 def release_memory() -> None:

@@ -17,7 +17,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from data.errors import InvalidConfig, InvalidModel
 from data.layouts.prompts import LocationGrid
 from data.vocabulary.tables import Category
-from models.devices import autocast, default_device, full_float32, resolve_precision
+from models.devices import (
+    autocast,
+    default_device,
+    full_float32,
+    resolve_precision,
+    to_device,
+)
 from models.generator.autoencoder import PatchAutoencoder, pixel_values, to_uint8
 from models.generator.conditioning import (
     LayoutEncoder,
@@ -72,7 +78,7 @@ class StableDiffusion:
 
         Float16 has too small a range for some of them.
         """
-        self.vae.to(latents.device).eval()
+        to_device(self.vae.eval())
         half = isinstance(self.vae, AutoencoderKL) and resolve_precision(precision) == "bf16"
         with autocast("bf16" if half else "no"), full_float32(precision):
             return to_uint8(self.vae.decode(latents / self.vae.config.scaling_factor).sample)

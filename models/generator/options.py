@@ -261,8 +261,8 @@ class GeneratorConfig(Options):
     )
     torch_compile: Annotated[bool, RuntimeOnly] = Field(
         False,
-        description="Compile the UNet's transformer blocks, which takes minutes at the start and a C++ "
-        "compiler; another result by rounding alone.",
+        description="Compile the UNet's transformer blocks, which takes half a minute or more at the start "
+        "and a C++ compiler; another result by rounding alone.",
     )
     num_workers: Annotated[int, RuntimeOnly] = Field(
         1,

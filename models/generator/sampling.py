@@ -23,7 +23,7 @@ from torch import Tensor
 from data.artifacts.store import durable_file
 from data.layouts.layout import Layout
 from data.vocabulary.images import read_square
-from models.devices import autocast, default_device, full_float32
+from models.devices import autocast, default_device, full_float32, to_device
 from models.generator.autoencoder import pixel_values
 from models.generator.modules import Generator
 from models.generator.options import SamplingConfig
@@ -161,7 +161,7 @@ def sample_batch(
             first of them expects (SDEdit, Meng et al. 2022); 1: all, from noise alone.
     """
     model, encoder, device = generator.model, generator.encoder, default_device()
-    model.unet.to(device, memory_format=torch.channels_last).eval()
+    to_device(model.unet.eval())
     model.text_encoder.to(device).eval()
     size = model.unet.config.sample_size
     texts = [encoder.prompt(layout).text for layout in layouts]
@@ -183,7 +183,6 @@ def sample_batch(
     for timestep in timesteps:
         scaled = sampler.scale_model_input(latents, timestep)
         inputs = torch.cat([torch.cat([scaled, scaled]), canvas], dim=1)
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
         with autocast(config.mixed_precision), full_float32(config.mixed_precision):
             prediction = model.unet(inputs, timestep, states).sample.float()
         empty, conditional = prediction.chunk(2)

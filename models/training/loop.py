@@ -137,7 +137,7 @@ def compute_losses(
 def _predict(state: TrainingState, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
     scheduler = state.generator.model.noise_scheduler
     noisy = scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
-    inputs = torch.cat([noisy, batch.canvas], dim=1).contiguous(memory_format=torch.channels_last)
+    inputs = torch.cat([noisy, batch.canvas], dim=1)
     return model(inputs, batch.timesteps, batch.input_ids, batch.token_weights)
 
 

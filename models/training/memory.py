@@ -184,7 +184,6 @@ def pass_bytes(
     modules = empty_modules(unet, text_encoder, config)
     with FakeTensorMode(allow_non_fake_inputs=True):
         modules.to_empty(device="cpu")
-        _norm_as_on_cuda(modules)
         for checkpointing in (False, True):
             if checkpointing:
                 modules.enable_checkpointing()
@@ -218,7 +217,6 @@ def count_sampling(
     with FakeTensorMode(), torch.no_grad():
         model, text = UNet2DConditionModel.from_config(unet), CLIPTextModel(text_encoder)
         autoencoder = AutoencoderKL.from_config(vae)
-        _norm_as_on_cuda(model)
         copies, per_image = _linear(partial(_drawing, model, text_encoder, precision))
         channels, size = autoencoder.config.latent_channels, model.config.sample_size
         with _autocast(precision), LiveBytes() as of_decoder:
@@ -319,14 +317,3 @@ def training_pass(
     with _autocast(precision):
         outputs = modules(*inputs)
     sum(out.float().square().mean() for out in outputs if out is not None).backward()
-
-
-def _norm_as_on_cuda(modules: nn.Module) -> None:
-    """CUDA's autocast computes norms in float32, the CPU's does not."""
-    for module in modules.modules():
-        if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
-            module.register_forward_pre_hook(_in_float32)
-
-
-def _in_float32(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(item.float() for item in inputs)

@@ -50,7 +50,7 @@ STABLE_DIFFUSION_TEXT: dict[str, Any] = {
 }
 """Shapes of Stable Diffusion v1.5, in which they differ from the classes' defaults."""
 
-_THRIFTY: dict[str, dict[str, Any]] = {
+THRIFTY: dict[str, dict[str, Any]] = {
     "lora_rank=16": {"lora_rank": 16},
     "optimizer=adamw-8bit": {"optimizer": "adamw-8bit"},
 }
@@ -127,7 +127,7 @@ def memory_table(
         return pass_bytes(shapes.unet, shapes.text_encoder, changed, half)
 
     def training(option: str, memory: int) -> dict[str, Any]:
-        changed = config.model_copy(update=_THRIFTY.get(option, {}))
+        changed = config.model_copy(update=THRIFTY.get(option, {}))
         fixed = fixed_bytes(shapes.unet, shapes.text_encoder, shapes.vae, changed)
         return _training_row(changed, MemoryCount(fixed, *passes(changed.lora_rank)), memory)
 
@@ -138,7 +138,7 @@ def memory_table(
         of_sampling = {"images drawn at once, at most": max(room // drawn.per_image[False], 0)}
         found = {"": training("", memory)}
         if not found[""]:
-            thrifty = {option: training(option, memory) for option in _THRIFTY}
+            thrifty = {option: training(option, memory) for option in THRIFTY}
             found = {option: row for option, row in thrifty.items() if row} or {"nothing fits": {}}
         rows += [
             {"device, GB": size, "option": option, **row, **of_sampling}

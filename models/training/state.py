@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import CLIPTextModel
 
 from data.errors import InvalidConfig, InvalidModel, StorageError
-from models.devices import default_device, resolve_precision
+from models.devices import default_device, resolve_precision, to_device
 from models.generator.modules import Generator
 from models.generator.options import GeneratorConfig
 from models.generator.token_table import RowAverage, synchronized_gradient
@@ -230,11 +230,10 @@ def _trained_modules(generator: Generator, config: GeneratorConfig) -> TrainedMo
             add_adapters(unet, config.lora_rank)
             if generator.encoder.canvas_channels:  # which its first convolution has to learn
                 unet.conv_in.requires_grad_(requires_grad=True)
-    device = default_device()
-    unet.to(device, memory_format=torch.channels_last).train()
-    text_encoder.to(device).train()
+    to_device(unet.train())
+    to_device(text_encoder.train())
     release_text_encoder(text_encoder, config)
-    modules = TrainedModules(text_encoder, unet, head).to(device)
+    modules = TrainedModules(text_encoder, unet, head).to(default_device())
     if config.gradient_checkpointing is True:
         modules.enable_checkpointing()
     if config.torch_compile:

@@ -1,9 +1,18 @@
+from functools import partial
+
 import pytest
 import torch
+from torch import nn
 
 from data.errors import InvalidConfig
 from models import devices
-from models.devices import default_device, full_float32, resolve_precision, settled_precision
+from models.devices import (
+    default_device,
+    full_float32,
+    norms_in_precision_of_input,
+    resolve_precision,
+    settled_precision,
+)
 
 
 @pytest.mark.parametrize(
@@ -61,3 +70,30 @@ def test_a_driver_older_than_torch_is_one_sentence_and_no_training_on_the_cpu(mo
     monkeypatch.setattr(devices, "has_gpu", lambda: False)
     assert default_device() == torch.device("cpu")
     devices._refuse_unusable_gpu.cache_clear()
+
+
+@pytest.mark.parametrize("new", [partial(nn.GroupNorm, 4, 16), partial(nn.LayerNorm, 16)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_norms_have_the_precision_of_their_input_and_float32_statistics(new, dtype):
+    torch.manual_seed(0)
+    norm = new()
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    inputs = (5 + 0.1 * torch.randn(8, 16, 4, 16)).to(dtype)  # of means far above spreads
+    expected = norm(inputs.float())
+    expected.square().sum().backward()
+    changed = nn.Sequential(new())
+    changed[0].load_state_dict(norm.state_dict())
+    norms_in_precision_of_input(changed)
+    with torch.autocast("cpu", torch.float16):  # that of a CPU has no say here: that of a GPU would
+        found = changed(inputs)
+    found.float().square().sum().backward()
+    assert found.dtype == dtype
+    near = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 8 * torch.finfo(dtype).eps}
+    torch.testing.assert_close(found.float(), expected, **near)
+    for name, parameter in norm.named_parameters():
+        of_changed = changed.get_parameter(f"0.{name}")
+        assert of_changed.dtype == torch.float32
+        error = (of_changed.grad - parameter.grad).norm() / parameter.grad.norm()
+        assert error < max(16 * torch.finfo(dtype).eps, 1e-5)
+    assert list(changed.state_dict()) == [f"0.{name}" for name in norm.state_dict()]

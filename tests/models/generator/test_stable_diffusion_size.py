@@ -134,16 +134,13 @@ def test_train_save_reload_resume_and_sample(base_model, dataset, attributes, tm
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_memory_at_512_pixels():
-    """Counted elsewhere on the same shapes: 1.26 GB an image, 0.20 GB with checkpointing.
-
-    Here the perception head is there too, and the count with checkpointing is an upper bound.
-    """
+    """On an H100 32 images at once took 50.5 GB (docs/gpu.md), of which 18.9 whatever their number."""
     config = build_run("coco-512", {}).train_generator
     shapes = base_shapes(config)
     count = count_training(shapes.unet, shapes.text_encoder, shapes.vae, config, "bf16")
     num_weights = 859_520_964 + 123_060_480 + (65_536 + 2) * 768
     assert count.fixed["weights"] == pytest.approx(4 * num_weights, rel=1e-3)
-    assert count.per_image[False] == pytest.approx(1.26e9, rel=0.1)
+    assert count.per_image[False] == pytest.approx((50.5e9 - 18.9e9) / 32, rel=0.03)
     assert 0.20e9 < count.per_image[True] < 0.30e9
     assert fit(count, config, 80 * 10**9).num_images == 32
 
@@ -154,8 +151,8 @@ def test_24_and_16_and_8_gb_suffice():
     run = build_run("coco-512", {})
     _, rows = memory_table(run.train_generator, run.synthesize.sampling, (24, 16, 8))
     of_24, with_adapters, with_8_bits, of_8 = rows
-    assert (of_24["option"], of_24["gradient checkpointing"]) == ("", True)
+    assert (of_24["option"], of_24["gradient checkpointing"]) == ("", False)
     assert with_adapters["option"] == "lora_rank=16"
     assert with_8_bits["option"] == "optimizer=adamw-8bit"
-    assert [row["images at once"] for row in rows[:3]] == [8, 4, 8]
+    assert [row["images at once"] for row in rows[:3]] == [4, 4, 8]
     assert (of_8["option"], of_8["images drawn at once, at most"]) == ("nothing fits", 2)

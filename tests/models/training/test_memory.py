@@ -119,7 +119,6 @@ def test_between_the_sizes_counted_the_count_is_close_and_not_too_low(text, opti
     modules = memory.empty_modules(UNET, text, config)
     with FakeTensorMode(allow_non_fake_inputs=True):
         modules.to_empty(device="cpu")
-        memory._norm_as_on_cuda(modules)
         for checkpointing in (False, True):
             if checkpointing:
                 modules.enable_checkpointing()
