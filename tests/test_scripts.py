@@ -74,6 +74,7 @@ def test_gpu_check_runs_small_on_a_cpu(environment, tmp_path):
         of_parts.setdefault(row["part"], []).append(row)
     equal = {row["what"]: row["equal"] for row in of_parts.pop("equalities")}
     assert [equal[k] for k in ("fp32", "fp32, LoRA", "bf16", "fp16")] == [True, True, True, None]
+    assert of_parts.pop("memory")[0]["note"] == "there is no GPU"
     assert list(of_parts) == ["training", "sampling", "detector", "features", "smoke"]
     assert all(
         value > 0 for part in of_parts.values() for r in part for value in r["values"].values()
