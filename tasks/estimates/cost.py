@@ -1,7 +1,7 @@
 """What a run takes in time, memory and disk, on a machine that need not be this one.
 
-Each device turns work into seconds by few rates. Those of a GPU are data sheets times shares that are
-assumptions: this project has not measured them on a GPU. Those of a CPU are measured on it, or assumed too.
+Each device turns work into seconds by few rates. Those of a GPU are data sheets times shares, which were
+measured on one (docs/gpu.md) where it does not say otherwise. Those of a CPU are measured on it, or assumed.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,19 +22,23 @@ _H100_FP32 = 67e12
 """Of float32, in which features are computed; the same."""
 
 _H100_SPEED = {
-    "train-generator": 0.30 * _H100_BF16,
-    "synthesize": 0.30 * _H100_BF16,
-    "train-detector": 0.10 * _H100_TF32,
-    "detect": 0.10 * _H100_TF32,
+    "train-generator": 0.19 * _H100_BF16,
+    "synthesize": 0.22 * _H100_BF16,
+    "train-detector": 0.06 * _H100_TF32,
+    "detect": 0.066 * _H100_TF32,
     "image-features": 0.30 * _H100_FP32,
 }
-"""FLOP/s that a kind of step reaches, what is bound by memory included: assumed shares of the peak.
+"""FLOP/s that a kind of step reaches, what is bound by memory included: shares of the peak.
 
-PyTorch without compiled kernels; of a detector less, whose maps are small and which is not in half precision.
+Of Stable Diffusion v1.5 at 512 pixels, 32 images trained on and 8 to 32 drawn at once, and of Faster R-CNN, 8
+at once; of features an assumption.
 """
 
 _H100_SECONDS_PER_KERNEL = 8e-6
-"""For PyTorch to launch an operator from Python; while the GPU works others are launched. An assumption."""
+"""For PyTorch to launch an operator from Python; while the GPU works others are launched.
+
+Training on 8 images at 512 pixels, which is bound by it, took 203 ms a step.
+"""
 
 _GPU_START_SECONDS = 15.0
 """More that a step's process takes beside a GPU, where libraries are not loaded beforehand. An assumption."""

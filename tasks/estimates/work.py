@@ -1,7 +1,7 @@
 """What the steps of a run have to do: operations, images read and written, memory; from their options alone.
 
 Rates of what no model does were measured on one core of a machine of 2 (the demo, nothing else running)
-unless their docstring says otherwise. Nothing here was measured on a GPU.
+unless their docstring says otherwise; none on a GPU.
 """
 
 from collections.abc import Callable, Mapping
