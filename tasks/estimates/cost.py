@@ -40,8 +40,8 @@ _H100_SECONDS_PER_KERNEL = 8e-6
 Training on 8 images at 512 pixels, which is bound by it, took 203 ms a step.
 """
 
-_GPU_START_SECONDS = 15.0
-"""More that a step's process takes beside a GPU, where libraries are not loaded beforehand. An assumption."""
+_GPU_START_SECONDS = 5.0
+"""More that a step's process takes beside a GPU, for CUDA's context. An assumption."""
 
 _CORES_OF_A_GPU = 16
 """That read images for it. An assumption: 8 GPUs and 128 cores are usual."""

@@ -26,13 +26,19 @@ from tasks.execution.context import StepContext
 
 _MIN_SECONDS_BETWEEN_REPORTS = 1.0
 
+NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
+"""Environment variable with which PyTorch looks for a GPU without its driver."""
+
+_DRIVERS = ("libcuda.so", "libamdhip64.so")
+"""NVIDIA's and AMD's."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepSpec:
     """What the process is to do; see `StepContext`.
 
     Attributes:
-        gpus: that it may see; none: all that this process sees.
+        visible_gpus: what `CUDA_VISIBLE_DEVICES` says to it; None: nothing, it sees all.
     """
 
     module: str
@@ -43,7 +49,7 @@ class StepSpec:
     work: Path
     root: Path
     num_workers: int
-    gpus: tuple[str, ...]
+    visible_gpus: str | None
 
 
 class _Reporter:
@@ -71,8 +77,9 @@ def run_step(spec: StepSpec, channel: Connection) -> None:
     end_with_channel(channel)
     _log_to(spec.work / LOG_NAME)
     use_threads(spec.num_workers)
-    if spec.gpus:  # in time: CUDA reads it when it is first used
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(spec.gpus)
+    os.environ.pop(NVML_CHECK, None)  # it does not see whether the driver is too old
+    if spec.visible_gpus is not None:  # in time: CUDA reads it when it is first used
+        os.environ["CUDA_VISIBLE_DEVICES"] = spec.visible_gpus
     context = StepContext(
         options=spec.options,
         inputs=spec.inputs,
@@ -98,6 +105,12 @@ def run_step(spec: StepSpec, channel: Connection) -> None:
         raise
     else:
         channel.send({"summary": summary, "device": _device()})
+
+
+def tell_driver(channel: Connection, maps: Path = Path("/proc/self/maps")) -> None:
+    """Send whether a GPU's driver is loaded in this process, as in the one that it was forked from."""
+    loaded = maps.read_text()
+    channel.send(any(name in loaded for name in _DRIVERS))
 
 
 def _log_to(path: Path) -> None:

@@ -1,7 +1,8 @@
 """Getting steps' artifacts: from the store if they are there and intact, else from processes.
 
 Modules that are slow to import (a detector's takes seconds, so does the generator's) are imported once by a
-fork server, from which the steps' processes are forked.
+fork server, from which the steps' processes are forked. Beside a GPU too, unless its driver is in the server:
+that does not survive a fork.
 """
 
 import errno
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib import metadata
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
@@ -42,7 +44,7 @@ from data.errors import (
 )
 from data.progress import Progress
 from models.precision import visible_gpus
-from tasks.execution.child import StepSpec, run_step
+from tasks.execution.child import NVML_CHECK, StepSpec, run_step, tell_driver
 from tasks.execution.graph import Graph, Step
 from tasks.execution.machine import Machine, Part, available_cores
 from tasks.execution.memory import PeakMemory
@@ -93,14 +95,14 @@ class Workshop:
     def prepare(self, steps: Iterable[Step]) -> None:
         """Begin to import what those steps need that have no artifact yet; returns at once."""
         missing = [s for s in steps if not self.store.has(s.kind.name, s.identity.key)]
-        modules = {step.kind.module for step in missing if self._is_forked(step)}
+        modules = {step.kind.module for step in missing if step.kind.preload}
         if modules:
             from multiprocessing import forkserver  # noqa: PLC0415  # starts nothing by itself
 
             # The server is not told this process' path: it would import a `tasks.py` of the working folder.
             os.environ["PYTHONSAFEPATH"] = "1"
             multiprocessing.set_forkserver_preload(sorted(modules))
-            with _start_lock:
+            with _start_lock, _gpu_looked_for_without_cuda():
                 forkserver.ensure_running()
 
     def obtain(self, step: Step, progress: Progress) -> tuple[Manifest, bool]:
@@ -191,8 +193,24 @@ class Workshop:
         return None
 
     def _is_forked(self, step: Step) -> bool:
-        """CUDA does not survive the fork of a process that has looked for a GPU."""
-        return step.kind.preload and not self._machine.gpus
+        return step.kind.preload and not (self._machine.gpus and self._server_has_driver)
+
+    @cached_property
+    def _server_has_driver(self) -> bool:
+        """Whether what the fork server has imported looked for a GPU through its driver."""
+        context = multiprocessing.get_context("forkserver")
+        receiving, sending = context.Pipe(duplex=False)
+        process = context.Process(target=tell_driver, args=(sending,))
+        with _start_lock, _without_main():
+            process.start()
+        sending.close()
+        try:
+            return bool(receiving.recv())
+        except EOFError:  # it died: so would a step
+            return True
+        finally:
+            process.join()
+            receiving.close()
 
     def _part_for(self, step: Step) -> AbstractContextManager[Part]:
         """Its part of the machine, in the order of the graph.
@@ -234,7 +252,9 @@ class Workshop:
             work=self.store.work(identity.kind, identity.key),
             root=self.store.root,
             num_workers=part.cores,
-            gpus=part.gpus if part.gpus != self._machine.gpus else (),
+            visible_gpus=os.environ.get("CUDA_VISIBLE_DEVICES")
+            if part.gpus in {(), self._machine.gpus}
+            else ",".join(part.gpus),
         )
         started = time.monotonic()
         result, peak = self._run(step, spec, progress)
@@ -329,6 +349,16 @@ def _without_main() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+@contextmanager
+def _gpu_looked_for_without_cuda() -> Iterator[None]:
+    """Let processes that are started meanwhile look for a GPU by NVIDIA's management library alone."""
+    os.environ[NVML_CHECK] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[NVML_CHECK]
 
 
 def _user_error(name: str, message: str) -> PipelineError:

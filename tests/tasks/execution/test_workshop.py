@@ -1,6 +1,7 @@
 """Steps in processes of their own: hits, damage, errors, deaths."""
 
 import importlib
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from data.errors import ArtifactMissing, InvalidConfig, OutOfMemory, StepFailed,
 from data.ingest.options import IngestConfig, ScenesConfig
 from tasks import catalogue
 from tasks.execution import workshop as workshop_module
+from tasks.execution.child import NVML_CHECK, tell_driver
 from tasks.execution.graph import Graph, Node, resolve
 from tasks.execution.memory import PeakMemory
 from tasks.execution.workshop import Workshop
@@ -75,6 +77,8 @@ def run(context):
     return {
         "results": {"threads": int(os.environ["OMP_NUM_THREADS"])},
         "seen": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "checked by": os.environ.get("PYTORCH_NVML_BASED_CUDA_CHECK"),
+        "parent": os.getppid(),
     }
 """
 
@@ -389,6 +393,50 @@ def test_a_step_that_has_all_gpus_sees_what_the_run_does(loading, monkeypatch, g
     assert manifest.summary["seen"] == "as the user said"
     assert manifest.environment["gpus"] == gpus
     assert manifest.environment["cores"] == 4
+
+
+@pytest.mark.parametrize(("has_driver", "forked"), [(False, True), (True, False)])
+def test_beside_a_gpu_steps_are_forked_unless_its_driver_was_loaded_before(
+    loading, monkeypatch, has_driver, forked
+):
+    monkeypatch.setattr(Workshop, "_server_has_driver", has_driver)
+    (manifest,) = loading(["0"], "work")
+    assert (manifest.summary["parent"] != os.getpid()) is forked
+
+
+def test_the_fork_server_has_no_gpus_driver_where_there_is_none(step, store):
+    workshop = workshop_of(store, alone(step()))
+    assert workshop._server_has_driver is False
+
+
+@pytest.mark.parametrize(
+    ("library", "told"),
+    [("libcuda.so.580.159", True), ("libcuda.so", True), ("libamdhip64.so.7", True),
+     ("libcudart.so.13", False), ("libtorch_cuda.so", False), ("libnvidia-ml.so.1", False)],
+)  # fmt: skip
+def test_a_driver_is_known_by_its_library(tmp_path, library, told):
+    maps = tmp_path / "maps"
+    maps.write_text(f"7f0000000000-7f0000001000 r-xp 00000000 fe:00 1 /usr/lib/{library}\n")
+    receiving, sending = multiprocessing.Pipe(duplex=False)
+    tell_driver(sending, maps)
+    assert receiving.recv() is told
+
+
+def test_a_step_looks_for_a_gpu_as_it_would_by_itself(store, step, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(
+        "multiprocessing.forkserver.ensure_running", lambda: seen.update(os.environ)
+    )
+    kind = replace(catalogue.KINDS["added"], preload=True)
+    monkeypatch.setitem(catalogue.KINDS, "added", kind)
+    workshop = workshop_of(store, item := alone(step()))
+    workshop.prepare([item])
+    assert seen[NVML_CHECK] == "1"
+    assert NVML_CHECK not in os.environ
+    monkeypatch.setenv(NVML_CHECK, "1")
+    monkeypatch.setattr(workshop, "_is_forked", lambda step: False)
+    manifest, _ = workshop.obtain(item, lambda *report: None)  # spawned, it has this environment
+    assert manifest.summary["checked by"] is None
 
 
 SCRIPT = """
