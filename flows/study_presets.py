@@ -168,8 +168,18 @@ _FEW_LABELS: dict[str, Any] = {
             "synthesize": {"drawn_by": "scenes"},
             "retrain": {"arms": ("real", "real+origin")},
         },
+        "pasted": {
+            "retrain": {
+                "detector": {"augmentation": "copy-paste"},
+                "arms": ("real", "self-training", "real+origin", "real+hard"),
+            }
+        },
     },
-    "numbers": _NUMBERS,
+    "numbers": {
+        **_NUMBERS,
+        "gain_beside_copy_paste": "pasted: gain_real_origin",
+        "gain_self_training_beside_copy_paste": "pasted: gain_self_training",
+    },
     "best_of": ("generator: real_origin", "generator: real_hard", "part-way: real_origin"),
 }
 
