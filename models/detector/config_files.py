@@ -88,6 +88,8 @@ def build_config(
 def read_config(name: str) -> Config:
     """Read a packaged config (`mmdet::…`) or a file, without its validation and test."""
     config = get_config(name) if name.startswith("mmdet::") else Config.fromfile(name)
+    # MMEngine writes it with every checkpoint, and took half a second each time to break its long lines.
+    object.__setattr__(config, "_format_python_code", False)
     for split in ("val", "test"):
         for part in ("dataloader", "cfg", "evaluator"):
             config[f"{split}_{part}"] = None

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from mmengine.hooks import EMAHook, Hook
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import BaseLoop, CheckpointLoader, Runner
 from mmengine.runner.checkpoint import load_state_dict
 
 from data.errors import InvalidConfig, InvalidModel
@@ -109,6 +109,13 @@ def _num_steps(checkpoint: Path) -> int:
     return int(checkpoint.stem.removeprefix("iter_"))
 
 
+def _end_loading(runner: Runner) -> None:
+    """End the processes that load images. If the garbage collector did, it would wait 5 s for each."""
+    loop = runner._train_loop  # noqa: SLF001  # the property builds one that is not there yet
+    if isinstance(loop, BaseLoop):
+        loop.dataloader_iterator = loop.dataloader._iterator = None  # noqa: SLF001  # a second reference
+
+
 def train_detector(
     settings: DetectorConfig,
     train_sets: Sequence[CocoFolder],
@@ -157,7 +164,10 @@ def train_detector(
     runner.register_hook(_ResumeHook())
     if settings.load_from:
         runner.register_hook(_StartHook(settings.load_from))
-    runner.train()
+    try:
+        runner.train()
+    finally:
+        _end_loading(runner)
     for hook in runner.hooks:
         if isinstance(hook, EMAHook):
             hook.before_test_epoch(runner)  # swaps the weights and their average

@@ -1,4 +1,5 @@
 import math
+import multiprocessing
 from itertools import islice
 
 import numpy as np
@@ -351,6 +352,7 @@ def test_the_number_of_loading_processes_changes_nothing(dataset, tmp_path):
     for count in (0, 2):
         config = settings(num_workers=count, num_iterations=6)
         found.append(train(dataset, tmp_path / str(count), config))
+        assert not multiprocessing.active_children()
     first, second = (load_file(tmp_path / n / "out" / "model.safetensors") for n in ("0", "2"))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
