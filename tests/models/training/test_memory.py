@@ -1,5 +1,6 @@
 """What a training takes is counted, and a way of working is chosen by it."""
 
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +19,7 @@ from models.training.memory import (
     count_training,
     fit,
     fitted,
+    fixed_bytes,
 )
 
 UNET = {
@@ -35,7 +37,7 @@ VAE = {"block_out_channels": (32, 32), "down_block_types": ("DownEncoderBlock2D"
 COUNT = MemoryCount({"weights": 4}, {False: 6, True: 6}, {False: 100, True: 20})
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def text():
     return CLIPTextConfig(
         vocab_size=200,
@@ -49,38 +51,50 @@ def text():
     )
 
 
-def counted(text, precision="no", **options):
-    return count_training(UNET, text, VAE, GeneratorConfig(**options), precision)
+@pytest.fixture(scope="module")
+def counted(text):
+    """Counts what a training takes, which goes through the modules four times."""
+
+    @cache
+    def count(precision="no", **options):
+        return count_training(UNET, text, VAE, GeneratorConfig(**options), precision)
+
+    return count
+
+
+def fixed_of(text, **options):
+    return fixed_bytes(UNET, text, VAE, GeneratorConfig(**options))
 
 
 def test_weights_gradients_and_moments_are_those_of_adam(text):
-    fixed = counted(text, embedding_rows="all", ema_decay=None).fixed
+    fixed = fixed_of(text, embedding_rows="all", ema_decay=None)
     assert fixed["gradients"] == fixed["weights"]
     assert fixed["moments"] == 2 * fixed["weights"]
     assert fixed["average"] == 0
 
 
 def test_rows_that_are_touched_have_no_dense_gradient(text):
-    dense, touched = (counted(text, embedding_rows=rows).fixed for rows in ("all", "touched"))
+    dense, touched = (fixed_of(text, embedding_rows=rows) for rows in ("all", "touched"))
     assert dense["gradients"] - touched["gradients"] == 4 * 200 * 32
     assert dense["moments"] == touched["moments"]
 
 
 def test_adapters_and_eight_bits_need_less(text):
-    plain = counted(text).fixed
-    assert counted(text, lora_rank=2).fixed["gradients"] < plain["gradients"]
-    assert counted(text, optimizer="adamw-8bit").fixed["moments"] < plain["moments"]
+    plain = fixed_of(text)
+    assert fixed_of(text, lora_rank=2)["gradients"] < plain["gradients"]
+    assert fixed_of(text, optimizer="adamw-8bit")["moments"] < plain["moments"]
 
 
-def test_activations_are_less_in_half_precision_and_computed_twice(text):
-    full, half = (counted(text, precision) for precision in ("no", "bf16"))
+def test_activations_are_less_in_half_precision_and_computed_twice(text, counted):
+    full, half = (counted(precision) for precision in ("no", "bf16"))
+    assert full.fixed == half.fixed == fixed_of(text)
     assert half.per_image[False] < full.per_image[False]
     assert full.per_image[True] < full.per_image[False]
     assert half.copies[False] > full.copies[False]
 
 
 def test_encoding_online_needs_the_autoencoder(text):
-    cached, online = (counted(text, latents=kind).fixed for kind in ("cached", "online"))
+    cached, online = (fixed_of(text, latents=kind) for kind in ("cached", "online"))
     assert set(online) - set(cached) == {"autoencoder"}
 
 
@@ -107,15 +121,15 @@ def test_what_is_kept_for_the_backward_pass_is_counted(text):
     assert live.peak == sum(saved.values()) + out.untyped_storage().nbytes()
 
 
-def test_drawing_takes_no_moments_and_no_gradients(text):
+def test_drawing_takes_no_moments_and_no_gradients(text, counted):
     count = count_sampling(UNET, text, VAE, "no")
     assert set(count.fixed) == {"weights"}
-    assert 0 < count.per_image[False] < counted(text).per_image[False]
+    assert 0 < count.per_image[False] < counted("no").per_image[False]
 
 
 @pytest.mark.parametrize("options", [{}, {"lora_rank": 2}])
-def test_between_the_sizes_counted_the_count_is_close_and_not_too_low(text, options):
-    count, config = counted(text, "bf16", **options), GeneratorConfig(**options)
+def test_between_the_sizes_counted_the_count_is_close_and_not_too_low(text, counted, options):
+    count, config = counted("bf16", **options), GeneratorConfig(**options)
     modules = memory.empty_modules(UNET, text, config)
     with FakeTensorMode(allow_non_fake_inputs=True):
         modules.to_empty(device="cpu")
