@@ -1,6 +1,5 @@
 """Training in processes of its own: killed ones, and several at once."""
 
-import json
 import os
 import signal
 import socket
@@ -17,7 +16,6 @@ from models.processes import Hosts, run_distributed
 from models.training.metrics_file import read_metrics
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = Path(__file__).with_name("training") / "training_script.py"
 
 
 @pytest.fixture(scope="module")
@@ -28,19 +26,30 @@ def root(tmp_path_factory, ingested):
 
 
 @pytest.fixture(scope="module")
-def command(root):
-    def make(name, death="-", host="first", **options):
-        line = [sys.executable, SCRIPT, root / name, death, json.dumps(options), host]
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        return {"args": line, "env": os.environ | {"PYTHONPATH": path}}
+def start(root, fork_server):
+    """Starts a training in a process of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).with_name("training"))
+        from training_script import main
 
-    return make
+        def start(name, death="-", host="first", **options):
+            process = fork_server.Process(target=main, args=(root / name, death, options, host))
+            process.start()
+            return process
+
+        yield start
 
 
 @pytest.fixture(scope="module")
-def train(command):
+def train(start):
+    """Runs a training in a process of its own; returns its exit status."""
+
     def run(*names, **options):
-        return subprocess.run(**command(*names, **options), check=False, timeout=240)
+        process = start(*names, **options)
+        process.join(240)
+        status = process.exitcode
+        process.kill()  # where it hangs
+        return status
 
     return run
 
@@ -48,7 +57,7 @@ def train(command):
 @pytest.fixture(scope="module")
 def whole(root, train):
     """Folder of a run in one process that nothing disturbed."""
-    assert train("whole").returncode == 0
+    assert train("whole") == 0
     return root / "whole"
 
 
@@ -72,8 +81,8 @@ def same_weights(folder, other):
 
 def test_a_run_killed_at_several_moments_ends_bit_identical(root, train, whole):
     for death in ("step:1", "write:2", "step:5", "write:1"):
-        assert train("killed", death).returncode == -signal.SIGKILL
-    assert train("killed").returncode == 0
+        assert train("killed", death) == -signal.SIGKILL
+    assert train("killed") == 0
     assert same_weights(root / "killed", whole)
     assert losses(root / "killed") == losses(whole)
     steps = [row["step"] for row in read_metrics(root / "killed" / "metrics.jsonl")]
@@ -82,32 +91,32 @@ def test_a_run_killed_at_several_moments_ends_bit_identical(root, train, whole):
 
 def test_two_processes_have_the_losses_of_one(root, train, whole):
     options = {"num_processes": 2, "gradient_accumulation_steps": 2}
-    assert train("two", **options).returncode == 0
+    assert train("two", **options) == 0
     assert losses(root / "two") == pytest.approx(losses(whole), rel=1e-4)
 
 
 def test_after_the_death_of_a_process_all_go_on_from_the_newest_checkpoint(root, train, whole):
-    assert train("bereaved", "rank:5", num_processes=2).returncode == 0
+    assert train("bereaved", "rank:5", num_processes=2) == 0
     assert (root / "bereaved" / "died-rank-5").exists()
     assert losses(root / "bereaved") == pytest.approx(losses(whole), rel=1e-4)
     assert (root / "bereaved" / "generator").is_dir()
 
 
-@pytest.mark.timeout(600)  # PyTorch is imported nine times
-def test_hosts_wait_for_one_that_was_lost_and_go_on_with_it(root, command, train, whole):
+def test_hosts_wait_for_one_that_was_lost_and_go_on_with_it(root, start, train, whole):
     options = {
         "num_processes": 2,
         "num_nodes": 2,
         "rdzv_endpoint": free_endpoint(),
         "num_workers": 0,
     }
-    with subprocess.Popen(**command("hosts", **options)) as first:
-        try:
-            assert train("hosts", "host:5", "other", **options).returncode == -signal.SIGKILL
-            assert train("hosts", "-", "other", **options).returncode == 0
-            assert first.wait(timeout=60) == 0
-        finally:
-            first.terminate()
+    first = start("hosts", **options)
+    try:
+        assert train("hosts", "host:5", "other", **options) == -signal.SIGKILL
+        assert train("hosts", "-", "other", **options) == 0
+        first.join(60)
+        assert first.exitcode == 0
+    finally:
+        first.kill()
     assert losses(root / "hosts") == pytest.approx(losses(whole), rel=1e-4)
     assert (root / "hosts" / "generator").is_dir()
 

@@ -1,23 +1,24 @@
-"""Trains a tiny generator: `training_script.py FOLDER DEATH OPTIONS [HOST]`, for tests that kill it.
+"""Trains a tiny generator, for tests that kill it: `main` is called in a process of its own.
 
 DEATH is `-`, `step:N` (SIGKILL after step N), `write:N` (SIGKILL within the N-th checkpoint's write),
 `rank:N` (SIGKILL of the second process after step N), or `host:N` (likewise of this host's process and
 of what started it); a death comes once for each folder. HOST is `other` on all hosts but the first.
 """
 
-import json
+import multiprocessing
 import os
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.distributed.launcher.api import LaunchConfig
 
 from data.layouts.layout import read_layouts
 from data.layouts.prompts import LocationGrid
 from data.vocabulary.images import read_square
 from data.vocabulary.tables import Dataset
+from models import processes
 from models.generator.modules import create_base_model, prepare_generator, save_generator
 from models.generator.options import GeneratorConfig, NewModelConfig
 from models.processes import Hosts, is_main_process, run_distributed
@@ -111,20 +112,28 @@ def train(folder: Path, death: str, options: dict) -> None:
         save_generator(generator, folder / "generator")
 
 
-def main(folder: str, death: str, options: str, host: str = "first") -> None:
-    chosen = json.loads(options)
-    arguments = Path(folder), death, chosen
-    arguments[0].mkdir(exist_ok=True)
-    if chosen.get("num_processes", 1) == 1:
+def train_forked(*arguments) -> None:
+    """Train in a process that torchrun has forked, with the reactions to signals of one that it spawned."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    train(*arguments)
+
+
+def main(folder: Path, death: str, options: dict, host: str) -> None:
+    multiprocessing.set_start_method(None, force=True)  # a fork server's own would be inherited
+    arguments = folder, death, options
+    folder.mkdir(exist_ok=True)
+    if options.get("num_processes", 1) == 1:
         train(*arguments)
         return
     if host == "first":
-        prepare(arguments[0])
-    count, hosts = chosen.get("num_nodes", 1), None
+        prepare(folder)
+    count, hosts = options.get("num_nodes", 1), None
     if count > 1:
-        hosts = Hosts(count, chosen["rdzv_endpoint"], "run", is_first=host == "first")
-    run_distributed(train, *arguments, num_processes=chosen["num_processes"] // count, hosts=hosts)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+        hosts = Hosts(count, options["rdzv_endpoint"], "run", is_first=host == "first")
+    # Spawned ones would each import PyTorch anew; other tests have such.
+    processes.LaunchConfig = lambda **given: LaunchConfig(**given | {"start_method": "fork"})
+    run_distributed(
+        train_forked, *arguments, num_processes=options["num_processes"] // count, hosts=hosts
+    )
