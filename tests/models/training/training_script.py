@@ -120,6 +120,12 @@ def train_forked(*arguments) -> None:
     train(*arguments)
 
 
+def launch_quickly(*, rdzv_configs: dict, **options) -> LaunchConfig:
+    """Fork processes, which would each import PyTorch, as those of other tests do; soon miss a host."""
+    soon = rdzv_configs | {"keep_alive_interval": 1}
+    return LaunchConfig(**options | {"start_method": "fork", "rdzv_configs": soon})
+
+
 def main(folder: Path, death: str, options: dict, host: str) -> None:
     multiprocessing.set_start_method(None, force=True)  # a fork server's own would be inherited
     arguments = folder, death, options
@@ -132,8 +138,7 @@ def main(folder: Path, death: str, options: dict, host: str) -> None:
     count, hosts = options.get("num_nodes", 1), None
     if count > 1:
         hosts = Hosts(count, options["rdzv_endpoint"], "run", is_first=host == "first")
-    # Spawned ones would each import PyTorch anew; other tests have such.
-    processes.LaunchConfig = lambda **given: LaunchConfig(**given | {"start_method": "fork"})
+    processes.LaunchConfig = launch_quickly
     run_distributed(
         train_forked, *arguments, num_processes=options["num_processes"] // count, hosts=hosts
     )

@@ -47,10 +47,8 @@ def test_a_row_is_an_image_and_what_the_extractor_makes_of_it(features, dataset,
     assert (summary["images"], summary["features"]) == found.shape
 
 
-@pytest.mark.parametrize(
-    ("executor", "num_workers"), [("local", 2), ("local", 4), ("ray", 1), ("ray", 2)]
-)
-def test_any_number_of_workers_makes_the_same_bytes(features, execution, executor, num_workers):
+@pytest.mark.parametrize("executor", ["local", "ray"])
+def test_two_workers_make_the_bytes_of_one(features, execution, executor):
     one, _ = features("one", execution("local", 1))
-    others, _ = features("others", execution(executor, num_workers))
+    others, _ = features("others", execution(executor, 2))
     assert one.read_bytes() == others.read_bytes()

@@ -1,7 +1,6 @@
 """What a generator is trained on, and what it starts from."""
 
 import math
-import multiprocessing
 import os
 import socket
 import subprocess
@@ -130,8 +129,9 @@ def test_a_training_goes_on_from_the_pre_trained_generator(
     assert load_generator(made / "generator").encoder.categories == dataset.categories
 
 
-@pytest.mark.timeout(600)  # PyTorch is imported four times
-def test_another_host_takes_part_by_one_command(run, attributes, dataset, tmp_path, monkeypatch):
+def test_another_host_takes_part_by_one_command(
+    run, attributes, dataset, tmp_path, monkeypatch, fork_server
+):
     pq.write_table(attributes, tmp_path / ATTRIBUTES_NAME)
     alone, _ = run(train_generator, "alone", CONFIG, attributes=tmp_path)
     with socket.socket() as listener:
@@ -149,8 +149,7 @@ def test_another_host_takes_part_by_one_command(run, attributes, dataset, tmp_pa
     )
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     monkeypatch.setenv("PYTHONPATH", path)
-    context = multiprocessing.get_context("spawn")
-    first = context.Process(target=train_generator.run, args=(step,))
+    first = fork_server.Process(target=train_generator.run, args=(step,))
     first.start()
     try:
         while first.is_alive() and not (work / "context.json").exists():
