@@ -5,6 +5,8 @@ import os
 import shutil
 import time
 from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -56,9 +58,23 @@ def write_run(root):
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory):
+def memory():
+    """A folder in memory, if there can be: faults are of our making, real flushes take most of the time."""
+    folder = "/dev/shm"  # noqa: S108  # a folder of a random name is made there
+    with TemporaryDirectory(dir=folder if os.access(folder, os.W_OK) else None) as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def tmp_path(memory):
+    with TemporaryDirectory(dir=memory) as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def template(memory):
     """A store with a run, two artifacts that it needs, two that nothing does, and one in the trash."""
-    root = tmp_path_factory.mktemp("template") / "root"
+    root = memory / "template"
     for who in (BASE, USED, *LOOSE, identity("long gone")):
         make(root, who)
     write_run(root)
