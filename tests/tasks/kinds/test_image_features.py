@@ -1,4 +1,4 @@
-"""Features as a step: their table, and the same by any number of workers."""
+"""Features as a step: their table, and the same by two workers."""
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -8,10 +8,6 @@ from models.metrics.features import RandomFeatures, image_features
 from models.metrics.options import FeatureOptions
 from tasks.execution.context import StepContext
 from tasks.kinds import image_features as kind
-
-pytestmark = pytest.mark.filterwarnings(
-    "ignore"
-)  # Ray leaves sockets and processes to the collector
 
 
 @pytest.fixture
@@ -47,8 +43,7 @@ def test_a_row_is_an_image_and_what_the_extractor_makes_of_it(features, dataset,
     assert (summary["images"], summary["features"]) == found.shape
 
 
-@pytest.mark.parametrize("executor", ["local", "ray"])
-def test_two_workers_make_the_bytes_of_one(features, execution, executor):
+def test_two_workers_make_the_bytes_of_one(features, execution):
     one, _ = features("one", execution("local", 1))
-    others, _ = features("others", execution(executor, 2))
+    others, _ = features("others", execution("local", 2))
     assert one.read_bytes() == others.read_bytes()

@@ -157,8 +157,9 @@ def test_what_a_resumed_step_trusts_was_on_the_disk_before_it_had_its_name(
 
 @pytest.mark.usefixtures("shards_of_3")
 @pytest.mark.filterwarnings("ignore")  # Ray leaves sockets and processes to the collector
-@pytest.mark.parametrize("drawn_by", ["generator", "scenes"])
-@pytest.mark.parametrize("executor", ["local", "ray"])
+@pytest.mark.parametrize(
+    ("executor", "drawn_by"), [("local", "generator"), ("local", "scenes"), ("ray", "generator")]
+)
 def test_two_workers_draw_what_one_does(context, execution, executor, drawn_by, tmp_path):
     sets = []
     for name, workers in (("one", execution("local", 1)), ("two", execution(executor, 2))):
