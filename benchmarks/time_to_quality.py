@@ -8,7 +8,8 @@ nothing else runs.
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -17,15 +18,17 @@ from data.artifacts.store import ArtifactStore, default_root
 from data.progress import silent
 from flows.run_config import build_run
 from flows.run_graph import run_graph
-from tasks.execution.graph import Step
+from tasks.execution.graph import Graph, Step
 from tasks.execution.workshop import Workshop
 
 
-def with_inputs(step: Step) -> Iterator[Step]:
-    """The steps that one needs, and itself, each after its inputs."""
-    for source in step.inputs.values():
-        yield from with_inputs(source)
-    yield step
+def needed(graph: Graph, last: Step) -> list[Step]:
+    """A step and those that it needs, each once and after its inputs."""
+    wanted = {last.identity.reference}
+    for step in reversed(list(graph)):
+        if step.identity.reference in wanted:
+            wanted |= {source.identity.reference for source in step.inputs.values()}
+    return [step for step in graph if step.identity.reference in wanted]
 
 
 def measured(store: ArtifactStore, digests: DigestMemory, steps: int, seed: int) -> np.ndarray:
@@ -34,18 +37,17 @@ def measured(store: ArtifactStore, digests: DigestMemory, steps: int, seed: int)
         build_run("demo", {"train_generator": {"num_steps": steps, "seed": seed}}), digests
     )
     workshop, last = Workshop(store, graph), graph.find("measure")
-    workshop.prepare(with_inputs(last))
-    made = {step.name: workshop.obtain(step, silent)[0] for step in with_inputs(last)}
-    results = made["measure"].summary["results"]
-    minutes = made["train generator"].seconds / 60
+    steps_needed = needed(graph, last)
+    workshop.prepare(steps_needed)
+    made = {step.identity.reference: workshop.obtain(step, silent)[0] for step in steps_needed}
+    results = made[last.identity.reference].summary["results"]
+    minutes = made[graph.find("train generator").identity.reference].seconds / 60
     return np.array([minutes, results["score_ap75_origin"], results["score_ap75_real"]])
 
 
 def minutes_to(goal: float, minutes: Sequence[float], shares: Sequence[float]) -> float:
     """When a share is reached, between lengths by the logarithm of the minutes; infinity if it is not."""
-    for (early, low), (late, high) in zip(
-        zip(minutes, shares, strict=True), zip(minutes[1:], shares[1:], strict=True), strict=False
-    ):
+    for (early, low), (late, high) in pairwise(zip(minutes, shares, strict=True)):
         if low < goal <= high:
             return float(np.exp(np.interp(goal, [low, high], np.log([early, late]))))
     return minutes[0] if shares[0] >= goal else float("inf")
