@@ -225,7 +225,11 @@ def set_node(config: RunConfig, split: Split, policy: AttributePolicy) -> Node:
     """A synthetic set."""
     given = config.synthesize
     inputs = {"ingest": INGEST, "attributes": _ATTRIBUTES, "generator": _GENERATOR}
-    drawing: dict[str, Any] = {"image_size": given.image_size, "sampling": given.sampling}
+    drawing: dict[str, Any] = {
+        "image_size": given.image_size,
+        "sampling": given.sampling,
+        "torch_compile": given.torch_compile,
+    }
     if split == "train" and given.drawn_by == "scenes":
         del inputs["generator"]
         sampling = SamplingConfig(seed=given.sampling.seed)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -16,7 +16,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
-from data.artifacts.options import Execution
+from data.artifacts.options import Execution, RuntimeOnly
 from data.attributes.options import AttributeConfig, PseudoLabelConfig
 from data.errors import InvalidConfig
 from data.ingest.options import IngestConfig
@@ -34,6 +34,7 @@ from models.detector.options import (
     ScoringConfig,
 )
 from models.generator.options import (
+    COMPILE_HELP,
     DRAWER_HELP,
     IMAGE_SIZE_HELP,
     LAYOUT_SOURCE_HELP,
@@ -167,6 +168,7 @@ class SynthesisConfig(_Section):
     images_per_train_layout: int = Field(1, ge=1)
     images_per_val_layout: int = Field(5, ge=1, description="Five in the paper's protocol.")
     image_size: ImageSize = Field("generator", description=IMAGE_SIZE_HELP)
+    torch_compile: Annotated[bool, RuntimeOnly] = Field(False, description=COMPILE_HELP)
 
     @model_validator(mode="after")
     def _real_images_are_there_to_start_from(self) -> Self:

@@ -51,6 +51,11 @@ STRENGTH_HELP = (
     "noise alone."
 )
 
+COMPILE_HELP = (
+    "Compile the UNet's blocks, which takes a minute or more before the first batch and a C++ compiler; "
+    "another result by rounding alone."
+)
+
 RecipeName = Literal["ours", "geodiffusion"]
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -259,11 +264,7 @@ class GeneratorConfig(Options):
         description="Compute activations twice to need less memory; auto: where the GPU has too little "
         "for four images at once without.",
     )
-    torch_compile: Annotated[bool, RuntimeOnly] = Field(
-        False,
-        description="Compile the UNet's transformer blocks, which takes half a minute or more at the start "
-        "and a C++ compiler; another result by rounding alone.",
-    )
+    torch_compile: Annotated[bool, RuntimeOnly] = Field(False, description=COMPILE_HELP)
     num_workers: Annotated[int, RuntimeOnly] = Field(
         1,
         ge=0,
@@ -489,6 +490,7 @@ class SyntheticSetOptions(ShardedOptions):
     drawn_by: Annotated[Drawer, AddedLater] = Field("generator", description=DRAWER_HELP)
     strength: Annotated[float, AddedLater] = Field(1.0, gt=0, le=1, description=STRENGTH_HELP)
     sampling: SamplingConfig = SamplingConfig()
+    torch_compile: Annotated[bool, RuntimeOnly] = Field(False, description=COMPILE_HELP)
 
     @property
     def num_gpus(self) -> int:

@@ -4,6 +4,7 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -95,6 +96,8 @@ def draw_pictures(
 ) -> Iterator[int]:
     """Sample batch by batch; files are read, resized and encoded in threads while the next one is sampled.
 
+    Where the generator's blocks are to be compiled, they are for whole batches alone.
+
     Args:
         strength: as in `sample_batch`; below 1 all pictures must have a source.
 
@@ -109,7 +112,9 @@ def draw_pictures(
             layouts, seeds = [item.layout for item in batch], [item.seed for item in batch]
             sources = [item.source for item in batch if item.source]
             starts = list(pool.map(read, sources))
-            images = sample_batch(generator, layouts, seeds, config, starts, strength)
+            is_whole = len(batch) == config.batch_size
+            with nullcontext() if is_whole else torch.compiler.set_stance("force_eager"):
+                images = sample_batch(generator, layouts, seeds, config, starts, strength)
             in_flight.append(
                 [pool.submit(write_picture, *pair) for pair in zip(batch, images, strict=True)]
             )

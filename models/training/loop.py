@@ -383,6 +383,7 @@ def batches_ahead(
         batch_size=None,
         sampler=steps,
         num_workers=config.num_workers,
+        multiprocessing_context="fork" if config.num_workers else None,  # not as steps are started
         collate_fn=list,
         pin_memory=state.accelerator.device.type == "cuda",
     )
@@ -417,7 +418,8 @@ def _read(step: StepMetrics, config: GeneratorConfig, work: Path) -> Metrics:
 def _probe(
     state: TrainingState, config: GeneratorConfig, on_probe: Callable[[TrainingState], Metrics]
 ) -> Metrics:
-    with state.average.in_model() if state.average else nullcontext():
+    averaged = state.average.in_model() if state.average else nullcontext()
+    with averaged, torch.compiler.set_stance("force_eager"):  # not for a few images
         state.modules.eval()
         metrics = on_probe(state)
     state.modules.train()

@@ -22,7 +22,7 @@ from transformers import CLIPTextModel
 
 from data.errors import InvalidConfig, InvalidModel, StorageError
 from models.devices import default_device, resolve_precision, to_device
-from models.generator.modules import Generator
+from models.generator.modules import Generator, compile_blocks
 from models.generator.options import GeneratorConfig
 from models.generator.token_table import RowAverage, synchronized_gradient
 from models.newest_checkpoint import newest_checkpoint
@@ -237,7 +237,7 @@ def _trained_modules(generator: Generator, config: GeneratorConfig) -> TrainedMo
     if config.gradient_checkpointing is True:
         modules.enable_checkpointing()
     if config.torch_compile:
-        unet.compile_repeated_blocks()
+        compile_blocks(unet)
     # Gathered row by row instead, see `clip_gradients`.
     ignored = [name for name, item in modules.named_parameters() if item is modules.sparse_table]
     ignore = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model  # noqa: SLF001

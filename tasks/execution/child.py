@@ -29,9 +29,6 @@ _MIN_SECONDS_BETWEEN_REPORTS = 1.0
 NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
 """Environment variable with which PyTorch looks for a GPU without its driver."""
 
-_DRIVERS = ("libcuda.so", "libamdhip64.so")
-"""NVIDIA's and AMD's."""
-
 
 @dataclass(frozen=True, slots=True)
 class StepSpec:
@@ -107,10 +104,10 @@ def run_step(spec: StepSpec, channel: Connection) -> None:
         channel.send({"summary": summary, "device": _device()})
 
 
-def tell_driver(channel: Connection, maps: Path = Path("/proc/self/maps")) -> None:
-    """Send whether a GPU's driver is loaded in this process, as in the one that it was forked from."""
-    loaded = maps.read_text()
-    channel.send(any(name in loaded for name in _DRIVERS))
+def tell_gpu(channel: Connection) -> None:
+    """Send whether this process can use a GPU: not if the one that it was forked from has used one."""
+    os.environ.pop(NVML_CHECK, None)
+    channel.send(call("torch.cuda", "is_available"))
 
 
 def _log_to(path: Path) -> None:

@@ -1,8 +1,8 @@
 """Getting steps' artifacts: from the store if they are there and intact, else from processes.
 
 Modules that are slow to import (a detector's takes seconds, so does the generator's) are imported once by a
-fork server, from which the steps' processes are forked. Beside a GPU too, unless its driver is in the server:
-that does not survive a fork.
+fork server, from which the steps' processes are forked. Beside a GPU too, unless one of those modules used it
+when it was imported: CUDA does not survive a fork.
 """
 
 import errno
@@ -44,7 +44,7 @@ from data.errors import (
 )
 from data.progress import Progress
 from models.precision import visible_gpus
-from tasks.execution.child import NVML_CHECK, StepSpec, run_step, tell_driver
+from tasks.execution.child import NVML_CHECK, StepSpec, run_step, tell_gpu
 from tasks.execution.graph import Graph, Step
 from tasks.execution.machine import Machine, Part, available_cores
 from tasks.execution.memory import PeakMemory
@@ -193,21 +193,21 @@ class Workshop:
         return None
 
     def _is_forked(self, step: Step) -> bool:
-        return step.kind.preload and not (self._machine.gpus and self._server_has_driver)
+        return step.kind.preload and (not self._machine.gpus or self._forks_use_gpus)
 
     @cached_property
-    def _server_has_driver(self) -> bool:
-        """Whether what the fork server has imported looked for a GPU through its driver."""
+    def _forks_use_gpus(self) -> bool:
+        """Whether what the fork server has imported left the GPU alone."""
         context = multiprocessing.get_context("forkserver")
         receiving, sending = context.Pipe(duplex=False)
-        process = context.Process(target=tell_driver, args=(sending,))
+        process = context.Process(target=tell_gpu, args=(sending,))
         with _start_lock, _without_main():
             process.start()
         sending.close()
         try:
             return bool(receiving.recv())
         except EOFError:  # it died: so would a step
-            return True
+            return False
         finally:
             process.join()
             receiving.close()

@@ -32,7 +32,7 @@ from data.scenes.layout_scene import draw_layout
 from data.vocabulary.boxes import area, xyxy_to_xywh
 from data.vocabulary.tables import Dataset, write_table
 from models.devices import settled_precision
-from models.generator.modules import Generator, load_generator
+from models.generator.modules import Generator, compile_blocks, load_generator
 from models.generator.options import SamplingConfig, SyntheticSetOptions
 from models.generator.sampling import (
     Picture,
@@ -160,6 +160,8 @@ def _drawer(
         sampling: in the precision that was settled.
     """
     generator = load_generator(folder)
+    if options.torch_compile:
+        compile_blocks(generator.model.unet)
 
     def draw(images: Sequence[SyntheticImage], shard: Path) -> None:
         placed = [replace(item, path=shard / item.file_name) for item in images]

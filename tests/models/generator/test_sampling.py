@@ -1,4 +1,7 @@
 import errno
+from collections import deque
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data.vocabulary.images import read_rgb
-from models.generator.modules import load_generator, save_generator
+from models.generator.modules import compile_blocks, load_generator, save_generator
 from models.generator.options import SamplingConfig
 from models.generator.sampling import (
     Picture,
@@ -154,6 +157,26 @@ def test_a_full_disk_is_told_and_leaves_whole_files(new_generator, pictures, mon
         list(draw_pictures(new_generator(), pictures, config))
     there = {path.name for path in pictures[0].path.parent.glob("*.png")}
     assert there == {"0.png", "1.png", "3.png"}  # the batch after it was in flight
+
+
+def test_whole_batches_alone_are_drawn_compiled(new_generator, pictures, monkeypatch):
+    compiled = []
+
+    def as_it_is(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=as_it_is))
+    generator, config = new_generator(), FAST.model_copy(update={"batch_size": 2})
+    compile_blocks(generator.model.unet)
+    squares = [replace(picture, size=(64, 64)) for picture in pictures[:3]]
+    deque(draw_pictures(generator, squares[:1], config), maxlen=0)
+    assert not compiled
+    deque(draw_pictures(generator, squares, config), maxlen=0)
+    assert compiled
+    for picture in squares:
+        (alone,) = sample_batch(new_generator(), [picture.layout], [picture.seed], FAST)
+        assert np.abs(np.asarray(read_rgb(picture.path)).astype(int) - alone).max() <= 1
 
 
 def test_initial_noise_is_standard_normal():

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import psutil
 import pytest
+import torch
 
 from data.artifacts.digests import DigestMemory
 from data.artifacts.records import write_record
@@ -22,7 +23,7 @@ from data.errors import ArtifactMissing, InvalidConfig, OutOfMemory, StepFailed,
 from data.ingest.options import IngestConfig, ScenesConfig
 from tasks import catalogue
 from tasks.execution import workshop as workshop_module
-from tasks.execution.child import NVML_CHECK, tell_driver
+from tasks.execution.child import NVML_CHECK, tell_gpu
 from tasks.execution.graph import Graph, Node, resolve
 from tasks.execution.memory import PeakMemory
 from tasks.execution.workshop import Workshop
@@ -395,31 +396,23 @@ def test_a_step_that_has_all_gpus_sees_what_the_run_does(loading, monkeypatch, g
     assert manifest.environment["cores"] == 4
 
 
-@pytest.mark.parametrize(("has_driver", "forked"), [(False, True), (True, False)])
-def test_beside_a_gpu_steps_are_forked_unless_its_driver_was_loaded_before(
-    loading, monkeypatch, has_driver, forked
-):
-    monkeypatch.setattr(Workshop, "_server_has_driver", has_driver)
+@pytest.mark.parametrize("usable", [True, False])
+def test_beside_a_gpu_steps_are_forked_if_forks_can_use_it(loading, monkeypatch, usable):
+    monkeypatch.setattr(Workshop, "_forks_use_gpus", usable)
     (manifest,) = loading(["0"], "work")
-    assert (manifest.summary["parent"] != os.getpid()) is forked
+    assert (manifest.summary["parent"] != os.getpid()) is usable
 
 
-def test_the_fork_server_has_no_gpus_driver_where_there_is_none(step, store):
-    workshop = workshop_of(store, alone(step()))
-    assert workshop._server_has_driver is False
+def test_a_fork_tells_that_it_can_use_no_gpu_where_there_is_none(step, store):
+    assert workshop_of(store, alone(step()))._forks_use_gpus is torch.cuda.is_available()
 
 
-@pytest.mark.parametrize(
-    ("library", "told"),
-    [("libcuda.so.580.159", True), ("libcuda.so", True), ("libamdhip64.so.7", True),
-     ("libcudart.so.13", False), ("libtorch_cuda.so", False), ("libnvidia-ml.so.1", False)],
-)  # fmt: skip
-def test_a_driver_is_known_by_its_library(tmp_path, library, told):
-    maps = tmp_path / "maps"
-    maps.write_text(f"7f0000000000-7f0000001000 r-xp 00000000 fe:00 1 /usr/lib/{library}\n")
+def test_whether_a_fork_can_use_a_gpu_is_what_its_driver_says(monkeypatch):
+    monkeypatch.setenv(NVML_CHECK, "1")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: NVML_CHECK not in os.environ)
     receiving, sending = multiprocessing.Pipe(duplex=False)
-    tell_driver(sending, maps)
-    assert receiving.recv() is told
+    tell_gpu(sending)
+    assert receiving.recv() is True
 
 
 def test_a_step_looks_for_a_gpu_as_it_would_by_itself(store, step, monkeypatch):

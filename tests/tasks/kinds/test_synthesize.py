@@ -19,6 +19,7 @@ from data.layouts.protocols import PROTOCOLS, Protocol
 from data.scenes.layout_scene import draw_layout
 from data.vocabulary.images import read_rgb
 from data.vocabulary.tables import Dataset
+from flows.nodes import set_node
 from flows.run_config import build_run
 from models.generator.options import SamplingConfig, SyntheticSetOptions
 from tasks.execution.context import StepContext
@@ -198,6 +199,17 @@ def test_the_precision_is_settled_where_a_set_was_begun(context, tmp_path):
     fixed = SAMPLING.model_copy(update={"mixed_precision": "no"})
     options = step.options.model_copy(update={"sampling": fixed})
     assert synthesize.run(replace(step, options=options))["precision"] == "no"
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_generator_is_compiled_where_that_is_asked_for(context, monkeypatch, asked):
+    compiled = []
+    monkeypatch.setattr(synthesize, "compile_blocks", compiled.append)
+    run = build_run("demo", {"synthesize": {"torch_compile": asked}})
+    step = context()
+    options = set_node(run, "train", "origin").options
+    synthesize._drawer(step.inputs["generator"] / "generator", options, SAMPLING)
+    assert len(compiled) == asked
 
 
 def test_counts_of_the_protocols_stand_beside_the_published_ones(dataset):
