@@ -39,6 +39,10 @@ _MOST = 0.9
 _PROMPT_OBJECTS = 18
 """That fit a prompt of 77 tokens: five for its start and end, four for an object whose name is one."""
 
+_FEW_IMAGES = 1000
+"""Under which a detector knows what it was trained on nearly by heart: docs/measured.md."""
+
+_NUM_FOLDS = 3
 _WIDTH = 110
 _SPLITS: tuple[Split, ...] = ("train", "val")
 
@@ -243,6 +247,7 @@ def _lines(new: NewConfig, found: _Found) -> Iterator[str]:
         yield from _comment(f"- {note}.")
     yield from _ingest_lines(new, found)
     yield from _layout_lines(found)
+    yield from _attribute_lines(found)
     yield from _generator_lines(found, preset)
     yield from _detector_lines(found, preset)
 
@@ -289,6 +294,18 @@ def _layout_lines(found: _Found) -> Iterator[str]:
             f"A prompt has room for {_PROMPT_OBJECTS} at most, the largest: a smaller number, or smaller "
             "tiles, leave fewer things unnamed."
         )
+
+
+def _attribute_lines(found: _Found) -> Iterator[str]:
+    count = len(found.whole["train"].objects_per_image)
+    if not _NUM_FOLDS <= count < _FEW_IMAGES:
+        return
+    yield from ("", "[extract_attributes.scoring]")
+    yield from _comment(
+        f"A detector knows {count} images that it learnt from nearly by heart, and finds hardly any of their "
+        "things hard. Each is scored by one that did not see it."
+    )
+    yield f"num_folds = {_NUM_FOLDS}"
 
 
 def _generator_lines(found: _Found, preset: RunConfig) -> Iterator[str]:

@@ -7,14 +7,11 @@ from flows.presets import PRESETS
 
 StudyName = Literal["claims", "pays", "pays-bccd", "few-labels"]
 
-_SHORT = 600
-"""Steps of a generator in the study of claims, a third of the demo's: nine are trained."""
-
 _CLAIMS: dict[str, Any] = {
     "preset": "demo",
     "seeds": (0, 1, 2),
     "options": {
-        "train_generator": {"num_steps": _SHORT, "probe": {"interval": 0}},
+        "train_generator": {"probe": {"interval": 0}},
         "synthesize": {"num_val_layouts": 160},
         "retrain": {"arms": ("real",)},
     },

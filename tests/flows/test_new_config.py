@@ -9,6 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from data.errors import InvalidConfig, InvalidDataset
+from flows import new_config
 from flows.command_line import app
 from flows.new_config import NewConfig, write_config
 from flows.run_config import build_run
@@ -131,9 +132,22 @@ def test_options_follow_from_the_data(own, tmp_path):
 def test_photographs_with_masks_are_left_as_the_preset_has_them(own, tmp_path):
     own(num_images=10, size=(900, 700), sides=(100, 300), most=3, outline=rectangle)
     new(tmp_path)
-    assert set(written(tmp_path)) == {"ingest", "layouts", "train_generator"}
+    assert set(written(tmp_path)) == {
+        "ingest", "layouts", "extract_attributes", "train_generator"
+    }  # fmt: skip
     assert written(tmp_path)["train_generator"] == {}
     assert set(written(tmp_path)["ingest"]) == {"train", "val"}
+
+
+@pytest.mark.parametrize(("few", "num_folds"), [(49, 3), (48, 0)])
+def test_few_images_are_scored_by_detectors_that_did_not_see_them(
+    own, tmp_path, monkeypatch, few, num_folds
+):
+    own()  # of whose 60 images 48 are trained on
+    monkeypatch.setattr(new_config, "_FEW_IMAGES", few)
+    new(tmp_path)
+    run = build_run("fine-tune", written(tmp_path))
+    assert run.extract_attributes.scoring.num_folds == num_folds
 
 
 def test_small_objects_in_large_images_are_cut_out_in_tiles_and_counted_there(own, tmp_path):
