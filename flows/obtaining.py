@@ -130,12 +130,20 @@ def _run_flow(name: str, config: BaseModel) -> None:
         os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
         # What failed is said above the bars, which write over what others write.
         logging.getLogger("prefect.task_runs").propagate = False
+    logging.getLogger("prefect.task_runs").addFilter(_says_something)
     from flows import stages  # noqa: PLC0415  # Prefect reads the variables above at import
 
     signal.signal(signal.SIGTERM, _exit)  # by default it would leave Prefect's server behind
     state = getattr(stages, name)(config, return_state=True)
     if not state.is_completed():
         state.result()
+
+
+def _says_something(record: logging.LogRecord) -> bool:
+    """Leave out Prefect's errors of steps that wait for one that failed, and its traceback of none."""
+    if record.exc_info and record.exc_info[0] is None:
+        record.exc_info = None
+    return "Finished in state NotReady(" not in record.getMessage()
 
 
 def _exit(number: int, _: object) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from prefect import Flow, State, flow
 from prefect.futures import PrefectFuture, wait
+from prefect.settings import get_current_settings
 from prefect.states import Completed, Failed
 from pydantic import BeforeValidator, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
@@ -145,7 +146,11 @@ def _obtain(workshop: Workshop, steps: Sequence[Step]) -> State[Any]:
         check(store, graph)
         _submit(workshop, steps, futures)
         wait(list(futures.values()))
-    except BaseException:
+    except BaseException as error:
+        if not isinstance(
+            error, Exception
+        ):  # a signal, which may have ended a temporary server too
+            get_current_settings().client.max_retries = 0
         workshop.stop()
         raise
     states = {reference: future.state for reference, future in futures.items()}

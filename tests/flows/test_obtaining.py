@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 from httpx import ConnectError
 from prefect.events import Event, Resource
@@ -7,7 +9,7 @@ from prefect.events.worker import EventsWorker
 from data.artifacts.digests import DigestMemory
 from data.artifacts.store import ArtifactStore
 from data.errors import ServiceUnavailable
-from flows.obtaining import _account_for, _forget_events
+from flows.obtaining import _account_for, _forget_events, _says_something
 from flows.run_config import build_run
 from flows.run_graph import run_graph
 
@@ -33,3 +35,17 @@ def test_events_are_not_kept_for_a_server_that_is_gone(monkeypatch):
     assert not worker._queue.empty()
     _forget_events()
     assert worker._queue.empty()
+
+
+def test_of_prefects_errors_those_that_say_nothing_are_left_out():
+    def record(message, exc_info=None):
+        return logging.LogRecord("", logging.ERROR, "", 0, message, (), exc_info)
+
+    assert not _says_something(record("Finished in state NotReady(\"Upstream task run 'x' …\")"))
+    assert _says_something(record("Finished in state Failed('the disk is full')"))
+    without = record("Task run failed", (None, None, None))
+    assert _says_something(without)
+    assert without.exc_info is None
+    real = record("Task run failed", (OSError, OSError(), None))
+    assert _says_something(real)
+    assert real.exc_info[0] is OSError

@@ -1,21 +1,26 @@
 import importlib
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
+from prefect.settings import get_current_settings
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 
 from data.artifacts.digests import DigestMemory
 from data.artifacts.records import read_records
 from data.artifacts.remote import Remote
 from data.artifacts.store import ArtifactStore
+from data.errors import StorageError
 from flows.presets import PRESETS
 from flows.request import Request
 from flows.run_config import build_run
 from flows.run_graph import STAGES
-from flows.stages import _opened_workshop, end_to_end, study, train_generator
+from flows.stages import _obtain, _opened_workshop, end_to_end, study, train_generator
 from flows.studies import read_study
 from flows.study_presets import STUDIES
+from tasks.execution.graph import Graph
+from tasks.execution.workshop import Workshop
 
 
 def deployments():
@@ -112,3 +117,15 @@ def test_a_run_leaves_a_record_in_the_store_and_on_its_mirror(tmp_path, monkeypa
     _opened_workshop(request, store, request.graph(DigestMemory()), 1)
     (record,) = read_records(store.root)
     assert Remote(url).record(record.id) == record
+
+
+@pytest.mark.parametrize(("error", "retries"), [(KeyboardInterrupt, 0), (StorageError, 5)])
+def test_after_a_signal_no_server_is_waited_for(monkeypatch, tmp_path, error, retries):
+    client, seen = get_current_settings().client, []
+    monkeypatch.setattr(client, "max_retries", 5)
+    workshop = Workshop(ArtifactStore(tmp_path), Graph({}))
+    monkeypatch.setattr(workshop, "prepare", Mock(side_effect=error))
+    monkeypatch.setattr(workshop, "stop", lambda: seen.append(client.max_retries))
+    with pytest.raises(error):
+        _obtain(workshop, [])
+    assert seen == [retries]
