@@ -147,9 +147,8 @@ def _obtain(workshop: Workshop, steps: Sequence[Step]) -> State[Any]:
         _submit(workshop, steps, futures)
         wait(list(futures.values()))
     except BaseException as error:
-        if not isinstance(
-            error, Exception
-        ):  # a signal, which may have ended a temporary server too
+        if not isinstance(error, Exception):
+            # A signal: it may have ended a temporary server too, which nobody is to wait for.
             get_current_settings().client.max_retries = 0
         workshop.stop()
         raise
