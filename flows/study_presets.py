@@ -65,11 +65,10 @@ _LONG = {"num_iterations": 6000}
 _NUMBERS = {
     "gain_copy_paste": "generator: gain_real_copy_paste",
     "gain_self_training": "generator: gain_self_training",
-    "gain_perfect_generator": "perfect: gain_real_origin",
     "score_ap75_real": "generator: score_ap75_real",
     "score_ap75_origin": "generator: score_ap75_origin",
 }
-"""Of studies with the runs `generator` and `perfect`."""
+"""Of studies with the run `generator`."""
 
 _FOLDS = {"scoring": {"num_folds": 3}}
 """A detector finds hardly any of the few things hard that it has learnt from."""
@@ -112,6 +111,7 @@ _PAYS: dict[str, Any] = {
     },
     "numbers": {
         **_NUMBERS,
+        "gain_perfect_generator": "perfect: gain_real_origin",
         "gain_at_half_length": "short: gain_real_origin",
         "map_real": "generator: map_real",
         "map_noisy_labels": "noisy: map_real",
