@@ -15,7 +15,7 @@ from rich.table import Table
 
 from data.errors import InvalidConfig
 from data.progress import Progress
-from flows.presets import PRESETS, merge
+from flows.presets import PRESETS, kept, merge
 from flows.request import Request
 from flows.run_config import RunConfig, build_run
 from flows.studies import read_study
@@ -33,7 +33,12 @@ SetOption = Annotated[
     ),
 ]
 FileOption = Annotated[
-    Path | None, typer.Option("--config", help="TOML file of overrides; --set goes over it.")
+    Path | None,
+    typer.Option(
+        "--config",
+        help="TOML file of overrides; --set goes over it. The preset smoke keeps its base model, sizes and "
+        "lengths.",
+    ),
 ]
 
 StudyOption = Annotated[
@@ -68,11 +73,13 @@ def configured_run(preset: str, assignments: list[str] | None, file: Path | None
     Raises:
         InvalidConfig: an option or value does not exist, or the file cannot be read.
     """
-    return build_run(preset, overrides_of(assignments, file))
+    return build_run(preset, overrides_of(assignments, file, preset))
 
 
-def overrides_of(assignments: list[str] | None, file: Path | None) -> dict[str, Any]:
-    """The overrides of a file and of assignments, which go over it.
+def overrides_of(
+    assignments: list[str] | None, file: Path | None, preset: str = ""
+) -> dict[str, Any]:
+    """The overrides of a file, but for what the preset keeps, and of assignments, which go over it.
 
     Raises:
         InvalidConfig: the file cannot be read.
@@ -80,9 +87,11 @@ def overrides_of(assignments: list[str] | None, file: Path | None) -> dict[str, 
     overrides: dict[str, Any] = {}
     if file is not None:
         try:
-            overrides = tomllib.loads(file.read_text())
+            overrides, names = kept(preset, tomllib.loads(file.read_text()))
         except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InvalidConfig(f"--config {file}: {error}") from error
+        if names:
+            typer.echo(f"{preset} keeps its own {', '.join(names)}: --set changes them", err=True)
     for text in assignments or []:
         overrides = merge(overrides, parse_assignment(text))
     return overrides

@@ -241,7 +241,8 @@ def _lines(new: NewConfig, found: _Found) -> Iterator[str]:
     preset = build_run(PRESET, {})
     yield from _comment(
         f"Options for `detdiffusion run {PRESET} --config {new.out}`, over those of the preset. Whether all "
-        f"runs: `detdiffusion run smoke --config {new.out}`. Paths are seen from the folder of the call."
+        f"runs, small and short: `detdiffusion run smoke --config {new.out}`. Paths are seen from the folder "
+        "of the call."
     )
     for note in found.notes():
         yield from _comment(f"- {note}.")
@@ -316,8 +317,9 @@ def _generator_lines(found: _Found, preset: RunConfig) -> Iterator[str]:
     resolution = fitting_resolution(width, height)
     yield from ("", "[train_generator]")
     yield from _comment(
-        "base_model: a folder of Stable Diffusion v1.5, by --set, so that `smoke` does without."
+        "base_model: a folder of Stable Diffusion v1.5, here or by --set; `smoke` keeps its own tiny one."
     )
+    yield '# base_model = "stable-diffusion-v1-5"'
     yield from _comment(
         f"num_epochs: the preset's {generator.num_epochs:g} are {steps} steps of {generator.batch_size}, of "
         f"{num_layouts} layouts."

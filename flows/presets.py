@@ -166,26 +166,62 @@ _DEMO: dict[str, Any] = {
     "evaluate": {"features": "random"},
 }
 
-_SMOKE = merge(
-    _DEMO,
-    {
-        "ingest": {"scenes": {"num_train": 48, "num_val": 16}},
-        "train_detector": {"num_iterations": 8},
-        "train_scorer": {"num_iterations": 8},
-        "train_generator": {
-            "num_steps": 12,
-            "batch_size": 8,
-            "checkpoint_interval": 4,
-            "probe": {"interval": 6, "num_layouts": 4, "sampling": {"num_inference_steps": 3}},
-        },
-        "synthesize": {
-            "sampling": {"num_inference_steps": 3, "batch_size": 8},
-            "num_train_layouts": 8,
-            "num_val_layouts": 8,
-        },
-        "retrain": {"detector": {"num_iterations": 8}},
+_QUICK: dict[str, Any] = {
+    "ingest": {"scenes": {"num_train": 48, "num_val": 16}},
+    "train_detector": {"num_iterations": 8},
+    "train_scorer": {"num_iterations": 8},
+    "train_generator": {
+        "num_steps": 12,
+        "batch_size": 8,
+        "checkpoint_interval": 4,
+        "probe": {"interval": 6, "num_layouts": 4, "sampling": {"num_inference_steps": 3}},
     },
-)
+    "synthesize": {
+        "sampling": {"num_inference_steps": 3, "batch_size": 8},
+        "num_train_layouts": 8,
+        "num_val_layouts": 8,
+    },
+    "retrain": {"detector": {"num_iterations": 8}},
+}
+
+_SMALL_DETECTOR = {"image_size": ..., "num_epochs": ...}
+
+_KEPT: dict[str, dict[str, Any]] = {
+    "smoke": merge(
+        _QUICK,
+        {
+            "train_detector": _SMALL_DETECTOR,
+            "train_scorer": _SMALL_DETECTOR,
+            "train_generator": {"base_model": ..., "resolution": ..., "num_epochs": ...},
+            "retrain": {"detector": _SMALL_DETECTOR},
+        },
+    )
+}
+"""Options by preset in which a file, which is written for another preset, does not change it."""
+
+
+def kept(preset: str, file: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What of a file's options a preset takes, and the dotted names of those that it keeps as its own.
+
+    `smoke` keeps what makes it quick: base model, sizes and lengths; a section with `_delete_` is as given.
+    """
+    return _without(file, _KEPT.get(preset, {}))
+
+
+def _without(
+    options: Mapping[str, Any], own: Mapping[str, Any], prefix: str = ""
+) -> tuple[dict[str, Any], list[str]]:
+    left, names = dict(options), []
+    for name in own.keys() & left.keys():
+        given = left[name]
+        if not isinstance(own[name], Mapping):
+            del left[name]
+            names.append(f"{prefix}{name}")
+        elif isinstance(given, Mapping) and not given.get(_DELETE):
+            left[name], inner = _without(given, own[name], f"{prefix}{name}.")
+            names += inner
+    return left, sorted(names)
+
 
 _FASTER_RCNN = {"config": "mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"}
 
@@ -258,7 +294,7 @@ def _coco(resolution: int, guidance_scale: float, **rates: float) -> dict[str, A
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "smoke": _SMOKE,
+    "smoke": merge(_DEMO, _QUICK),
     "demo": _DEMO,
     "fine-tune": _FINE_TUNE,
     "coco-256": _coco(256, guidance_scale=4.0, **RELEASED_RATES),

@@ -77,7 +77,13 @@ def _paying(scenes: dict[str, int], length: dict[str, int]) -> dict[str, Any]:
         "runs": {
             "generator": {
                 "retrain": {
-                    "arms": ("real", "real+copy-paste", "self-training", "real+origin", "real+hard"),
+                    "arms": (
+                        "real",
+                        "real+copy-paste",
+                        "self-training",
+                        "real+origin",
+                        "real+hard",
+                    ),
                     "ruler": (2,),
                 }
             },

@@ -107,13 +107,16 @@ def test_a_mistake_is_one_line_and_status_1(cli, tmp_path, arguments, message):
 def test_options_come_from_a_file_and_then_from_the_line(cli, tmp_path):
     file = tmp_path / "run.toml"
     file.write_text("[train_generator]\nnum_steps = -1\n")
-    status, _, err = cli("plan", "smoke", "--config", str(file))
+    status, _, err = cli("plan", "demo", "--config", str(file))
     assert status == 1
     assert "got -1" in err
     status, _, _ = cli(
-        "plan", "smoke", "--config", str(file), "--set", "train_generator.num_steps=3"
+        "plan", "demo", "--config", str(file), "--set", "train_generator.num_steps=3"
     )
     assert status == 0
+    status, _, err = cli("plan", "smoke", "--config", str(file))
+    assert status == 0
+    assert err.startswith("smoke keeps its own train_generator.num_steps: --set changes them\n")
 
 
 def test_an_unwritable_root_is_one_line(cli, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 
 from data.errors import InvalidConfig
 from data.layouts.protocols import Protocol
-from flows.presets import PRESETS, merge
+from flows.presets import PRESETS, kept, merge
 from flows.run_config import RunConfig, build_run, changes_to_preset
 from models.detector.options import DetectorConfig
 from models.generator.options import NewModelConfig
@@ -49,6 +49,48 @@ def test_options_over_options_keep_the_mark_for_the_preset():
         assert overrides == {
             name: over["overrides"][name] for name in over["overrides"] if "." in name
         }
+
+
+def test_smoke_stays_quick_whatever_a_file_for_another_preset_says():
+    long = {"num_epochs": 24, "image_size": [640, 480], "batch_size": 2}
+    file = {
+        "ingest": {"masks": "none"},
+        "train_detector": long,
+        "retrain": {"detector": long},
+        "train_generator": {
+            "base_model": "some/folder",
+            "num_epochs": 60,
+            "recipe": "geodiffusion",
+        },
+        "train_scorer": {"_delete_": True, "num_epochs": 3},
+        "synthesize": {"num_train_layouts": None, "sampling": {"guidance_scale": 7.0}},
+    }
+    taken, own = kept("smoke", file)
+    run, smoke = build_run("smoke", taken), build_run("smoke", {})
+    assert own == [
+        "retrain.detector.image_size",
+        "retrain.detector.num_epochs",
+        "synthesize.num_train_layouts",
+        "train_detector.image_size",
+        "train_detector.num_epochs",
+        "train_generator.base_model",
+        "train_generator.num_epochs",
+    ]
+    assert set(changes_to_preset(run)) >= {
+        "ingest.masks",
+        "train_detector.batch_size",
+        "retrain.detector.batch_size",
+        "train_generator.recipe",
+        "synthesize.sampling.guidance_scale",
+    }
+    for name in ("image_size", "num_epochs", "num_iterations"):
+        expected = getattr(smoke.train_detector, name)
+        assert getattr(run.train_detector, name) == expected
+        assert getattr(run.retrain.detector, name) == expected
+    assert run.train_generator.base_model == smoke.train_generator.base_model
+    assert run.train_generator.num_steps == smoke.train_generator.num_steps
+    assert run.train_scorer == DetectorConfig(num_epochs=3)
+    assert kept("fine-tune", file) == (file, [])
 
 
 def test_what_a_run_has_not_of_its_preset_is_a_change():
