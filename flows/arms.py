@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from data.layouts.layout import POLICIES, AttributePolicy
+from data.layouts.options import POLICIES, AttributePolicy
 from flows.retrain_config import Arm, RetrainConfig, is_mixed, policy_of, ruler_arm
 from models.detector.options import Budget
 from models.metrics.options import MAIN

@@ -26,7 +26,6 @@ from data.errors import (
     PipelineError,
 )
 from data.orphans import end_with_parent
-from data.vocabulary.tables import Dataset
 from flows import cost_command, remote_commands, store_commands
 from flows.command_options import (
     FileOption,
@@ -306,6 +305,7 @@ def inspect(
     ),
 ) -> None:
     """Write one HTML page that shows a data set: counts, images, what is hard, problems found."""
+    from data.vocabulary.tables import Dataset  # noqa: PLC0415  # loads what other commands need not
     from tasks.pages.inspection import ingest_file, write_inspection  # noqa: PLC0415  # matplotlib takes a second
 
     store = ArtifactStore(default_root())
@@ -316,8 +316,8 @@ def inspect(
                 raise InvalidConfig(f"{dataset} needs --images, the folder of its image files")
             found = ingest_file(dataset, images, Path(temporary) / "tables", available_cores())
         else:
-            found = _ingested(store, dataset)
-            attributes = attributes or _newest_attributes(store, found)
+            found = Dataset(_ingested(store, dataset))
+            attributes = attributes or _newest_attributes(store, found.folder)
         write_inspection(found, attributes, output, title)
     typer.echo(output)
 
@@ -354,7 +354,7 @@ def new(
         typer.echo(path)
 
 
-def _ingested(store: ArtifactStore, folder: Path | None) -> Dataset:
+def _ingested(store: ArtifactStore, folder: Path | None) -> Path:
     if folder is None:
         newest = newest_artifact(store, "ingest", lambda manifest: True)
         if newest is None:
@@ -364,12 +364,12 @@ def _ingested(store: ArtifactStore, folder: Path | None) -> Dataset:
         folder = store.root / newest.reference
     if not (folder / "objects.parquet").is_file():
         raise InvalidDataset(f"{folder} is neither a COCO JSON file nor a folder that ingest wrote")
-    return Dataset(folder)
+    return folder
 
 
-def _newest_attributes(store: ArtifactStore, dataset: Dataset) -> Path | None:
+def _newest_attributes(store: ArtifactStore, dataset: Path) -> Path | None:
     """Attributes of this very ingest artifact, where there are some."""
-    source = f"ingest/{dataset.folder.resolve().name}"
+    source = f"ingest/{dataset.resolve().name}"
     newest = newest_artifact(
         store, "label-attributes", lambda item: item.inputs["ingest"] == source
     )

@@ -26,7 +26,8 @@ from data.ingest.survey import (
 )
 from data.ingest.tiles import write_tiles
 from data.vocabulary.images import SIZE_DIFFERS, is_turned
-from data.vocabulary.tables import Dataset, Split
+from data.vocabulary.splits import Split
+from data.vocabulary.tables import Dataset
 from flows.run_config import RunConfig, build_run
 
 PRESET = "fine-tune"

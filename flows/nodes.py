@@ -6,8 +6,8 @@ from typing import Any
 
 from data.errors import InvalidConfig
 from data.ingest.options import IngestConfig, ScenesConfig
-from data.layouts.layout import POLICIES, AttributePolicy
-from data.vocabulary.tables import Split
+from data.layouts.options import POLICIES, AttributePolicy
+from data.vocabulary.splits import Split
 from flows.arms import TrainedArm, training_policies
 from flows.run_config import (
     GivenScorer,

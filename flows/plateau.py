@@ -1,10 +1,9 @@
 """How long detectors must be trained: until twice as long is no better than chance."""
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from data.artifacts.manifest import Manifest
 from data.artifacts.store import ArtifactStore
@@ -40,9 +39,9 @@ def doubling(before: Sequence[float], after: Sequence[float]) -> Doubling:
     """
     if len(before) < 2:
         raise ValueError("a standard error needs at least two seeds")
-    differences = np.subtract(after, before)
-    error = float(differences.std(ddof=1)) / math.sqrt(len(differences))
-    return Doubling(float(differences.mean()), error)
+    differences = [late - early for early, late in zip(before, after, strict=True)]
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    return Doubling(statistics.fmean(differences), error)
 
 
 def real_alone(config: RunConfig, detector: str, factor: int) -> RunConfig:

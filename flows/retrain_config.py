@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from data.attributes.options import VerificationOptions
-from data.layouts.layout import POLICIES, AttributePolicy
+from data.layouts.options import POLICIES, AttributePolicy
 from models.detector.options import Budget, DetectorConfig
 from models.metrics.options import MAIN
 

@@ -20,10 +20,15 @@ from data.artifacts.options import Execution, RuntimeOnly
 from data.attributes.options import AttributeConfig, PseudoLabelConfig
 from data.errors import InvalidConfig
 from data.ingest.options import IngestConfig
-from data.layouts.layout import AttributePolicy
-from data.layouts.protocols import Protocol, Rule, RuleOrRuns, protocol_of
-from data.layouts.variation import LayoutSource
-from data.vocabulary.tables import Split
+from data.layouts.options import (
+    AttributePolicy,
+    LayoutSource,
+    Protocol,
+    Rule,
+    RuleOrRuns,
+    protocol_of,
+)
+from data.vocabulary.splits import Split
 from flows.presets import PRESETS, PresetName, merge, unmarked
 from flows.retrain_config import RetrainConfig, named
 from models.detector.config_sources import dotted

@@ -7,7 +7,7 @@ from data.artifacts.digests import DigestMemory
 from data.artifacts.store import ArtifactStore
 from data.attributes.options import VerificationOptions
 from data.errors import InvalidConfig
-from data.layouts.layout import POLICIES
+from data.layouts.options import POLICIES
 from flows.arms import arms_of, training_policies
 from flows.nodes import (
     INGEST,

@@ -2,12 +2,14 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data.artifacts.digests import DigestMemory
-from data.vocabulary.tables import Dataset
+
+if TYPE_CHECKING:
+    from data.vocabulary.tables import Dataset
 
 
 class RuntimeOnly:
@@ -69,7 +71,7 @@ class Options(BaseModel):
         """What will be fetched from elsewhere when the step runs."""
         return ()
 
-    def check(self, dataset: Dataset) -> None:
+    def check(self, dataset: "Dataset") -> None:
         """Refuse what cannot work with an ingested data set.
 
         Raises:

@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
 
 from data.layouts.layout import PerceptionAttribute
-from data.vocabulary.tables import BOX_COLUMNS, Dataset, Split
+from data.vocabulary.splits import Split
+from data.vocabulary.tables import BOX_COLUMNS, Dataset
 
 _COCO_AREAS = (32.0**2, 96.0**2)
 """COCO's bounds between small, medium and large, square pixels."""

@@ -9,7 +9,8 @@ import pyarrow.compute as pc
 
 from data.errors import InvalidConfig
 from data.layouts.layout import image_seed
-from data.vocabulary.tables import Dataset, Split
+from data.vocabulary.splits import Split
+from data.vocabulary.tables import Dataset
 
 
 def assign_folds(image_ids: Sequence[int], num_folds: int) -> list[list[int]]:

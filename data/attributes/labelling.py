@@ -22,7 +22,8 @@ from data.attributes.matching import (
 )
 from data.attributes.options import AttributeConfig
 from data.layouts.layout import PerceptionAttribute
-from data.vocabulary.tables import ATTRIBUTES, BOX_COLUMNS, Dataset, Split, box_array
+from data.vocabulary.splits import Split
+from data.vocabulary.tables import ATTRIBUTES, BOX_COLUMNS, Dataset, box_array
 
 _IDENTITY = ("split", "object_id", "image_id", "category_id", "is_thing")
 

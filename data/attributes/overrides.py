@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from data.errors import InvalidDataset
 from data.layouts.layout import PerceptionAttribute
-from data.vocabulary.tables import Split
+from data.vocabulary.splits import Split
 
 
 def read_overrides(path: Path) -> pa.Table:

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from data.coco.workers import Workers
 from data.vocabulary.boxes import xyxy_to_coco
-from data.vocabulary.tables import BOX_COLUMNS, Split, box_array
+from data.vocabulary.splits import Split
+from data.vocabulary.tables import BOX_COLUMNS, box_array
 
 _ROWS = 1 << 14
 _DECIMALS = 9

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data.vocabulary.tables import Dataset, Split
+from data.vocabulary.splits import Split
+from data.vocabulary.tables import Dataset
 
 
 @dataclass(frozen=True, slots=True)

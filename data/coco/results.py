@@ -10,7 +10,8 @@ import pyarrow as pa
 from data.artifacts.digests import file_digest
 from data.errors import InvalidDataset
 from data.vocabulary.boxes import xywh_to_xyxy
-from data.vocabulary.tables import BOX_COLUMNS, DETECTIONS, Dataset, Split
+from data.vocabulary.splits import Split
+from data.vocabulary.tables import BOX_COLUMNS, DETECTIONS, Dataset
 
 _SHOWN = 5
 """Offenders named in a message."""

@@ -15,7 +15,8 @@ from data.ingest.options import MaskMode
 from data.vocabulary.boxes import area as box_area
 from data.vocabulary.boxes import xywh_to_xyxy
 from data.vocabulary.masks import EncodedMasks, encode_segmentations
-from data.vocabulary.tables import BOX_COLUMNS, OBJECTS, Split
+from data.vocabulary.splits import Split
+from data.vocabulary.tables import BOX_COLUMNS, OBJECTS
 
 _OVERHANG = 1.0
 """Pixels that a box may reach out of its image by rounding; it is clipped without remark."""

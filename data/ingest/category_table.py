@@ -12,7 +12,8 @@ from data.coco.workers import Workers
 from data.errors import InvalidDataset
 from data.ingest.image_checks import is_unicode
 from data.ingest.refusals import Refusals
-from data.vocabulary.tables import CATEGORIES, Split
+from data.vocabulary.splits import Split
+from data.vocabulary.tables import CATEGORIES
 
 
 class CategoryTable:

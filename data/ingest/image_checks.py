@@ -15,7 +15,8 @@ from data.coco.workers import Workers
 from data.ingest.id_set import IdSet
 from data.ingest.refusals import Refusals
 from data.vocabulary.images import MAX_PIXELS, image_problem, shown_size
-from data.vocabulary.tables import IMAGES, Split
+from data.vocabulary.splits import Split
+from data.vocabulary.tables import IMAGES
 
 _BATCH = 256
 

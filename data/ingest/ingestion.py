@@ -29,15 +29,8 @@ from data.ingest.table_writer import TableWriter
 from data.ingest.tiles import cut_images, write_tiles
 from data.progress import Progress, silent
 from data.scenes.scenes import write_scenes
-from data.vocabulary.tables import (
-    IMAGES,
-    OBJECTS,
-    REFUSED,
-    Dataset,
-    Split,
-    split_folder,
-    write_table,
-)
+from data.vocabulary.splits import Split, split_folder
+from data.vocabulary.tables import IMAGES, OBJECTS, REFUSED, Dataset, write_table
 
 
 def ingest(

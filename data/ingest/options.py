@@ -11,7 +11,7 @@ from data.artifacts.digests import DigestMemory
 from data.artifacts.options import AddedLater, Options
 from data.errors import InvalidDataset
 from data.scenes.classes import THINGS
-from data.vocabulary.tables import Split, note_places
+from data.vocabulary.splits import Split, note_places
 
 MaskMode = Literal["rle", "none"]
 

@@ -8,7 +8,8 @@ import pyarrow.compute as pc
 
 from data.ingest.options import TileConfig
 from data.vocabulary.boxes import area as box_area
-from data.vocabulary.tables import BOX_COLUMNS, Dataset, Split, box_array, row_numbers
+from data.vocabulary.splits import Split
+from data.vocabulary.tables import BOX_COLUMNS, Dataset, box_array, row_numbers
 
 SMALL_SIDE = 32
 """Pixels; what has less is small by COCO's measure."""

@@ -22,6 +22,7 @@ from data.vocabulary.boxes import area as box_area
 from data.vocabulary.boxes import mask_to_box
 from data.vocabulary.images import read_rgb
 from data.vocabulary.masks import decode_mask, encode_mask
+from data.vocabulary.splits import Split, tile_folder
 from data.vocabulary.tables import (
     BOX_COLUMNS,
     EDGES,
@@ -30,9 +31,7 @@ from data.vocabulary.tables import (
     REFUSED,
     TILES,
     Dataset,
-    Split,
     box_array,
-    tile_folder,
 )
 
 

@@ -11,7 +11,8 @@ from data.ingest.refusals import Refusals
 from data.ingest.table_writer import TableWriter
 from data.progress import Progress, silent
 from data.scenes.scenes import write_unlabelled_scenes
-from data.vocabulary.tables import IMAGES, REFUSED, split_folder
+from data.vocabulary.splits import split_folder
+from data.vocabulary.tables import IMAGES, REFUSED
 
 _BATCH = 256
 

@@ -5,15 +5,17 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Literal, TypeVar, get_args
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.errors import InvalidDataset
-from data.layouts.protocols import EVERYTHING, SELECTION_COLUMNS, Protocol, Selection, select
-from data.vocabulary.tables import Dataset, Split, box_array
+from data.layouts.options import EVERYTHING, AttributePolicy, Protocol
+from data.layouts.protocols import SELECTION_COLUMNS, Selection, select
+from data.vocabulary.splits import Split
+from data.vocabulary.tables import Dataset, box_array
 
 logger = logging.getLogger(__name__)
 
@@ -21,8 +23,6 @@ _FEW = 0.1
 """Share of the images below which a protocol says little of them."""
 
 Item = TypeVar("Item")
-AttributePolicy = Literal["origin", "easy", "hard"]
-POLICIES: tuple[AttributePolicy, ...] = get_args(AttributePolicy)
 
 
 class PerceptionAttribute(StrEnum):

@@ -9,9 +9,6 @@ import numpy as np
 from data.layouts.layout import Layout, PerceptionAttribute, image_seed
 from data.vocabulary.boxes import area, overlap
 
-LayoutSource = Literal["real", "jittered", "recombined"]
-"""Layouts as images have them; with their things moved; of things of several images."""
-
 _MAX_SHIFT = 0.25
 """Of a thing, in fractions of the image's sides."""
 

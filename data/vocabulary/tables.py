@@ -1,12 +1,11 @@
 """The Parquet tables of an ingested data set: schemas, writing, reading."""
 
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data.errors import ArtifactMissing
-
-Split = Literal["train", "val", "spare", "unlabelled"]
+from data.vocabulary.splits import Split, places_file, split_folder, tile_folder
 
 
 def _field(
@@ -133,35 +131,6 @@ def row_numbers(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return np.asarray(order[np.searchsorted(ids, wanted, sorter=order)])
 
 
-def split_folder(split: Split) -> str:
-    """Where an ingested data set has its images, if it has them itself, as Scenes do."""
-    return f"scenes/{split}"
-
-
-def tile_folder(split: Split) -> str:
-    """Where an ingested data set has the tiles of a split, if its images were cut."""
-    return f"tiles/{split}"
-
-
-def note_places(folder: Path, image_folders: Mapping[Split, Path]) -> None:
-    """Note beside an ingested data set where its images lie on this machine.
-
-    Not in it: its content is the same wherever the images are.
-    """
-    text = json.dumps({split: str(path.absolute()) for split, path in image_folders.items()})
-    path = _places_file(folder)
-    if path.exists() and path.read_text() == text:
-        return
-    if os.access(path.parent, os.W_OK):  # else nothing can be made of the images either
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        temporary.write_text(text)
-        temporary.replace(path)
-
-
-def _places_file(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.places.json")
-
-
 @dataclass(frozen=True)
 class Category:
     """One class. `category_id` is COCO's."""
@@ -230,7 +199,7 @@ class Dataset:
         for inside in (source / tile_folder(split), source / split_folder(split)):
             if inside.is_dir():
                 return inside
-        places = _places_file(source)
+        places = places_file(source)
         try:
             return Path(json.loads(places.read_text())[split])
         except (OSError, ValueError, KeyError) as error:

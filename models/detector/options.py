@@ -3,15 +3,17 @@
 import math
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
 
 from data.artifacts.digests import DigestMemory, combined_digest
 from data.artifacts.options import AddedLater, Options, RuntimeOnly, ShardedOptions
-from data.attributes.folds import fold_image_ids
 from data.errors import InvalidConfig, InvalidDataset, InvalidModel
-from data.vocabulary.tables import Dataset, Split
+from data.vocabulary.splits import Split
+
+if TYPE_CHECKING:
+    from data.vocabulary.tables import Dataset
 from models.detector.config_sources import config_files, dotted, named_weights, weights_in
 from models.precision import require_gpu
 
@@ -228,12 +230,14 @@ class DetectorTraining(DetectorConfig):
             mixed = self.added_share / (1 - self.added_share)
         return mixed * (1 - self.real_only_end) / (1 + mixed * self.real_only_end)
 
-    def check(self, dataset: Dataset) -> None:
+    def check(self, dataset: "Dataset") -> None:
         """Refuse more folds or real images than there are, and mixed precision without a GPU.
 
         Raises:
             InvalidConfig: there are fewer, or no GPU.
         """
+        from data.attributes.folds import fold_image_ids  # noqa: PLC0415  # loads what the command line need not
+
         if self.mixed_precision != "no":
             require_gpu("mixed_precision", self.mixed_precision)
         if self.fold:

@@ -5,19 +5,19 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
 from data.artifacts.digests import DigestMemory, combined_digest
 from data.artifacts.options import AddedLater, Options, RuntimeOnly, ShardedOptions
-from data.attributes.overrides import check_objects, read_overrides
 from data.errors import InvalidConfig, InvalidModel
-from data.layouts.layout import AttributePolicy, require_layouts, unseen_things
-from data.layouts.protocols import Protocol, RuleOrRuns, protocol_of
-from data.layouts.variation import LayoutSource
+from data.layouts.options import AttributePolicy, LayoutSource, Protocol, RuleOrRuns, protocol_of
 from data.scenes.classes import THINGS
-from data.vocabulary.tables import Dataset, Split
+from data.vocabulary.splits import Split
+
+if TYPE_CHECKING:
+    from data.vocabulary.tables import Dataset
 from models.generator.hub import hub_commit, missing_downloads, require_whole_weights
 from models.precision import PRECISION_HELP, Precision, require_gpu
 
@@ -404,13 +404,15 @@ class GeneratorConfig(Options):
             return ()
         return missing_downloads(name, self.base_model_revision)
 
-    def check(self, dataset: Dataset) -> None:
+    def check(self, dataset: "Dataset") -> None:
         """Refuse a rule that leaves no layout to train on, or none to probe; fp16 or NCCL without a GPU.
 
         Raises:
             InvalidDataset: it does.
             InvalidConfig: there is no GPU.
         """
+        from data.layouts.layout import require_layouts  # noqa: PLC0415  # loads what the command line need not
+
         if self.mixed_precision == "fp16":
             require_gpu("train_generator.mixed_precision", "fp16")
         if self.distributed_backend == "nccl":
@@ -505,16 +507,21 @@ class SyntheticSetOptions(ShardedOptions):
         """
         if self.attribute_overrides is None:
             return {}
+        from data.attributes.overrides import read_overrides  # noqa: PLC0415  # loads what the command line need not
+
         read_overrides(self.attribute_overrides)
         return {"attribute_overrides": digests.file(self.attribute_overrides)}
 
-    def check(self, dataset: Dataset) -> None:
+    def check(self, dataset: "Dataset") -> None:
         """Refuse classes and objects that do not exist, and a rule that leaves no layout.
 
         Raises:
             InvalidConfig: a class is none of the data set's things, or these are not those of Scenes.
             InvalidDataset: no layout is left, or an overridden object is no thing of the split.
         """
+        from data.attributes.overrides import check_objects, read_overrides  # noqa: PLC0415  # loads what the command line need not
+        from data.layouts.layout import require_layouts  # noqa: PLC0415  # loads what the command line need not
+
         check_classes(self.class_policies, set(dataset.things.values()))
         if self.drawn_by == "scenes" and dataset.things != dict(enumerate(THINGS, 1)):
             raise InvalidConfig(
@@ -529,8 +536,10 @@ class SyntheticSetOptions(ShardedOptions):
         if unseen := self.unseen_things(dataset):
             logger.warning("synthesize.%s_layouts: %s", self.split, unseen)
 
-    def unseen_things(self, dataset: Dataset) -> str | None:
+    def unseen_things(self, dataset: "Dataset") -> str | None:
         """What is to be said where the generator draws things of a kind that it is not trained on."""
+        from data.layouts.layout import unseen_things  # noqa: PLC0415  # loads what the command line need not
+
         if self.drawn_by == "scenes":
             return None
         return unseen_things(dataset, self.split, self.protocol, self.trained_on)

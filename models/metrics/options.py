@@ -9,8 +9,8 @@ from pydantic import Field, field_validator
 from data.artifacts.digests import DigestMemory
 from data.artifacts.options import AddedLater, Options, RuntimeOnly, ShardedOptions
 from data.errors import InvalidModel
-from data.layouts.protocols import EVERYTHING, Protocol
-from data.vocabulary.tables import Split
+from data.layouts.options import EVERYTHING, Protocol
+from data.vocabulary.splits import Split
 
 FEATURES_NAME = "features.parquet"
 """Table of image ids and their features in an artifact."""

@@ -10,7 +10,7 @@ from PIL import Image
 
 from data.layouts.gallery import contact_sheet, layout_sheet, png_bytes
 from data.layouts.layout import Layout, image_seed
-from data.vocabulary.tables import Split
+from data.vocabulary.splits import Split
 from models.detector.darknet import DarknetDetector
 from models.detector.detector import Detector, detections_table
 from models.detector.loading import load_detector

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import cast
 
 from data.ingest.options import IngestConfig
-from data.layouts.protocols import Protocol
-from data.vocabulary.tables import Split
+from data.layouts.options import Protocol
+from data.vocabulary.splits import Split
 from models.counts import (
     CountedModel,
     detector_model,

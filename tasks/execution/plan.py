@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from data.artifacts.comparison import Causes, Lineage
 from data.artifacts.identity import StepIdentity
@@ -16,8 +16,10 @@ from data.artifacts.store import ArtifactStore
 from data.artifacts.trash import removals
 from data.artifacts.verification import damaged_files
 from data.errors import ServiceUnavailable
-from data.vocabulary.tables import Dataset
 from tasks.execution.graph import Graph, Step
+
+if TYPE_CHECKING:
+    from data.vocabulary.tables import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +159,9 @@ def note_places(store: ArtifactStore, graph: Graph) -> None:
             step.options.note_places(artifact)
 
 
-def _dataset(store: ArtifactStore, ingest: Step) -> Dataset | None:
+def _dataset(store: ArtifactStore, ingest: Step) -> "Dataset | None":
+    from data.vocabulary.tables import Dataset  # noqa: PLC0415  # loads what no step that is there needs
+
     manifest = store.read(ingest.identity.kind, ingest.identity.key)
     if manifest is None or store.damage(manifest, ".parquet"):
         return None

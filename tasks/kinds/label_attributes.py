@@ -20,7 +20,8 @@ from data.attributes.labelling import extract_attributes
 from data.attributes.options import ATTRIBUTES_NAME, AttributeConfig
 from data.layouts.gallery import contact_sheet, crop, in_rows, layout_sheet
 from data.layouts.layout import evenly_spaced, read_layouts
-from data.vocabulary.tables import Dataset, Split, box_array, write_table
+from data.vocabulary.splits import Split
+from data.vocabulary.tables import Dataset, box_array, write_table
 from tasks.execution.context import StepContext, Summary
 from tasks.pages.cards import markdown_picture, markdown_table, write_card
 from tasks.pages.detections import DETECTIONS_NAME

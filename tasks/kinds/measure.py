@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
 from data.coco.image_sets import SyntheticSet
-from data.layouts.layout import POLICIES, dataset_selection
+from data.layouts.layout import dataset_selection
+from data.layouts.options import POLICIES
 from data.vocabulary.tables import Dataset, write_table
 from models.metrics.arms import REAL
 from models.metrics.coco_metrics import CocoTruth, detection_recall, read_truth, truth_boxes

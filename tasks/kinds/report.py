@@ -15,13 +15,8 @@ from data.attributes.calibration import easiest_and_hardest, scored_things
 from data.attributes.options import ATTRIBUTES_NAME
 from data.coco.image_sets import SyntheticSet, whole_images
 from data.layouts.gallery import SMALL, contact_sheet, crop, draw_boxes, page_picture
-from data.layouts.layout import (
-    POLICIES,
-    AttributePolicy,
-    PerceptionAttribute,
-    evenly_spaced,
-    few_layouts,
-)
+from data.layouts.layout import PerceptionAttribute, evenly_spaced, few_layouts
+from data.layouts.options import POLICIES, AttributePolicy
 from data.vocabulary.boxes import xywh_to_xyxy
 from data.vocabulary.images import read_square
 from data.vocabulary.tables import Dataset, box_array

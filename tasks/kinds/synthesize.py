@@ -26,7 +26,7 @@ from data.layouts.layout import (
     image_seed,
     read_layouts,
 )
-from data.layouts.protocols import published_counts
+from data.layouts.options import published_counts
 from data.layouts.variation import new_layouts
 from data.scenes.layout_scene import draw_layout
 from data.vocabulary.boxes import area, xyxy_to_xywh

@@ -8,7 +8,8 @@ from data.coco.box_noise import write_noisy
 from data.coco.export import export_objects
 from data.coco.image_sets import SyntheticSet
 from data.errors import InvalidConfig
-from data.vocabulary.tables import Dataset, Split
+from data.vocabulary.splits import Split
+from data.vocabulary.tables import Dataset
 from models.detector.config_files import CocoFolder, Mixture
 from models.detector.options import DetectorTraining
 from models.detector.training import train_detector

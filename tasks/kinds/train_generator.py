@@ -29,12 +29,13 @@ from data.layouts.layout import (
     evenly_spaced,
     read_layouts,
 )
+from data.layouts.options import Protocol
 from data.layouts.prompts import LocationGrid
-from data.layouts.protocols import Protocol
 from data.orphans import end_with_parent
 from data.progress import silent
 from data.vocabulary.images import read_square
-from data.vocabulary.tables import Dataset, Split
+from data.vocabulary.splits import Split
+from data.vocabulary.tables import Dataset
 from models.devices import release_memory, settled_precision
 from models.generator.modules import (
     Generator,

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data.coco.image_sets import ImageSet
-from data.vocabulary.tables import Split, write_table
+from data.vocabulary.splits import Split
+from data.vocabulary.tables import write_table
 from models.metrics.coco_metrics import coco_metrics, read_truth
 from models.metrics.tiles import join_tiles
 from tasks.pages.cards import markdown_table, write_card

@@ -34,7 +34,8 @@ from data.layouts.gallery import (
 )
 from data.layouts.layout import Layout, evenly_spaced, read_layouts
 from data.vocabulary.images import read_square
-from data.vocabulary.tables import ATTRIBUTES, Dataset, Split, note_places
+from data.vocabulary.splits import Split, note_places
+from data.vocabulary.tables import ATTRIBUTES, Dataset
 from tasks.pages.html import write_page
 from tasks.pages.plots import figure_png
 

@@ -4,7 +4,7 @@ from datetime import date
 import pytest
 
 from data.errors import InvalidConfig
-from data.layouts.protocols import Protocol
+from data.layouts.options import Protocol
 from flows.presets import PRESETS, kept, merge
 from flows.run_config import RunConfig, build_run, changes_to_preset
 from models.detector.options import DetectorConfig

@@ -15,7 +15,7 @@ from data.artifacts.digests import DigestMemory
 from data.artifacts.store import ArtifactStore
 from data.errors import InvalidConfig, InvalidDataset, InvalidModel, PipelineError
 from data.ingest.ingestion import ingest
-from data.layouts.protocols import PROTOCOLS, Protocol
+from data.layouts.options import PROTOCOLS, Protocol
 from flows.command_line import app
 from flows.presets import merge
 from flows.run_config import build_run

@@ -2,7 +2,7 @@ import pytest
 
 from data.artifacts.digests import DigestMemory
 from data.errors import InvalidConfig
-from data.layouts.layout import POLICIES
+from data.layouts.options import POLICIES
 from flows.studies import read_study, study_graph
 from flows.study_presets import STUDIES
 from models.metrics.options import run_and_name

@@ -4,7 +4,7 @@ import pytest
 
 from data.errors import InvalidDataset
 from data.layouts.layout import PerceptionAttribute, evenly_spaced, image_seed, read_layouts
-from data.layouts.protocols import Protocol
+from data.layouts.options import Protocol
 
 
 def test_layouts_hold_things_then_stuff(layouts, dataset):

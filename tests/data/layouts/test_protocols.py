@@ -9,13 +9,10 @@ from pydantic import ValidationError
 from data.ingest.ingestion import ingest
 from data.ingest.options import IngestConfig, SplitConfig
 from data.layouts.layout import read_layouts
+from data.layouts.options import PROTOCOLS, Protocol, protocol_of, published_counts
 from data.layouts.protocols import (
-    PROTOCOLS,
-    Protocol,
     Selection,
     above_area,
-    protocol_of,
-    published_counts,
     select,
     with_count,
     without_crowds,

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from data.artifacts.digests import DigestMemory
 from data.errors import InvalidConfig, InvalidDataset, InvalidModel
 from data.layouts.layout import read_layouts
-from data.layouts.protocols import Protocol
+from data.layouts.options import Protocol
 from models.generator.modules import load_base_model
 from models.generator.options import (
     MODEL_PARTS,

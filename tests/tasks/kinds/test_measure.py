@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from data.coco.image_sets import SyntheticSet
-from data.layouts.protocols import Protocol
+from data.layouts.options import Protocol
 from data.vocabulary.tables import ATTRIBUTES, DETECTIONS, write_table
 from models.generator.options import SamplingConfig, SyntheticSetOptions
 from models.metrics.options import MeasureOptions

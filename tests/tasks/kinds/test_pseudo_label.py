@@ -10,7 +10,7 @@ from pycocotools.coco import COCO
 from data.attributes.options import PseudoLabelConfig
 from data.ingest.options import UnlabelledConfig
 from data.layouts.layout import read_layouts
-from data.layouts.protocols import EVERYTHING, Protocol
+from data.layouts.options import EVERYTHING, Protocol
 from data.vocabulary.tables import DETECTIONS, Dataset
 from models.detector.options import DetectorTraining
 from tasks.execution.context import StepContext

@@ -17,8 +17,8 @@ from data.artifacts.manifest import Manifest
 from data.attributes.options import ATTRIBUTES_NAME
 from data.coco.files import write_coco
 from data.coco.image_sets import SyntheticSet
-from data.layouts.layout import POLICIES, read_layouts
-from data.layouts.protocols import Protocol
+from data.layouts.layout import read_layouts
+from data.layouts.options import POLICIES, Protocol
 from data.vocabulary.boxes import area, xyxy_to_xywh
 from data.vocabulary.tables import ATTRIBUTES, DETECTIONS, write_table
 from models.metrics.options import MeasureOptions, ReportOptions

@@ -15,7 +15,7 @@ from PIL import Image
 from data.coco.image_sets import SyntheticSet
 from data.errors import InvalidConfig
 from data.layouts.layout import count_objects, read_layouts, unseen_things
-from data.layouts.protocols import PROTOCOLS, Protocol
+from data.layouts.options import PROTOCOLS, Protocol
 from data.scenes.layout_scene import draw_layout
 from data.vocabulary.images import read_rgb
 from data.vocabulary.tables import Dataset

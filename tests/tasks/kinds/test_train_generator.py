@@ -16,7 +16,7 @@ import torch
 from data.attributes.options import ATTRIBUTES_NAME, PseudoLabelConfig
 from data.errors import ArtifactMissing
 from data.ingest.options import UnlabelledConfig
-from data.layouts.protocols import Protocol
+from data.layouts.options import Protocol
 from data.progress import silent
 from data.vocabulary.tables import DETECTIONS
 from models.generator.modules import load_generator
