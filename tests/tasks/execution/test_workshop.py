@@ -4,12 +4,14 @@ import importlib
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from multiprocessing import forkserver
 
 import psutil
 import pytest
@@ -430,6 +432,20 @@ def test_a_step_looks_for_a_gpu_as_it_would_by_itself(store, step, monkeypatch):
     monkeypatch.setattr(workshop, "_is_forked", lambda step: False)
     manifest, _ = workshop.obtain(item, lambda *report: None)  # spawned, it has this environment
     assert manifest.summary["checked by"] is None
+
+
+def test_what_imports_for_steps_is_left_alone_by_an_interrupt(store, step, monkeypatch):
+    server = forkserver.ForkServer()
+    monkeypatch.setattr(forkserver, "ensure_running", server.ensure_running)
+    kind = replace(catalogue.KINDS["added"], preload=True)
+    monkeypatch.setitem(catalogue.KINDS, "added", kind)
+    workshop_of(store, item := alone(step())).prepare([item])
+    process = psutil.Process(server._forkserver_pid)
+    process.send_signal(signal.SIGINT)  # while it starts
+    time.sleep(0.5)
+    assert process.status() != psutil.STATUS_ZOMBIE
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {signal.SIGINT}
+    server._stop()
 
 
 SCRIPT = """
