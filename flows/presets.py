@@ -185,6 +185,7 @@ _QUICK: dict[str, Any] = {
 }
 
 _SMALL_DETECTOR = {"image_size": ..., "num_epochs": ...}
+"""Names of options, without values."""
 
 _KEPT: dict[str, dict[str, Any]] = {
     "smoke": merge(

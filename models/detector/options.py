@@ -11,11 +11,11 @@ from data.artifacts.digests import DigestMemory, combined_digest
 from data.artifacts.options import AddedLater, Options, RuntimeOnly, ShardedOptions
 from data.errors import InvalidConfig, InvalidDataset, InvalidModel
 from data.vocabulary.splits import Split
+from models.detector.config_sources import config_files, dotted, named_weights, weights_in
+from models.precision import require_gpu
 
 if TYPE_CHECKING:
     from data.vocabulary.tables import Dataset
-from models.detector.config_sources import config_files, dotted, named_weights, weights_in
-from models.precision import require_gpu
 
 CODE_VERSION = 3
 """Of training and inference; bumped by hand when what they make changes."""

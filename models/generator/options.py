@@ -15,11 +15,11 @@ from data.errors import InvalidConfig, InvalidModel
 from data.layouts.options import AttributePolicy, LayoutSource, Protocol, RuleOrRuns, protocol_of
 from data.scenes.classes import THINGS
 from data.vocabulary.splits import Split
+from models.generator.hub import hub_commit, missing_downloads, require_whole_weights
+from models.precision import PRECISION_HELP, Precision, require_gpu
 
 if TYPE_CHECKING:
     from data.vocabulary.tables import Dataset
-from models.generator.hub import hub_commit, missing_downloads, require_whole_weights
-from models.precision import PRECISION_HELP, Precision, require_gpu
 
 logger = logging.getLogger(__name__)
 

@@ -160,7 +160,7 @@ def note_places(store: ArtifactStore, graph: Graph) -> None:
 
 
 def _dataset(store: ArtifactStore, ingest: Step) -> "Dataset | None":
-    from data.vocabulary.tables import Dataset  # noqa: PLC0415  # loads what no step that is there needs
+    from data.vocabulary.tables import Dataset  # noqa: PLC0415  # where all is there nobody needs it
 
     manifest = store.read(ingest.identity.kind, ingest.identity.key)
     if manifest is None or store.damage(manifest, ".parquet"):
