@@ -23,7 +23,7 @@ KINDS: dict[str, Kind] = {
             "ingest",
             "tasks.kinds.ingest",
             IngestConfig,
-            versions={"step": 5},
+            versions={"step": 6},
             share=1.0,
             preload=False,
         ),

@@ -190,6 +190,7 @@ def _areas(
     given = np.fromiter(areas, np.float64, len(items))
     own = np.where(np.isnan(masks.areas), box_area(boxes), masks.areas)
     outline = 2 * (boxes[:, 2:] - boxes[:, :2]).sum(axis=1)
+    outline = np.maximum(outline, 1)  # of pixels: things smaller than one have it all the same
     tolerance = np.maximum(outline, _AREA_TOLERANCE * masks.areas)
     with np.errstate(invalid="ignore"):
         wrong = ~crowds & (np.abs(given - masks.areas) > tolerance) | (given < 0) | np.isinf(given)

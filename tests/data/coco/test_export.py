@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
@@ -12,6 +12,16 @@ from data.ingest.options import IngestConfig, SplitConfig
 WIDTH, HEIGHT = 60, 50
 coordinates = st.integers(0, 40 * 100).map(lambda value: value / 100)
 sides = st.integers(1, 9 * 10**6).map(lambda value: value / 10**6)
+
+
+SMALL = {
+    "image_id": 1,
+    "category_id": 3,
+    "bbox": [3.31, 7.49, 0.19, 0.01],
+    "area": 0.0019,
+    "iscrowd": 0,
+}
+"""Less than a pixel, of which its mask has one."""
 
 
 @st.composite
@@ -47,6 +57,7 @@ def document(records):
 
 
 @given(records=st.lists(annotation(), max_size=6))
+@example(records=[{**SMALL, "segmentation": [[3.31, 7.49, 3.5, 7.49, 3.5, 7.5, 3.31, 7.5]]}])
 def test_files_come_back_from_the_tables_unchanged(tmp_path_factory, records):
     folder = tmp_path_factory.mktemp("round")
     (folder / "a.json").write_text(json.dumps(document(records)))
