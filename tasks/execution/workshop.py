@@ -24,7 +24,6 @@ from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from filelock import Timeout
@@ -44,10 +43,11 @@ from data.errors import (
 )
 from data.progress import Progress
 from models.precision import visible_gpus
-from tasks.execution.child import NVML_CHECK, StepSpec, run_step, tell_gpu
+from tasks.execution.child import StepSpec, run_step, tell_gpu
 from tasks.execution.graph import Graph, Step
 from tasks.execution.machine import Machine, Part, available_cores
 from tasks.execution.memory import PeakMemory
+from tasks.execution.starting import gpu_looked_for_without_cuda, interrupts_blocked, without_main
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class Workshop:
             # The server is not told this process' path: it would import a `tasks.py` of the working folder.
             os.environ["PYTHONSAFEPATH"] = "1"
             multiprocessing.set_forkserver_preload(sorted(modules))
-            with _start_lock, _gpu_looked_for_without_cuda(), _interrupts_blocked():
+            with _start_lock, gpu_looked_for_without_cuda(), interrupts_blocked():
                 forkserver.ensure_running()
 
     def obtain(self, step: Step, progress: Progress) -> tuple[Manifest, bool]:
@@ -201,7 +201,7 @@ class Workshop:
         context = multiprocessing.get_context("forkserver")
         receiving, sending = context.Pipe(duplex=False)
         process = context.Process(target=tell_gpu, args=(sending,))
-        with _start_lock, _without_main():
+        with _start_lock, without_main():
             process.start()
         sending.close()
         try:
@@ -275,7 +275,7 @@ class Workshop:
         context = cast("ForkServerContext", multiprocessing.get_context(start))
         receiving, sending = context.Pipe()  # both ways: each end sees the other one closed
         process = context.Process(target=run_step, args=(spec, sending), name=step.name)
-        with _start_lock, _without_main():
+        with _start_lock, without_main():
             if self._stopped.is_set():
                 raise StepFailed(f"{step.name!r}: the run was stopped")
             process.start()
@@ -338,37 +338,6 @@ def _kill_group(process: BaseProcess) -> None:
         ProcessLookupError
     ):  # nobody is left, or it has not come to have a group of its own
         os.killpg(cast("int", process.pid), signal.SIGKILL)
-
-
-@contextmanager
-def _without_main() -> Iterator[None]:
-    """Hide the main module: a new process would import it again, and has no use for it."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
-@contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Let processes that are started meanwhile have no part in a Ctrl-C: it would break off their imports."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def _gpu_looked_for_without_cuda() -> Iterator[None]:
-    """Let processes that are started meanwhile look for a GPU by NVIDIA's management library alone."""
-    os.environ[NVML_CHECK] = "1"
-    try:
-        yield
-    finally:
-        del os.environ[NVML_CHECK]
 
 
 def _user_error(name: str, message: str) -> PipelineError:

@@ -116,7 +116,7 @@ def test_prefects_worker_is_killed(deployed, ends_the_same, noted):
     worker.kill()
     worker.wait()
     place.wait_for_end()
-    assert state(run) == "CRASHED"  # it has nobody to write its log to
+    assert state(run) == "CRASHED"
     ends_the_same(place)
     noted("Prefect's worker killed", 1, time.monotonic() - started, "without generator, report")
 
