@@ -81,6 +81,23 @@ def test_gpu_check_runs_small_on_a_cpu(environment, tmp_path):
     )
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_gpu_check_goes_on_after_a_part_whose_process_dies(environment, tmp_path):
+    command = [sys.executable, SCRIPTS / "gpu-check", "--tiny", "--out", tmp_path / "found.json"]
+    command += ["--part", "detector", "features"]
+    environment |= {"PYTHONPATH": str(SCRIPTS.parent), "CUDA_VISIBLE_DEVICES": ""}
+    with psutil.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as check:
+        assert any(line.startswith("detector ") for line in check.stderr)  # it has one row
+        [worker] = (child for child in check.children() if "spawn_main" in str(child.cmdline()))
+        worker.kill()
+        assert check.wait(200) == 0, check.stderr.read()
+    *_, died, features = json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert died["what"] == "ended early"
+    assert died["note"] == "its process ended with status -9"
+    assert features["values"]["images/s"] > 0
+
+
 def test_the_locked_versions_are_allowed():
     extras = PROJECT["optional-dependencies"]
     allowed = [*PROJECT["dependencies"], *extras["ray"], *extras["dev"]]
