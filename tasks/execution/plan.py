@@ -160,9 +160,9 @@ def note_places(store: ArtifactStore, graph: Graph) -> None:
 
 
 def _dataset(store: ArtifactStore, ingest: Step) -> "Dataset | None":
-    from data.vocabulary.tables import Dataset  # noqa: PLC0415  # where all is there nobody needs it
-
     manifest = store.read(ingest.identity.kind, ingest.identity.key)
     if manifest is None or store.damage(manifest, ".parquet"):
         return None
+    from data.vocabulary.tables import Dataset  # noqa: PLC0415  # is slow to import
+
     return Dataset(store.root / manifest.reference)
