@@ -8,7 +8,9 @@ content. It appears by one rename with its `manifest.json` inside, so it is ther
 import errno
 import os
 import shutil
+from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from filelock import FileLock
 
 WORK_FOLDER = ".work"
+
+_SYNCING_THREADS = 8
+"""A file system brings to the disk in one go what is asked for at once: far faster than one after the other."""
 
 
 @contextmanager
@@ -75,8 +80,8 @@ def durable_rename(folder: Path, target: Path) -> None:
     Raises:
         OSError: there is a folder of that name that is not empty.
     """
-    for path in folder.rglob("*"):
-        _sync(path)
+    with ThreadPoolExecutor(_SYNCING_THREADS) as pool:
+        deque(pool.map(_sync, folder.rglob("*")), maxlen=0)
     _sync(folder)
     folder.rename(target)
     _sync(target.parent)

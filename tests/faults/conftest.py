@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from enum import IntEnum
@@ -52,6 +53,7 @@ class _Disk:
 
     def __init__(self, fault, nth):
         self.count, self.struck = 0, False
+        self._lock = threading.RLock()  # files are flushed in threads
         self._fault, self._nth = fault, nth
         self._unflushed = {}  # inode to a descriptor of our own, which no rename changes, and bytes flushed
         for name in _OPERATIONS:
@@ -67,7 +69,8 @@ class _Disk:
             self.writes(arguments[0])
         result = operation(*arguments, **options)
         if name == "fsync":
-            self._unflushed.pop(os.fstat(arguments[0]).st_ino, None)
+            with self._lock:
+                self._unflushed.pop(os.fstat(arguments[0]).st_ino, None)
         return result
 
     def _open_file(self, file, mode="r", buffering=-1, encoding=None, errors=None, newline=None):
@@ -84,25 +87,28 @@ class _Disk:
             path: what it is done to, for the error; a number is none.
             half: does half of a write.
         """
-        self.count += 1
-        is_full = self._fault == "ENOSPC" and name in _NEED_SPACE and 0 < self._nth <= self.count
-        if self.count != self._nth and not is_full:
-            return
-        self.struck = True
-        match self._fault:
-            case "EIO" | "ENOSPC":
-                if is_full or self._fault == "EIO":
-                    number = getattr(errno, self._fault)
-                    name = None if isinstance(path, int) else path
-                    raise OSError(number, os.strerror(number), name)
-            case "death":
-                os._exit(Outcome.DIED)
-            case "torn write":
-                if half:
-                    half()
-                for descriptor, flushed in self._unflushed.values():
-                    os.truncate(descriptor, (flushed + os.fstat(descriptor).st_size) // 2)
-                os._exit(Outcome.DIED)
+        with self._lock:
+            self.count += 1
+            is_full = (
+                self._fault == "ENOSPC" and name in _NEED_SPACE and 0 < self._nth <= self.count
+            )
+            if self.count != self._nth and not is_full:
+                return
+            self.struck = True
+            match self._fault:
+                case "EIO" | "ENOSPC":
+                    if is_full or self._fault == "EIO":
+                        number = getattr(errno, self._fault)
+                        name = None if isinstance(path, int) else path
+                        raise OSError(number, os.strerror(number), name)
+                case "death":
+                    os._exit(Outcome.DIED)
+                case "torn write":
+                    if half:
+                        half()
+                    for descriptor, flushed in self._unflushed.values():
+                        os.truncate(descriptor, (flushed + os.fstat(descriptor).st_size) // 2)
+                    os._exit(Outcome.DIED)
 
     def writes(self, descriptor):
         """Remember how much of a file is on the disk before it is written to."""
