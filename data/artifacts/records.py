@@ -2,7 +2,8 @@
 
 import uuid
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,9 @@ from data.errors import InvalidRecord
 
 RECORDS_FOLDER = "runs"
 _FORMAT = 1
+
+_TIME = "%Y%m%dT%H%M%S.%f"
+"""With which a record's id begins."""
 
 
 class RecordedStep(BaseModel):
@@ -36,12 +40,12 @@ class Record(BaseModel):
     """A run or a study as it was started; never changed.
 
     Attributes:
-        id: name of its file, less the ending.
+        id: name of its file, less the ending; newer records have greater ones.
         format: of the record itself.
         what: a run, or a study of several.
         name: the preset, or the study's name.
         stage: that alone was to be run; None for all.
-        created_at: ISO 8601, UTC.
+        created_at: ISO 8601, UTC, by the clock of its machine.
         options: of the run, or of each run of the study, plain JSON.
         steps: all of them, each after its inputs.
     """
@@ -70,14 +74,14 @@ def write_record(
     steps: tuple[RecordedStep, ...],
     stage: str | None = None,
 ) -> Record:
-    """Add a record to a store.
+    """Add a record to a store, as its newest.
 
     Raises:
         StorageError: the store cannot be written to.
     """
     now = datetime.now(UTC)
     record = Record(
-        id=f"{now:%Y%m%dT%H%M%S.%f}-{uuid.uuid4().hex[:8]}",
+        id=f"{_after_all(root, now):{_TIME}}-{uuid.uuid4().hex[:8]}",
         what=what,
         name=name,
         stage=stage,
@@ -87,6 +91,15 @@ def write_record(
     )
     add_record(root, record)
     return record
+
+
+def _after_all(root: Path, now: datetime) -> datetime:
+    """A time for an id: later than those of all records, also where the clock has been set back."""
+    for newest in record_files(root)[:1]:
+        with suppress(ValueError):  # somebody else's file
+            time = datetime.strptime(newest.name.partition("-")[0], _TIME).replace(tzinfo=UTC)
+            return max(now, time + timedelta(microseconds=1))
+    return now
 
 
 def add_record(root: Path, record: Record) -> None:

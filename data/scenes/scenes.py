@@ -219,7 +219,10 @@ def _render_litter(spots: np.ndarray, canvas: np.ndarray) -> np.ndarray:
             slice(*np.searchsorted(places, [centre - radius, centre + radius]))
             for centre in (centre_y, centre_x)
         )
-        spot = np.add.outer(np.abs(places[rows] - centre_y), np.abs(places[columns] - centre_x)) < radius
+        spot = (
+            np.add.outer(np.abs(places[rows] - centre_y), np.abs(places[columns] - centre_x))
+            < radius
+        )
         canvas[rows, columns][spot] = colour
         covered[rows, columns] |= spot
     return covered

@@ -5,11 +5,17 @@ import shutil
 import signal
 import subprocess
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+
+from data.artifacts.garbage import garbage
+from data.artifacts.records import read_records, record_name
+from data.artifacts.roots import Keep
+from data.artifacts.store import ArtifactStore
 
 SEED = int(os.environ.get("FAULT_SEED", "0"))
 MOMENTS = int(os.environ.get("FAULT_MOMENTS", "2"))
@@ -132,6 +138,26 @@ def test_the_root_is_read_only(new_place, ends_the_same, noted, small_disk):
     small_disk("remount", "rw")
     ends_the_same(place)
     noted("root read-only", 1, time.monotonic() - started, "without report")
+
+
+def test_the_clock_is_set_back(new_place, ends_the_same, noted):
+    """All that is there was made tomorrow."""
+    started, place = time.monotonic(), new_place("train-generator", "report")
+    tomorrow = time.time() + 86400
+    for path in place.root.rglob("*"):
+        os.utime(path, (tomorrow, tomorrow))
+    (before,) = read_records(place.root)
+    path, day = (
+        place.root / record_name(before.id),
+        f"{datetime.fromtimestamp(tomorrow, UTC):%Y%m%d}",
+    )
+    path.rename(path.with_name(day + path.name[len(day) :]))
+    ends_the_same(place)
+    newest, _ = read_records(place.root)
+    assert newest.created_at[:10].replace("-", "") < day
+    store = ArtifactStore(place.root)
+    assert not garbage(store, Keep())
+    noted("clock set back a day", 1, time.monotonic() - started, "without generator, report")
 
 
 def test_two_runs_at_once(new_place, ends_the_same, noted):

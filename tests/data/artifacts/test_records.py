@@ -1,7 +1,10 @@
 import json
+from datetime import UTC, datetime
+from unittest.mock import Mock
 
 import pytest
 
+from data.artifacts import records
 from data.artifacts.records import RecordedStep, read_records, write_record
 from data.errors import InvalidRecord
 
@@ -14,6 +17,22 @@ def test_records_are_read_the_newest_first(tmp_path):
     assert written[0].step("b") == STEP
     assert written[0].step("c") is None
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_record_is_the_newest_though_the_clock_was_set_back(tmp_path, monkeypatch):
+    before = write_record(tmp_path, "run", "before", {}, (STEP,))
+    clock = Mock(wraps=datetime)
+    clock.now.return_value = datetime(2001, 1, 1, tzinfo=UTC)
+    monkeypatch.setattr(records, "datetime", clock)
+    later = [write_record(tmp_path, "run", name, {}, (STEP,)) for name in ("after", "last")]
+    assert list(read_records(tmp_path)) == [*later[::-1], before]
+    assert {item.created_at for item in later} == {"2001-01-01T00:00:00+00:00"}
+
+
+def test_a_record_is_written_beside_a_file_of_somebody_elses(tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "notes.json").write_text("{}")
+    write_record(tmp_path, "run", "a", {}, (STEP,))
 
 
 def test_a_store_without_runs_has_no_records(tmp_path):
