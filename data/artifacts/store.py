@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 WORK_FOLDER = ".work"
 
 _SYNCING_THREADS = 8
-"""A file system brings to the disk in one go what is asked for at once: far faster than one after the other."""
+"""What is asked for at once a file system brings to the disk at once, far faster than one by one."""
 
 
 @contextmanager
