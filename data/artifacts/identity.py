@@ -3,10 +3,11 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StepIdentity:
     """Everything that determines what a step makes.
 
@@ -24,7 +25,7 @@ class StepIdentity:
     foreign: dict[str, str]
     inputs: dict[str, str]
 
-    @property
+    @cached_property
     def key(self) -> str:
         """SHA-256 of the canonical JSON of the identity, 32 hexadecimal digits."""
         document = {

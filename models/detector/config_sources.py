@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -80,13 +81,18 @@ def weights_in(options: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def _parse(file: Path) -> ast.Module:
     try:
-        text = file.read_bytes()
-        try:
-            return ast.parse(text)
-        except SystemError:  # of Python before 3.11.8, where another thread parses too (gh-106905)
-            return ast.parse(text)
+        return _tree(file.read_bytes())
     except (OSError, SyntaxError, ValueError):
         return ast.Module([], [])  # only MMEngine can say what is wrong with it
+
+
+@lru_cache(maxsize=100)
+def _tree(text: bytes) -> ast.Module:
+    """What a Python file says, to be read alone: many detectors of a study have the same configs."""
+    try:
+        return ast.parse(text)
+    except SystemError:  # of Python before 3.11.8, where another thread parses too (gh-106905)
+        return ast.parse(text)
 
 
 def _bases(file: Path) -> Iterator[Path]:
