@@ -198,7 +198,7 @@ def render_scene(scene: Scene, size: int) -> RenderedScene:
 
 def _downsample(values: np.ndarray) -> np.ndarray:
     """Mean over blocks of `_SUPERSAMPLING` × `_SUPERSAMPLING`, by far faster than numpy's over two axes."""
-    values = values.astype(np.uint8) if values.dtype == bool else values
+    values = values.astype(np.uint8) if values.dtype == bool else values  # a sum of bools is a bool
     rows = reduce(np.add, (values[k::_SUPERSAMPLING] for k in range(_SUPERSAMPLING)))
     blocks = reduce(np.add, (rows[:, k::_SUPERSAMPLING] for k in range(_SUPERSAMPLING)))
     return np.asarray(blocks / _SUPERSAMPLING**2)
