@@ -130,7 +130,7 @@ KINDS: dict[str, Kind] = {
                 "scores": "many",
                 "features": "many",
             },
-            {"step": 5},
+            {"step": 6},
             preload=False,
         ),
         Kind(
@@ -138,7 +138,7 @@ KINDS: dict[str, Kind] = {
             "tasks.kinds.compare",
             ComparisonOptions,
             {"ingest": "one", "trained": "many", "found": "many"},
-            {"step": 3},
+            {"step": 4},
             preload=False,
         ),
         Kind(

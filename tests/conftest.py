@@ -305,8 +305,8 @@ class S3Server:
 def _free_ports(count):
     """Ports that are free, with those 10,000 above them, where the server has its gRPC."""
     found = []
-    first_port = 20000 + 50 * os.getpid() % 9000  # far from those of the process that was started next
-    for port in range(first_port, 30000):
+    apart = 50 * os.getpid() % 9000  # from those of a process that was started just before
+    for port in range(20000 + apart, 30000):
         with socket.socket() as first, socket.socket() as second:
             try:
                 first.bind(("127.0.0.1", port))

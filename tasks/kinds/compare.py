@@ -29,7 +29,7 @@ from models.metrics.options import MAIN, ComparisonOptions
 from models.metrics.ruler import Worth
 from models.metrics.tiles import join_tiles
 from tasks.execution.context import StepContext, Summary
-from tasks.pages.cards import markdown_table, write_card
+from tasks.pages.cards import narrow_table, write_card
 from tasks.pages.detections import COCO_METRICS_NAME, DETECTIONS_NAME
 from tasks.pages.numbers import finite, format_interval, number_name
 from tasks.pages.report_tables import CLASS_PREFIX
@@ -74,7 +74,7 @@ def run(context: Context) -> Summary:
         *(f"**No result of {place}: its training or its detections failed.**"
           for place in context.options.missing),
         *([f"On {whole}."] if whole else []),
-        markdown_table([_shown(row) for row in arms]),
+        narrow_table([_shown(row) for row in arms]),
     )  # fmt: skip
     missing = list(context.options.missing)
     if missing:

@@ -40,7 +40,7 @@ from models.metrics.distances import (
 from models.metrics.interval import Interval
 from models.metrics.options import DETECTOR, FEATURES_NAME, SCORER, MeasureOptions
 from tasks.execution.context import StepContext, Summary
-from tasks.pages.cards import markdown_table, write_card
+from tasks.pages.cards import narrow_table, write_card
 from tasks.pages.detections import COCO_METRICS_NAME, DETECTIONS_NAME
 from tasks.pages.numbers import number_name
 from tasks.pages.report_tables import DISTANCES, FLOOR, fidelity_table, score_table
@@ -83,8 +83,8 @@ def run(context: Context) -> Summary:
     write_card(
         context.out,
         "Measures of generated images",
-        f"## Distance to the real images\n\n{markdown_table(fidelity_table(fidelity))}",
-        f"## Detection score and recall\n\n{markdown_table(score_table(scores))}",
+        f"## Distance to the real images\n\n{narrow_table(fidelity_table(fidelity))}",
+        f"## Detection score and recall\n\n{narrow_table(score_table(scores))}",
     )
     return {"results": _results(context, scores, fidelity)}
 

@@ -31,6 +31,29 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([header, "|" + "---|" * len(rows[0]), *lines])
 
 
+def narrow_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Render rows as `markdown_table` does; what all that have it have alike stands below, not in columns.
+
+    The UI has a panel beside a card that covers what is wide.
+
+    >>> print(narrow_table([{"a": 1, "b": 5, "c": None}, {"a": 2, "b": 5, "c": 0.5}]))
+    | a |
+    |---|
+    | 1 |
+    | 2 |
+    <BLANKLINE>
+    In all rows: b 5 · c 0.5
+    """
+    names = list(rows[0])[1:] if len(rows) > 1 else []
+    found = {
+        name: {format_value(row[name]) for row in rows} - {format_value(None)} for name in names
+    }
+    shared = {name: value for name, values in found.items() if len(values) == 1 for value in values}
+    left = [{name: value for name, value in row.items() if name not in shared} for row in rows]
+    below = " · ".join(f"{name} {value}" for name, value in shared.items())
+    return "\n\n".join([markdown_table(left), *([f"In all rows: {below}"] if below else [])])
+
+
 def markdown_picture(image: np.ndarray, alt: str, num_pictures: int = 1) -> str:
     """Embed a uint8 image, made smaller until `num_pictures` such images fit on a card."""
     png = png_bytes(image)

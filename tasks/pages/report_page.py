@@ -11,7 +11,7 @@ from data.layouts.gallery import SMALL, picture_uri
 from models.metrics.arms import MAP, REAL
 from models.training.metrics_file import Metrics
 from tasks.pages import report_tables as tables
-from tasks.pages.cards import markdown_table
+from tasks.pages.cards import markdown_table, narrow_table
 from tasks.pages.html import write_page
 from tasks.pages.plots import Estimate, interval_plot, loss_curves, recall_plot
 from tasks.pages.report_tables import Rows
@@ -246,9 +246,9 @@ def card_sections(report: Report) -> list[str]:
             for place in report.missing
         ),
         *(f"**{text}**" for text in report.warnings),
-        f"## Arms\n\n{markdown_table(shown['Arms'])}",
+        f"## Arms\n\n{narrow_table(shown['Arms'])}",
         *([f"On {report.whole}."] if report.whole else []),
-        f"## Fidelity\n\n{markdown_table(shown['Fidelity'])}",
+        f"## Fidelity\n\n{narrow_table(shown['Fidelity'])}",
         *tables.undefined_distances(report.fidelity),
         "## Controllability",
         *tables.recall_sentences(report.scores),

@@ -8,13 +8,25 @@ from PIL import Image
 
 from data.layouts.gallery import contact_sheet, draw_boxes, draw_layout, page_picture, picture_uri
 from data.layouts.layout import PerceptionAttribute
-from tasks.pages.cards import markdown_picture, markdown_table, write_card
+from tasks.pages.cards import markdown_picture, markdown_table, narrow_table, write_card
 
 
 def test_tables_have_a_row_each():
     table = markdown_table([{"a": 1, "b": 0.123456}, {"a": 2, "b": None}])
     assert table.splitlines()[2:] == ["| 1 | 0.1235 |", "| 2 | — |"]
     assert markdown_table([]) == "*none*"
+
+
+def test_what_all_rows_have_alike_stands_below_a_narrow_table():
+    rows = [{"images": name, "AP": 0.5 + n, "number": 224, "way": way} for n, (name, way) in
+            enumerate([("real", None), ("easy", "drawn")])]  # fmt: skip
+    assert narrow_table(rows).splitlines() == [
+        "| images | AP |", "|---|---|", "| real | 0.5 |", "| easy | 1.5 |", "",
+        "In all rows: number 224 · way drawn",
+    ]  # fmt: skip
+    assert narrow_table(rows[:1]) == markdown_table(rows[:1])
+    assert narrow_table([{"a": 1}, {"a": 1}]) == markdown_table([{"a": 1}, {"a": 1}])
+    assert narrow_table([]) == markdown_table([])
 
 
 def test_large_pictures_are_made_to_fit_the_ui():
