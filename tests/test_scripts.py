@@ -40,13 +40,20 @@ def down(environment):
 
 
 def test_down_ends_all_that_up_started(environment, tmp_path):
+    note = tmp_path / f"up-{environment['PREFECT_SERVER_API_PORT']}.pid"
     with subprocess.Popen([SCRIPTS / "up"], env=environment) as up:
-        deadline = time.monotonic() + 60
-        while not (started := psutil.Process(up.pid).children(recursive=True)):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        assert "stopped" in down(environment)
-        assert up.wait(10) == 143
+        try:
+            deadline = time.monotonic() + 60
+            while not (note.exists() and note.read_text().endswith("\n")):
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            while not (started := psutil.Process(up.pid).children(recursive=True)):
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            assert "stopped" in down(environment)
+            assert up.wait(10) == 143
+        finally:
+            up.terminate()
     _, alive = psutil.wait_procs(started, timeout=10)
     assert not alive
     assert not list(tmp_path.glob("*.pid"))
