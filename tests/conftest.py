@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # tests run beside each other
 os.environ.pop("DETDIFFUSION_REMOTE", None)
 
 import jaxtyping
