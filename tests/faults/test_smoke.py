@@ -147,16 +147,13 @@ def test_the_clock_is_set_back(new_place, ends_the_same, noted):
     for path in place.root.rglob("*"):
         os.utime(path, (tomorrow, tomorrow))
     (before,) = read_records(place.root)
-    path, day = (
-        place.root / record_name(before.id),
-        f"{datetime.fromtimestamp(tomorrow, UTC):%Y%m%d}",
-    )
+    path = place.root / record_name(before.id)
+    day = f"{datetime.fromtimestamp(tomorrow, UTC):%Y%m%d}"
     path.rename(path.with_name(day + path.name[len(day) :]))
     ends_the_same(place)
     newest, _ = read_records(place.root)
     assert newest.created_at[:10].replace("-", "") < day
-    store = ArtifactStore(place.root)
-    assert not garbage(store, Keep())
+    assert not garbage(ArtifactStore(place.root), Keep())
     noted("clock set back a day", 1, time.monotonic() - started, "without generator, report")
 
 
