@@ -30,6 +30,9 @@ _FREQUENCIES = (0.5, 1.0, 2.0)
 
 _NUM_GEOMETRY_CHANNELS = 4 + 4 * len(_FREQUENCIES)
 
+_CANVAS_SCALE = 10.0
+"""Adam moves a weight by its rate however large the gradient: on larger inputs it has effect sooner."""
+
 
 def sin_cos_embedding(rows: int, columns: int, width: int) -> Float[Tensor, "cells width"]:
     """2-D sin-cos position embedding of a grid, row by row: half the width for x, half for y [G].
@@ -282,10 +285,10 @@ class LayoutEncoder:
     def canvas(
         self, layouts: LayoutBatch, height: int, width: int
     ) -> Float[Tensor, "batch channels height width"]:
-        """Draw the canvas; zero channels where places go into the prompt alone."""
+        """Draw the canvas, enlarged; zero channels where places go into the prompt alone."""
         if self.conditioning == "tokens":
             return layouts.boxes.new_zeros(len(layouts.boxes), 0, height, width)
-        return draw_canvas(layouts, len(self.categories), height, width)
+        return _CANVAS_SCALE * draw_canvas(layouts, len(self.categories), height, width)
 
 
 def token_weights(

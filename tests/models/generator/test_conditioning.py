@@ -95,6 +95,13 @@ def test_the_canvas_covers_cells_by_their_share_and_small_boxes_lie_on_top():
     assert (canvas[4] == 0).all()
 
 
+def test_the_unet_sees_the_canvas_enlarged(new_generator):
+    layouts = batch((0.25, 0.25, 0.5, 0.5))
+    encoder = new_generator("canvas").encoder
+    drawn = draw_canvas(layouts, len(encoder.categories), 4, 4)
+    torch.testing.assert_close(encoder.canvas(layouts, 4, 4), 10 * drawn)
+
+
 def test_padding_draws_nothing():
     canvas = draw_canvas(batch((0.0, 0.0, 0.0, 0.0), labels=[-1]), 3, 4, 4)
     assert (canvas == 0).all()
