@@ -171,6 +171,7 @@ _QUICK: dict[str, Any] = {
     "train_detector": {"num_iterations": 8},
     "train_scorer": {"num_iterations": 8},
     "train_generator": {
+        "base_model": {"decoder_steps": 20},
         "num_steps": 12,
         "batch_size": 8,
         "checkpoint_interval": 4,

@@ -45,7 +45,7 @@ def generator_model(config: GeneratorConfig) -> CountedModel:
     names = {"resolution", "layout_conditioning", "location_grid", "lora_rank", "embedding_rows"}
     options: dict[str, Any] = config.model_dump(mode="json", include=names)
     if isinstance(config.base_model, NewModelConfig):
-        options["base_model"] = config.base_model.model_dump(mode="json")
+        options["base_model"] = config.base_model.model_dump(mode="json", exclude={"decoder_steps"})
     options["perception_weight"] = float(config.perception_weight > 0)
     options["text_learning_rate"] = float(config.text_learning_rate > 0)
     options["ema_decay"] = None if config.ema_decay is None else 0.0

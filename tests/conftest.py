@@ -235,7 +235,9 @@ def new_generator(dataset):
     from models.generator.modules import create_base_model, prepare_generator
     from models.generator.options import NewModelConfig
 
-    shape = NewModelConfig(block_out_channels=(16, 32), text_hidden_size=32, text_layers=1)
+    shape = NewModelConfig(
+        block_out_channels=(16, 32), text_hidden_size=32, text_layers=1, decoder_steps=0
+    )
     images = np.stack([read_square(path, 64) for _, path in dataset.image_paths("train")])
 
     def create(conditioning: str = "both", **options):

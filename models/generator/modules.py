@@ -17,6 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from data.errors import InvalidConfig, InvalidModel
 from data.layouts.prompts import LocationGrid
+from data.progress import Progress, silent
 from data.vocabulary.tables import Category
 from models.devices import (
     autocast,
@@ -186,7 +187,11 @@ def save_base_model(model: StableDiffusion, folder: Path) -> None:
 
 
 def create_base_model(
-    config: NewModelConfig, images: np.ndarray, class_names: Sequence[str], seed: int
+    config: NewModelConfig,
+    images: np.ndarray,
+    class_names: Sequence[str],
+    seed: int,
+    progress: Progress = silent,
 ) -> StableDiffusion:
     """Create a small model with random weights in Stable Diffusion's shape.
 
@@ -199,11 +204,14 @@ def create_base_model(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         text_encoder, unet = new_text_encoder(config, tokenizer), new_unet(config, size)
+        pixels = pixel_values(images)
+        vae = PatchAutoencoder.fit(pixels, config.patch_size, config.latent_channels)
+    vae.learn_to_refine(pixels, config.decoder_steps, seed, progress)
     return StableDiffusion(
         tokenizer=tokenizer,
         text_encoder=text_encoder,
         unet=unet,
-        vae=PatchAutoencoder.fit(pixel_values(images), config.patch_size, config.latent_channels),
+        vae=vae,
         noise_scheduler=DDPMScheduler(
             beta_schedule="scaled_linear",
             beta_start=0.00085,

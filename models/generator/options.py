@@ -93,6 +93,11 @@ class NewModelConfig(Options):
 
     patch_size: int = Field(4, ge=1, description="Pixels per latent cell.")
     latent_channels: int = Field(12, ge=1)
+    decoder_steps: int = Field(
+        1000,
+        ge=0,
+        description="Steps of 32 images in which the decoder learns to take noise out of latents.",
+    )
     block_out_channels: tuple[int, ...] = (64, 96, 128)
     layers_per_block: int = Field(1, ge=1)
     text_hidden_size: int = Field(128, ge=32, multiple_of=32)

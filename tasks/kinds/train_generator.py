@@ -369,7 +369,9 @@ def _base_model(context: Context, images: _Images, names: list[str]) -> StableDi
         chosen = evenly_spaced(images.layouts, _AUTOENCODER_IMAGES)
         pixels = np.stack([read_square(paths[item.image_id], size) for item in chosen])
         unfinished = context.work / "base_model.tmp"
-        save_base_model(create_base_model(shape, pixels, names, context.options.seed), unfinished)
+        seed = context.options.seed
+        model = create_base_model(shape, pixels, names, seed, context.progress)
+        save_base_model(model, unfinished)
         unfinished.rename(folder)
     return load_base_model(str(folder))
 

@@ -23,14 +23,37 @@ def test_the_latents_have_unit_variance_and_zero_mean(dataset):
     assert latents.mean(dim=(0, 2, 3)).abs().max() < 1e-3
 
 
+def test_the_decoder_takes_noise_out_of_latents(dataset):
+    from data.vocabulary.images import read_square
+
+    images = np.stack([read_square(path, 64) for _, path in dataset.image_paths("train")])
+    pixels = pixel_values(images)
+    model = PatchAutoencoder.fit(pixels)
+    latents = model.encode(pixels).latent_dist.mean.detach()
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
+    noisy = latents + 0.3 * noise / model.config.scaling_factor
+
+    def error():
+        with torch.no_grad():
+            return float((model.decode(noisy).sample - pixels).abs().mean())
+
+    before = error()
+    model.learn_to_refine(pixels, num_steps=100, seed=0)
+    assert error() < 0.85 * before
+    torch.testing.assert_close(model.encode(pixels).latent_dist.mean, latents)
+
+
 def test_it_is_saved_and_loaded_like_a_diffusers_model(tmp_path):
     images = torch.rand(4, 3, 8, 8)
     model = PatchAutoencoder.fit(images)
+    model.learn_to_refine(images, num_steps=2, seed=0)
     model.save_pretrained(tmp_path)
     again = PatchAutoencoder.from_pretrained(tmp_path)
     torch.testing.assert_close(
         again.encode(images).latent_dist.mean, model.encode(images).latent_dist.mean
     )
+    latents = model.encode(images).latent_dist.mean
+    torch.testing.assert_close(again.decode(latents).sample, model.decode(latents).sample)
     assert again.config.scaling_factor == model.config.scaling_factor
 
 

@@ -122,7 +122,9 @@ def geodiffusion_folder(new_generator, tmp_path):
     """A folder in GeoDiffusion's released format: location tokens, no attributes, no layout.json."""
     names = ["ball", "crate", "pine", "house", "star", "mushroom", "flower", "kite"]
     images = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), dtype=np.uint8)
-    shape = NewModelConfig(block_out_channels=(16, 32), text_hidden_size=32, text_layers=1)
+    shape = NewModelConfig(
+        block_out_channels=(16, 32), text_hidden_size=32, text_layers=1, decoder_steps=0
+    )
     base = create_base_model(shape, images, [*names, "sky", "grass", "water", "sand"], seed=0)
     base.tokenizer.add_tokens([f"<l{index}>" for index in range(64)])
     base.text_encoder.resize_token_embeddings(len(base.tokenizer), mean_resizing=False)

@@ -48,6 +48,7 @@ def base(dataset):
         block_out_channels=(16, 32),
         text_hidden_size=32,
         text_layers=3,
+        decoder_steps=0,
         prediction_type="epsilon",
     )
     images = np.stack([read_square(path, 64) for _, path in dataset.image_paths("train")])

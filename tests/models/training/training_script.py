@@ -26,7 +26,9 @@ from models.training import loop as training
 from models.training.batches import make_batch
 from models.training.training_set import build_training_set
 
-SHAPE = NewModelConfig(block_out_channels=(16, 32), text_hidden_size=32, text_layers=1)
+SHAPE = NewModelConfig(
+    block_out_channels=(16, 32), text_hidden_size=32, text_layers=1, decoder_steps=0
+)
 OPTIONS = {
     "base_model": SHAPE,
     "resolution": 64,

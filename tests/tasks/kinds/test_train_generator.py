@@ -31,7 +31,7 @@ from tasks.execution.context import StepContext
 from tasks.kinds import ingest_unlabelled, pseudo_label, train_generator
 
 CONFIG = GeneratorConfig(
-    base_model=NewModelConfig(block_out_channels=(8, 16), text_hidden_size=32),
+    base_model=NewModelConfig(block_out_channels=(8, 16), text_hidden_size=32, decoder_steps=2),
     resolution=64,
     layout_conditioning="both",
     location_grid=8,
@@ -133,7 +133,8 @@ def test_another_host_takes_part_by_one_command(
     run, attributes, dataset, tmp_path, monkeypatch, fork_server
 ):
     pq.write_table(attributes, tmp_path / ATTRIBUTES_NAME)
-    alone, _ = run(train_generator, "alone", CONFIG, attributes=tmp_path)
+    config = CONFIG.model_copy(update={"mixed_precision": "no"})
+    alone, _ = run(train_generator, "alone", config, attributes=tmp_path)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         endpoint = f"127.0.0.1:{listener.getsockname()[1]}"
@@ -145,7 +146,7 @@ def test_another_host_takes_part_by_one_command(
     with pytest.raises(ArtifactMissing, match="no training waits there"):
         train_generator.join(work)
     step = StepContext(
-        CONFIG.model_copy(update=changes), inputs, out, work, "key", tmp_path, 1, silent
+        config.model_copy(update=changes), inputs, out, work, "key", tmp_path, 1, silent
     )
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     monkeypatch.setenv("PYTHONPATH", path)
