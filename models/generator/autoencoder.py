@@ -114,12 +114,17 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
 
         Noise of a deviation between 0 and 0.4 is added to an image's scaled latents, as Zheng et al. do
         (Representation Autoencoders, 2025); the loss is the mean absolute error.
+
+        Args:
+            pixel_values: images in [-1, 1] whose sides are multiples of `patch_size`.
+            num_steps: of 32 images each.
+            progress: called every hundredth step.
         """
         device, generator = default_device(), torch.Generator().manual_seed(seed)
         self.to(device).requires_grad_(requires_grad=False)
         self.refiner.requires_grad_()
         optimizer = torch.optim.Adam(self.refiner.parameters(), _REFINER_RATE)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(num_steps, 1))
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
         for step in range(num_steps):
             chosen = torch.randint(len(pixel_values), (_REFINER_BATCH,), generator=generator)
             images = pixel_values[chosen].to(device)
