@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from data.progress import Progress, silent
 from models.devices import default_device
+from models.generator.options import DECODER_BATCH_SIZE
 
 _CERTAIN_LOGVAR = -30.0
 
-_REFINER_WIDTH, _REFINER_BATCH, _REFINER_RATE, _REFINER_INTERVAL = 48, 32, 2e-3, 100
+_REFINER_WIDTH, _REFINER_RATE, _REFINER_INTERVAL = 48, 2e-3, 100
 
 _MOST_NOISE = 0.4
 """Standard deviation; scaled latents have 1."""
@@ -126,7 +127,7 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
         optimizer = torch.optim.Adam(self.refiner.parameters(), _REFINER_RATE)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
         for step in range(num_steps):
-            chosen = torch.randint(len(pixel_values), (_REFINER_BATCH,), generator=generator)
+            chosen = torch.randint(len(pixel_values), (DECODER_BATCH_SIZE,), generator=generator)
             images = pixel_values[chosen].to(device)
             latents = self.encode(images).latent_dist.mean
             noise = torch.randn(latents.shape, generator=generator)

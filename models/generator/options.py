@@ -84,6 +84,9 @@ RELEASED_RATES: dict[str, float] = {
 _TOO_FAR = 2.0
 """Factor from the released rate for each image from which on a user is told."""
 
+DECODER_BATCH_SIZE = 32
+"""Images in a step of a small model's decoder."""
+
 MODEL_PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
 """Folders of a Stable Diffusion folder."""
 
@@ -96,7 +99,7 @@ class NewModelConfig(Options):
     decoder_steps: int = Field(
         1000,
         ge=0,
-        description="Steps of 32 images in which the decoder learns to take noise out of latents.",
+        description=f"Steps of {DECODER_BATCH_SIZE} images in which the decoder learns to take noise out of latents.",
     )
     block_out_channels: tuple[int, ...] = (64, 96, 128)
     layers_per_block: int = Field(1, ge=1)

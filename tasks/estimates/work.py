@@ -23,7 +23,13 @@ from models.detector.options import (
     DetectorSource,
     DetectorTraining,
 )
-from models.generator.options import GeneratorConfig, SamplingConfig, SyntheticSetOptions
+from models.generator.options import (
+    DECODER_BATCH_SIZE,
+    GeneratorConfig,
+    NewModelConfig,
+    SamplingConfig,
+    SyntheticSetOptions,
+)
 from models.metrics.options import FeatureOptions
 from models.passes import ModelCount, Pass
 from tasks.estimates.data_size import DataSize
@@ -75,6 +81,9 @@ _REPORT_SECONDS = 5.0
 """To draw the report's pictures and curves."""
 
 _REPORT_BYTES = 1_600_000
+
+_BACKWARD_TOO = 3
+"""A pass forward and backward takes as much as so many forward."""
 
 _OPTIMIZER_BYTES = 60
 """Of memory read and written for a trained parameter in a step: AdamW's moments, clipping, the average."""
@@ -363,6 +372,9 @@ def _train_generator(step: Step, facts: Facts) -> Work:
     encode, kept = count.passes["encode"], options.latents == "cached"
     encoded = 2 * trained_on if kept else seen
     passes += _passes(encode, encoded, options.batch_size)
+    if isinstance(options.base_model, NewModelConfig) and "pretrained" not in step.inputs:
+        learnt = _BACKWARD_TOO * options.base_model.decoder_steps * DECODER_BATCH_SIZE
+        passes += _passes(count.passes["decode"], learnt, DECODER_BATCH_SIZE)
     if options.probe.interval:
         drawn = options.num_steps // options.probe.interval * options.probe.num_layouts
         passes += _drawing(count, drawn, options.probe.sampling)

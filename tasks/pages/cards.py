@@ -42,7 +42,7 @@ def narrow_table(rows: Sequence[Mapping[str, Any]]) -> str:
     | 1 |
     | 2 |
     <BLANKLINE>
-    In all rows: b 5 · c 0.5
+    In all rows that have it: b 5 · c 0.5
     """
     names = list(rows[0])[1:] if len(rows) > 1 else []
     found = {
@@ -51,7 +51,7 @@ def narrow_table(rows: Sequence[Mapping[str, Any]]) -> str:
     shared = {name: value for name, values in found.items() if len(values) == 1 for value in values}
     left = [{name: value for name, value in row.items() if name not in shared} for row in rows]
     below = " · ".join(f"{name} {value}" for name, value in shared.items())
-    return "\n\n".join([markdown_table(left), *([f"In all rows: {below}"] if below else [])])
+    return "\n\n".join([markdown_table(left), *([f"In all rows that have it: {below}"] if below else [])])
 
 
 def markdown_picture(image: np.ndarray, alt: str, num_pictures: int = 1) -> str:

@@ -95,6 +95,20 @@ def test_a_step_of_the_demo_takes_its_passes():
     assert found.flops == 224 * (2 * 12 * forward + 2 * text + decode)
 
 
+def test_a_new_model_s_decoder_is_trained_where_the_model_is_made():
+    def flops(decoder_steps, **more):
+        options = {"base_model": {"decoder_steps": decoder_steps}}
+        return work("train generator", overrides={"train_generator": options, **more}).flops
+
+    pretrained = {
+        "ingest": {"scenes": {"num_unlabelled": 16}},
+        "pretrain_generator": {"num_steps": 4},
+    }
+    decode = next(c for k, c in known_counts().items() if "patch_size" in k).passes["decode"].flops
+    assert flops(500) - flops(0) == pytest.approx(3 * 500 * 32 * decode)
+    assert flops(500, **pretrained) == flops(0, **pretrained)
+
+
 def test_a_protocol_of_few_objects_leaves_the_published_share_of_coco():
     found = work("synthesize train hard", "coco-256")
     count = next(c for k, c in known_counts().items() if '"resolution": 256' in k)

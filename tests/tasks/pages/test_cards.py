@@ -22,7 +22,7 @@ def test_what_all_rows_have_alike_stands_below_a_narrow_table():
             enumerate([("real", None), ("easy", "drawn")])]  # fmt: skip
     assert narrow_table(rows).splitlines() == [
         "| images | AP |", "|---|---|", "| real | 0.5 |", "| easy | 1.5 |", "",
-        "In all rows: number 224 · way drawn",
+        "In all rows that have it: number 224 · way drawn",
     ]  # fmt: skip
     assert narrow_table(rows[:1]) == markdown_table(rows[:1])
     assert narrow_table([{"a": 1}, {"a": 1}]) == markdown_table([{"a": 1}, {"a": 1}])
