@@ -99,7 +99,8 @@ class NewModelConfig(Options):
     decoder_steps: int = Field(
         1000,
         ge=0,
-        description=f"Steps of {DECODER_BATCH_SIZE} images in which the decoder learns to take noise out of latents.",
+        description=f"Steps of {DECODER_BATCH_SIZE} images in which the decoder learns to take noise out "
+        "of latents.",
     )
     block_out_channels: tuple[int, ...] = (64, 96, 128)
     layers_per_block: int = Field(1, ge=1)
