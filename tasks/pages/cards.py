@@ -51,7 +51,9 @@ def narrow_table(rows: Sequence[Mapping[str, Any]]) -> str:
     shared = {name: value for name, values in found.items() if len(values) == 1 for value in values}
     left = [{name: value for name, value in row.items() if name not in shared} for row in rows]
     below = " · ".join(f"{name} {value}" for name, value in shared.items())
-    return "\n\n".join([markdown_table(left), *([f"In all rows that have it: {below}"] if below else [])])
+    return "\n\n".join(
+        [markdown_table(left), *([f"In all rows that have it: {below}"] if below else [])]
+    )
 
 
 def markdown_picture(image: np.ndarray, alt: str, num_pictures: int = 1) -> str:
