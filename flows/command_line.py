@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -310,7 +311,7 @@ def inspect(
 
     store = ArtifactStore(default_root())
     title = f"Data set {dataset or 'of the newest run'}"
-    with tempfile.TemporaryDirectory() as temporary, storage_errors(output.resolve().parent):
+    with tempfile.TemporaryDirectory() as temporary, storage_errors(store.root):
         if dataset is not None and dataset.is_file():
             if images is None:
                 raise InvalidConfig(f"{dataset} needs --images, the folder of its image files")
@@ -318,7 +319,13 @@ def inspect(
         else:
             found = Dataset(_ingested(store, dataset))
             attributes = attributes or _newest_attributes(store, found.folder)
-        write_inspection(found, attributes, output, title)
+        page = Path(temporary) / "page.html"
+        write_inspection(found, attributes, page, title)
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(page, output)
+        except OSError as error:
+            raise InvalidConfig(f"--output {output} cannot be written: {error.strerror}") from error
     typer.echo(output)
 
 
@@ -347,7 +354,7 @@ def new(
     """Look at a data set of yours, and write a TOML file of options for the preset fine-tune."""
     from flows.new_config import NewConfig, write_config  # noqa: PLC0415  # loads what runs need not
 
-    asked = NewConfig(instances, images, val, val_images or images, out, group_by, force)
+    asked = NewConfig(instances, images, val, val_images, out, group_by, force)
     for note in write_config(asked, available_cores()):
         typer.echo(note, err=True)
     for path in asked.files:

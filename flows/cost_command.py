@@ -27,7 +27,7 @@ from flows.run_config import RunConfig, has_data
 from flows.run_graph import outline, run_graph
 from models.counts import COUNTERS, CountedModel, known_counts
 from models.passes import ModelCount, Speed
-from models.precision import has_gpu
+from models.precision import has_gpu, visible_gpus
 from tasks.estimates.cost import Cpu, Device, Gpus, schedule
 from tasks.estimates.data_size import data_sizes
 from tasks.estimates.forecast import duration
@@ -74,20 +74,23 @@ def cost(
 ) -> None:
     """Say for every step of a preset what it takes: operations, bytes, hours on GPUs and here.
 
-    Where no data set is given, it is COCO 2017. The rates of a GPU are assumptions that were not measured.
+    Where no data set is given, it is COCO 2017. The rates of a GPU are an H100's, most of them measured.
     """
     config = configured_run(preset, assignments, config_file)
     graph, store = outline(config), ArtifactStore(default_root())
     with DigestMemory(store.root, show_digests) as digests:
         data = data_sizes(graph, digests, given=has_data(config))
         took = _made(store, graph, run_graph(config, digests)) if against else {}
+    if against and not took:
+        typer.echo(f"no step of it is in {store.root}", err=True)
     found = _measured(counted_models(graph))
     facts = Facts(data, found.counts)
     devices: dict[str, Device] = {f"{count} H100": Gpus(count) for count in sorted({1, gpus})}
+    here: Device = Gpus(len(visible_gpus()))
     if found.core:
-        devices[f"{available_cores()} cores"] = Cpu(available_cores(), found.core)
+        here = devices[f"{available_cores()} cores"] = Cpu(available_cores(), found.core)
     works = {step.identity.reference: work for step in graph if (work := work_of(step, facts))}
-    rows = [_row(step, works[step.identity.reference], devices, took) for step in graph]
+    rows = [_row(step, works[step.identity.reference], devices, here, took) for step in graph]
     total = _total(graph, works, devices, rows)
     if as_json:
         typer.echo(json.dumps({"steps": rows, "total": total}, indent=1))
@@ -122,7 +125,11 @@ def _made(store: ArtifactStore, outlined: Graph, graph: Graph) -> dict[str, Mani
 
 
 def _row(
-    step: Step, work: Work, devices: Mapping[str, Device], took: Mapping[str, Manifest]
+    step: Step,
+    work: Work,
+    devices: Mapping[str, Device],
+    here: Device,
+    took: Mapping[str, Manifest],
 ) -> Row:
     made = took.get(step.identity.reference)
     seconds: Row = {name: device.seconds(step, work) for name, device in devices.items()}
@@ -137,10 +144,9 @@ def _row(
     }
     if not took:
         return row
-    here = next(reversed(seconds.values()))
     return row | {
         "took": made.seconds if made else None,
-        "took / estimate": made.seconds / float(here or 1) if made else None,
+        "took / estimate": made.seconds / here.seconds(step, work) if made else None,
         "stored": sum(item.size for item in made.files.values()) if made else None,
     }
 

@@ -56,7 +56,7 @@ class NewConfig:
         instances: COCO file.
         images: folder of its images.
         val: COCO file of validation images; None: the first file is split.
-        val_images: folder of their images.
+        val_images: folder of their images; None: the same.
         out: the new TOML file; the parts of a file that is split are written beside it.
         group_by: regular expression for file names, of which equal matches stay together in a split.
         force: whether files that are there are replaced.
@@ -65,7 +65,7 @@ class NewConfig:
     instances: Path
     images: Path
     val: Path | None
-    val_images: Path
+    val_images: Path | None
     out: Path
     group_by: str | None
     force: bool
@@ -76,7 +76,7 @@ class NewConfig:
         files = {"train": self.instances, "val": self.val}
         if self.val is None:
             files = {name: self.out.parent / f"instances_{name}.json" for name in _SPLITS}
-        folders = {"train": self.images, "val": self.val_images}
+        folders = {"train": self.images, "val": self.val_images or self.images}
         return {
             name: SplitConfig.model_validate({"instances": files[name], "images": folders[name]})
             for name in _SPLITS
@@ -153,8 +153,15 @@ def write_config(new: NewConfig, num_workers: int) -> list[str]:
 
     Raises:
         InvalidDataset: it has no usable image or object, or cannot be split.
-        InvalidConfig: a file is there already, cannot be written, or the expression is none.
+        InvalidConfig: a file is there already, cannot be written, the expression is none, or an option
+            has no effect beside the others.
     """
+    if new.val and new.group_by:
+        raise InvalidConfig(
+            "--group-by says how images are split, but --val is given: leave one out"
+        )
+    if new.val_images and not new.val:
+        raise InvalidConfig("--val-images needs --val, the COCO file of these images")
     _require_free(new)
     texts = {} if new.val else _split_texts(new)
     with TemporaryDirectory() as folder:

@@ -186,7 +186,7 @@ _QUICK: dict[str, Any] = {
 }
 
 _SMALL_DETECTOR = {"image_size": ..., "num_epochs": ...}
-"""Names of options, without values."""
+"""Names of options, which stay as they are."""
 
 _KEPT: dict[str, dict[str, Any]] = {
     "smoke": merge(
@@ -195,7 +195,8 @@ _KEPT: dict[str, dict[str, Any]] = {
             "train_detector": _SMALL_DETECTOR,
             "train_scorer": _SMALL_DETECTOR,
             "train_generator": {"base_model": ..., "resolution": ..., "num_epochs": ...},
-            "retrain": {"detector": _SMALL_DETECTOR},
+            "pretrain_generator": {"num_steps": 12},
+            "retrain": {"detector": _SMALL_DETECTOR, "others": ...},
         },
     )
 }
@@ -205,7 +206,8 @@ _KEPT: dict[str, dict[str, Any]] = {
 def kept(preset: str, file: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """What of a file's options a preset takes, and the dotted names of those that it keeps as its own.
 
-    `smoke` keeps what makes it quick: base model, sizes and lengths; a section with `_delete_` is as given.
+    `smoke` keeps what makes it quick: base model, sizes, lengths, no detectors beside its own, and of a
+    pre-training a few steps; a section with `_delete_` is as given.
     """
     return _without(file, _KEPT.get(preset, {}))
 
@@ -217,8 +219,10 @@ def _without(
     for name in own.keys() & left.keys():
         given = left[name]
         if not isinstance(own[name], Mapping):
-            del left[name]
             names.append(f"{prefix}{name}")
+            del left[name]
+            if own[name] is not ...:
+                left[name] = own[name]
         elif isinstance(given, Mapping) and not given.get(_DELETE):
             left[name], inner = _without(given, own[name], f"{prefix}{name}.")
             names += inner

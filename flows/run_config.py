@@ -314,6 +314,10 @@ def build_run(preset: str, overrides: Mapping[str, Any]) -> RunConfig:
         raise InvalidConfig(
             f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}{_meant(preset, PRESETS)}"
         )
+    if (other := overrides.get("preset", preset)) != preset:
+        raise InvalidConfig(
+            f"preset = {other!r} among the options of {preset}: name the preset on the command line"
+        )
     try:
         return RunConfig.model_validate({**overrides, "preset": preset})
     except ValidationError as error:

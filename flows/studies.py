@@ -15,6 +15,7 @@ from flows.presets import merge
 from flows.run_config import HintingModel, RunConfig, build_run
 from flows.run_graph import run_graph
 from flows.study_presets import STUDIES, StudyName
+from models.detector.config_sources import dotted
 from models.metrics.options import ConclusionOptions
 from tasks.execution.graph import Graph, Node, extended, renamed, union
 
@@ -69,7 +70,8 @@ def read_study(source: str, overrides: Mapping[str, Any] = MappingProxyType({}))
     """Read a study: a TOML file, or one of `study_presets.STUDIES` by name.
 
     `preset` and the table `options` hold for all runs; `runs.NAME` has the options in which a run differs.
-    With `seeds` there is each run once per seed, of its generator and of the detectors it compares.
+    With `seeds`, or an override of `retrain.seeds` in their place, there is each run once per seed, of its
+    generator and of the detectors it compares.
     The study is called by its `name`, or like the file.
 
     Args:
@@ -100,6 +102,11 @@ def _study(
             f"{', '.join(_ASKED)}; unknown: {sorted(unknown)}"
         )
     common, preset = document.get("options", {}), document.get("preset", "demo")
+    seeds, given = document.get("seeds", ()), dotted(overrides)
+    if seeds and "train_generator.seed" in given:
+        raise InvalidConfig(f"study {source} has a run for each seed: give them as retrain.seeds")
+    if seeds:
+        seeds = given.get("retrain.seeds", seeds)
     common = merge(common, overrides) if isinstance(common, Mapping) else common
     name = document.get("name", name)
     if not isinstance(preset, str) or not isinstance(name, str) or not name:
@@ -108,7 +115,7 @@ def _study(
     try:
         return StudyConfig(
             name=name,
-            runs=_seeded(source, found, document.get("seeds", ())),
+            runs=_seeded(source, found, seeds),
             asked={key: document[key] for key in _ASKED if key in document},
         )
     except ValidationError as error:

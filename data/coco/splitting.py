@@ -107,5 +107,6 @@ def _part(document: Mapping[str, Any], is_wanted: Callable[[str], bool]) -> dict
 
 
 def _key(item: Any, name: str) -> str:
-    """An id as text: numbers may be written as texts."""
-    return str(item.get(name)) if isinstance(item, Mapping) else ""
+    """An id as text: numbers may be written as texts, and with a point."""
+    value = item.get(name) if isinstance(item, Mapping) else ""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)

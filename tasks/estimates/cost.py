@@ -65,7 +65,7 @@ class Device(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Gpus:
-    """A machine of H100s; a training of the generator has all of them, another step one."""
+    """A machine of H100s; a step has as many of them as its options say."""
 
     count: int
 
@@ -90,8 +90,6 @@ class Gpus:
         return self._used(step) / self.count if step.kind.preload else step.kind.share
 
     def _used(self, step: Step) -> int:
-        if step.kind.name == "train-generator":
-            return self.count
         return min(max(step.options.num_gpus, 1), self.count)
 
 

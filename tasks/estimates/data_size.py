@@ -1,16 +1,17 @@
 """How large a run's data sets are, before they are ingested."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
+from statistics import fmean
 
 from data.artifacts.digests import DigestMemory
-from data.ingest.options import IngestConfig, ScenesConfig, SplitConfig, UnlabelledConfig
+from data.ingest.options import IngestConfig, ScenesConfig, TileConfig, UnlabelledConfig
 from tasks.execution.graph import Graph, Step
 
-_LOOKED_AT = 1000
-"""Image files of a folder whose sizes are averaged."""
+_LOOKED_AT = 200
+"""Image files whose sizes are averaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,7 @@ class DataSize:
         file_bytes: of an image's file.
         objects: in an image, stuff included.
         is_drawn: whether the project makes the images.
+        whole: the data set whose images were cut into these, which are tiles.
     """
 
     images: Mapping[str, int]
@@ -30,11 +32,14 @@ class DataSize:
     file_bytes: float
     objects: float
     is_drawn: bool = False
+    whole: "DataSize | None" = None
 
 
 COCO = DataSize({"train": 118_287, "val": 5_000}, 640 * 480, 163_000, 13.0)
 """COCO 2017 with stuff: counts of its paper and of docs/method.md; train2017.zip has 19.3 GB."""
 
+PNG_BYTES = 2.2
+"""Of a pixel in a file: a generated image of 64 × 64 has 9 kB; of a photograph an assumption."""
 
 _SCENE_OBJECTS = 8.0
 """In a Scene, stuff included."""
@@ -59,7 +64,9 @@ def _size(step: Step, digests: DigestMemory) -> DataSize:
     options = step.options
     if isinstance(options, UnlabelledConfig):
         if options.folders:
-            return _of_files({"unlabelled": len(options.file_names())}, options.root, 0)
+            names = options.file_names()
+            files = (options.root / name for name in names)
+            return _of_files({"unlabelled": len(names)}, files, 0, None)
         return _of_scenes({"unlabelled": options.num_scenes}, options.size)
     if not isinstance(options, IngestConfig):
         raise TypeError(options)
@@ -67,23 +74,52 @@ def _size(step: Step, digests: DigestMemory) -> DataSize:
         scenes: ScenesConfig = options.scenes
         counts = {"train": scenes.num_train, "val": scenes.num_val, "spare": scenes.num_spare}
         return _of_scenes(counts, scenes.size)
-    counts = {name: _num_images(split, digests) for name, split in options.splits.items()}
-    return _of_files(counts, options.splits["train"].images, COCO.objects)
-
-
-def _num_images(split: SplitConfig, digests: DigestMemory) -> int:
     from data.ingest.source import image_names  # noqa: PLC0415  # loads what Scenes need not
 
-    return len({name for path in split.instance_files for name in image_names(path, digests)})
+    found = {
+        name: dict.fromkeys(chain(*(image_names(path, digests) for path in split.instance_files)))
+        for name, split in options.splits.items()
+    }
+    files = (options.splits["train"].images / name for name in found["train"])
+    counts = {name: len(names) for name, names in found.items()}
+    return _of_files(counts, files, COCO.objects, options.tile)
 
 
 def _of_scenes(counts: Mapping[str, int], side: int) -> DataSize:
     return DataSize(counts, side**2, side**2, _SCENE_OBJECTS, is_drawn=True)
 
 
-def _of_files(counts: Mapping[str, int], folder: Path, objects: float) -> DataSize:
-    """The user's: the average size of the first files; pixels in proportion to COCO's."""
-    files = islice((path for path in folder.rglob("*") if path.is_file()), _LOOKED_AT)
-    sizes = [path.stat().st_size for path in files]
-    mean = sum(sizes) / len(sizes) if sizes else COCO.file_bytes
-    return DataSize(counts, COCO.pixels * mean / COCO.file_bytes, mean, objects)
+def _of_files(
+    counts: Mapping[str, int], files: Iterable[Path], objects: float, tile: TileConfig | None
+) -> DataSize:
+    """The user's: the average of the first files that are images; COCO's where there is none."""
+    from data.vocabulary.images import shown_size  # noqa: PLC0415  # likewise
+
+    seen = ((path, shown_size(path)) for path in islice(files, _LOOKED_AT))
+    sizes = {path: size for path, size in seen if size}
+    if not sizes:
+        return replace(COCO, images=counts, objects=objects)
+    pixels = fmean(width * height for width, height in sizes.values())
+    whole = DataSize(counts, pixels, fmean(path.stat().st_size for path in sizes), objects)
+    return _in_tiles(whole, list(sizes.values()), tile) if tile else whole
+
+
+def _in_tiles(whole: DataSize, sizes: Sequence[tuple[int, int]], tile: TileConfig) -> DataSize:
+    """Tiles of images, as many as there are in images of these sizes."""
+    from data.ingest.tiles import tile_boxes  # noqa: PLC0415  # likewise
+
+    tiles = [
+        (right - left) * (bottom - top)
+        for width, height in sizes
+        for left, top, right, bottom in tile_boxes(
+            width, height, size=tile.size, overlap=tile.overlap
+        ).tolist()
+    ]
+    per_image, pixels = len(tiles) / len(sizes), fmean(tiles)
+    return DataSize(
+        images={name: round(count * per_image) for name, count in whole.images.items()},
+        pixels=pixels,
+        file_bytes=pixels * PNG_BYTES,
+        objects=whole.objects * pixels / whole.pixels,
+        whole=whole,
+    )

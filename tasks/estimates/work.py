@@ -32,7 +32,7 @@ from models.generator.options import (
 )
 from models.metrics.options import FeatureOptions
 from models.passes import ModelCount, Pass
-from tasks.estimates.data_size import DataSize
+from tasks.estimates.data_size import PNG_BYTES, DataSize
 from tasks.execution.graph import Graph, Step
 
 _PROCESS_BYTES = 700_000_000
@@ -105,9 +105,6 @@ _RGB_BYTES = 3
 
 _SCENE_PNG = 1.0
 """Bytes of a pixel of a Scene in a PNG file: 4 kB for 64 × 64."""
-
-_DRAWN_PNG = 2.2
-"""Of a generated image: 9 kB for 64 × 64, grain included; that of photographs is an assumption."""
 
 _OBJECT_BYTES = 140
 """Of an object in an ingested data set, tables and COCO file: 31,885 of Scenes take 4.3 MB."""
@@ -292,13 +289,13 @@ def _ingest(step: Step, facts: Facts) -> Work:
             core_seconds=images * data.pixels * _SCENE_PIXEL_SECONDS,
             stored=images * data.pixels * _SCENE_PNG + objects * _SCENE_OBJECT_BYTES,
         )
-    options = step.options
-    looked_at = not isinstance(options, IngestConfig) or options.check_images
-    seconds = images * _CHECK_SECONDS * looked_at + objects * _OBJECT_SECONDS
-    tiles = 0.0
-    if isinstance(options, IngestConfig) and options.tile:
-        tiles = images * data.pixels * _DRAWN_PNG / (1 - options.tile.overlap) ** 2
-    read = images * data.file_bytes * looked_at
+    options, whole = step.options, data.whole or data
+    tiles = images * data.pixels * PNG_BYTES if data.whole else 0.0
+    images = sum(whole.images.values())
+    is_quick = isinstance(options, IngestConfig) and not (options.check_images or options.tile)
+    looked_at = 0 if is_quick else images
+    seconds = looked_at * _CHECK_SECONDS + images * whole.objects * _OBJECT_SECONDS
+    read = looked_at * whole.file_bytes
     return Work(core_seconds=seconds, read=read, stored=objects * _OBJECT_BYTES + tiles)
 
 
@@ -385,7 +382,7 @@ def _train_generator(step: Step, facts: Facts) -> Work:
         **passes.parts(),
         core_seconds=_seconds_to_read(encoded / 2, data.pixels) + seen * _BATCH_SECONDS,
         read=encoded / 2 * data.file_bytes,
-        stored=count.parameters * _WEIGHT_BYTES + 64 * pixels * _DRAWN_PNG,
+        stored=count.parameters * _WEIGHT_BYTES + 64 * pixels * PNG_BYTES,
         scratch=_CHECKPOINTS * state + latents,
         memory=_PROCESS_BYTES + state + options.batch_size * count.passes["train"].held,
         least_gpu_memory=count.least_gpu_memory,
@@ -424,7 +421,7 @@ def _synthesize(step: Step, facts: Facts) -> Work:
     return Work(
         **_drawing(count, images, options.sampling, options.strength).parts(),
         core_seconds=_seconds_to_read(images, pixels),
-        stored=images * (pixels * _DRAWN_PNG + data.objects * _OBJECT_BYTES),
+        stored=images * (pixels * PNG_BYTES + data.objects * _OBJECT_BYTES),
         memory=_PROCESS_BYTES + count.parameters * _WEIGHT_BYTES + held,
     )
 

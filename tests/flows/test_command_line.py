@@ -79,6 +79,7 @@ def test_a_plan_warns_of_options_without_effect(cli):
         (("run", "smoke", "--set", "nonsense"), "write KEY=VALUE"),
         (("run", "smoke", "--set", "train_generator.num_steps=-1"), "greater than or equal to 0"),
         (("run", "smoke", "--stage", "nope"), "unknown stage 'nope': choose one of ingest"),
+        (("plan", "smoke", "--set", "preset=demo"), "preset = 'demo' among the options of smoke"),
         (("run", "smoke", "--config", "missing.toml"), "--config missing.toml"),
         (("run", "smoke", "--set", "ingest.train.instances=/no/such.json"), "ingest.train.images"),
         (
@@ -184,6 +185,15 @@ def test_inspect_writes_the_page_of_an_ingested_folder(cli, dataset, tmp_path):
     status, out, _ = cli("inspect", str(dataset.folder), "-o", str(page))
     assert (status, out.strip()) == (0, str(page))
     assert page.read_text().count("data:image/png") == 2
+
+
+def test_a_page_goes_into_a_new_folder_or_is_said_not_to(cli, dataset, tmp_path):
+    page = tmp_path / "new/page.html"
+    assert cli("inspect", str(dataset.folder), "-o", str(page))[0] == 0
+    assert page.is_file()
+    status, _, err = cli("inspect", str(dataset.folder), "-o", str(page / "page.html"))
+    assert status == 1
+    assert err.startswith(f"error: --output {page}/page.html cannot be written: ")
 
 
 def test_the_version_is_the_packages(cli):

@@ -68,7 +68,7 @@ def call(*arguments):
 
 def new(tmp_path, **options):
     given = {"instances": tmp_path / "my/instances.json", "images": tmp_path / "my/images",
-             "val": None, "val_images": tmp_path / "my/images", "out": tmp_path / "my.toml",
+             "val": None, "val_images": None, "out": tmp_path / "my.toml",
              "group_by": None, "force": False, **options}  # fmt: skip
     return write_config(NewConfig(**given), 1)
 
@@ -246,7 +246,7 @@ def test_a_wrong_folder_of_images_is_named(own, tmp_path):
     own(num_images=4)
     with pytest.raises(InvalidDataset, match=r"nowhere does not exist or is no folder"):
         new(tmp_path, images=tmp_path / "nowhere")
-    with pytest.raises(InvalidDataset, match=r"3 × image file missing .*give as --images"):
+    with pytest.raises(InvalidDataset, match=r"4 × image file missing .*give as --images"):
         new(tmp_path, images=tmp_path)
 
 
@@ -256,6 +256,14 @@ def test_groups_that_cannot_be_made_are_named(own, tmp_path):
         new(tmp_path, group_by="(")
     with pytest.raises(InvalidDataset, match="4 images all belong together by 'film'"):
         new(tmp_path, group_by="film")
+
+
+def test_options_that_would_have_no_effect_are_refused(own, tmp_path):
+    own(num_images=4)
+    with pytest.raises(InvalidConfig, match="--group-by says how images are split, but --val"):
+        new(tmp_path, val=tmp_path / "my/instances.json", group_by="film")
+    with pytest.raises(InvalidConfig, match="--val-images needs --val"):
+        new(tmp_path, val_images=tmp_path)
 
 
 def test_one_class_is_enough(own, tmp_path):

@@ -54,7 +54,6 @@ def test_options_over_options_keep_the_mark_for_the_preset():
 def test_smoke_stays_quick_whatever_a_file_for_another_preset_says():
     long = {"num_epochs": 24, "image_size": [640, 480], "batch_size": 2}
     file = {
-        "ingest": {"masks": "none"},
         "train_detector": long,
         "retrain": {"detector": long},
         "train_generator": {
@@ -64,12 +63,17 @@ def test_smoke_stays_quick_whatever_a_file_for_another_preset_says():
         },
         "train_scorer": {"_delete_": True, "num_epochs": 3},
         "synthesize": {"num_train_layouts": None, "sampling": {"guidance_scale": 7.0}},
+        "pretrain_generator": {"num_steps": 4000, "boxes": "none"},
+        "ingest": {"masks": "none", "scenes": {"num_unlabelled": 16}},
     }
+    file["retrain"]["others"] = {"yolox": {"config": "mmdet::yolox/yolox_s_8xb8-300e_coco.py"}}
     taken, own = kept("smoke", file)
     run, smoke = build_run("smoke", taken), build_run("smoke", {})
     assert own == [
+        "pretrain_generator.num_steps",
         "retrain.detector.image_size",
         "retrain.detector.num_epochs",
+        "retrain.others",
         "synthesize.num_train_layouts",
         "train_detector.image_size",
         "train_detector.num_epochs",
@@ -90,6 +94,8 @@ def test_smoke_stays_quick_whatever_a_file_for_another_preset_says():
     assert run.train_generator.base_model == smoke.train_generator.base_model
     assert run.train_generator.num_steps == smoke.train_generator.num_steps
     assert run.train_scorer == DetectorConfig(num_epochs=3)
+    assert (run.pretrain_generator.num_steps, run.pretrain_generator.boxes) == (12, "none")
+    assert not run.retrain.others
     assert kept("fine-tune", file) == (file, [])
 
 

@@ -124,3 +124,15 @@ def test_what_is_given_goes_over_the_options_and_not_over_what_a_run_differs_in(
     study = read_study(str(file), {"retrain": {"seeds": [3]}, "train_scorer": {"seed": 4}})
     assert [study.runs[name].retrain.seeds for name in "ab"] == [(3,), (2,)]
     assert {run.train_scorer.seed for run in study.runs.values()} == {4}
+
+
+def test_seeds_that_are_given_go_over_those_of_a_study(file):
+    file.write_text("preset = 'smoke'\nseeds = [0]\n[runs.a]\n")
+    study = read_study(str(file), {"retrain": {"seeds": [5, 6]}})
+    assert {name: run.retrain.seeds for name, run in study.runs.items()} == {
+        "a/5": (5,),
+        "a/6": (6,),
+    }
+    assert study.runs["a/6"].train_generator.seed == 6
+    with pytest.raises(InvalidConfig, match=r"a run for each seed: give them as retrain\.seeds"):
+        read_study(str(file), {"train_generator": {"seed": 1}})

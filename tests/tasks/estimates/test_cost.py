@@ -1,5 +1,6 @@
 """What steps are said to take: finite, in proportion to images and steps; and what is too little."""
 
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -7,6 +8,7 @@ from typing import get_args
 
 import psutil
 import pytest
+from PIL import Image
 
 from data.artifacts.digests import DigestMemory
 from flows.presets import PRESETS
@@ -125,12 +127,59 @@ def test_latents_of_coco_at_512_take_31_gb():
 
 
 def test_eight_gpus_share_the_training_and_the_other_steps():
-    graph, found = works("coco-512")
+    graph, found = works("coco-512", {"train_generator": {"num_processes": 8}})
     step = graph.find("train generator")
     alone, shared = (Gpus(n).seconds(step, found[step.identity.reference]) for n in (1, 8))
     assert 1.5 < alone / shared < 8  # of 8 images each the operators take as long to launch
     hours = [schedule(graph, found, Gpus(count)).seconds for count in (1, 8)]
     assert 1.5 < hours[0] / hours[1] < 8
+
+
+def test_a_training_that_is_asked_for_one_gpu_has_one():
+    graph, found = works("coco-512")
+    step = graph.find("train generator")
+    alone, beside = (Gpus(n).seconds(step, found[step.identity.reference]) for n in (1, 8))
+    assert alone == beside
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A COCO file with four images of 300 × 200, and one that is not there."""
+    (tmp_path / "images").mkdir()
+    for number in range(4):
+        Image.new("RGB", (300, 200)).save(tmp_path / f"images/{number}.png")
+    images = [{"id": i, "file_name": f"{i}.png", "width": 300, "height": 200} for i in range(5)]
+    document = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "a"}]}
+    (tmp_path / "instances.json").write_text(json.dumps(document))
+    return {"instances": tmp_path / "instances.json", "images": tmp_path / "images"}
+
+
+def size(ingest):
+    graph = outline(build_run("smoke", {"ingest": ingest}))
+    sizes = data_sizes(graph, DigestMemory(), given=True)
+    return sizes[graph.find("ingest").identity.reference]
+
+
+def test_a_data_set_in_tiles_is_as_large_as_they_are(photographs):
+    given = {"train": photographs, "val": photographs}
+    whole, tiled = size(given), size({**given, "tile": {"size": 100, "overlap": 0}})
+    assert (whole.images["train"], whole.pixels, whole.whole) == (5, 60_000, None)
+    assert (tiled.images["train"], tiled.pixels, tiled.whole) == (5 * 6, 10_000, whole)
+    assert tiled.objects == pytest.approx(whole.objects / 6)
+
+
+def test_the_size_of_images_is_that_of_image_files_alone(photographs, tmp_path):
+    unlabelled = tmp_path / "unlabelled"
+    unlabelled.mkdir()
+    Image.new("RGB", (20, 10)).save(unlabelled / "a.png")
+    (unlabelled / "archive.zip").write_bytes(bytes(1_000_000))
+    ingest = {"train": photographs, "val": photographs, "unlabelled": [unlabelled]}
+    overrides = {"ingest": ingest, "pretrain_generator": {"num_steps": 1}}
+    graph = outline(build_run("smoke", overrides))
+    sizes = data_sizes(graph, DigestMemory(), given=True)
+    (found,) = (item for item in sizes.values() if "unlabelled" in item.images)
+    assert (found.images, found.pixels) == ({"unlabelled": 1}, 200)
+    assert found.file_bytes == (unlabelled / "a.png").stat().st_size
 
 
 def test_steps_that_need_nothing_of_each_other_run_side_by_side():
