@@ -130,7 +130,7 @@ KINDS: dict[str, Kind] = {
                 "scores": "many",
                 "features": "many",
             },
-            {"step": 6},
+            {"step": 7},
             preload=False,
         ),
         Kind(

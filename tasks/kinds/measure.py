@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any, get_args
@@ -68,6 +68,7 @@ _FEWEST = 8
 
 Rows = list[dict[str, Any]]
 Features = tuple[Int[np.ndarray, " images"], Float[np.ndarray, "images features"]]
+Statistic = Callable[[Int[np.ndarray, " kept"]], tuple[float, ...]]
 Context = StepContext[MeasureOptions]
 
 
@@ -159,7 +160,7 @@ def _fidelity_rows(context: Context, sets: Mapping[str, SyntheticSet]) -> tuple[
     copies: Rows = []
     for name, item in sets.items():
         ids, generated = found[name]
-        layouts = np.array(item.source_image_ids)
+        layouts = _layouts(item, ids)
         nearest, distance = nearest_real(known, generated)
         share = float((distance < limit).mean())
         rows.append(side.row(name, generated, layouts) | {"copies": share})
@@ -174,6 +175,13 @@ def _fidelity_rows(context: Context, sets: Mapping[str, SyntheticSet]) -> tuple[
             for row in np.argsort(distance)[:_COPIES_SHOWN]
         ]
     return rows, copies
+
+
+def _layouts(item: SyntheticSet, image_ids: np.ndarray) -> np.ndarray:
+    """Of each of a set's images, the real image whose layout it has."""
+    columns = (item.provenance[name].to_pylist() for name in ("image_id", "source_image_id"))
+    layout_of = dict(zip(*columns, strict=True))
+    return np.array([layout_of[key] for key in image_ids.tolist()])
 
 
 def _facts(context: Context, sets: Mapping[str, SyntheticSet]) -> dict[str, Any]:
@@ -233,14 +241,13 @@ class _Real:
             return []
         order = np.random.default_rng(0).permutation(len(others))
         num_draws = min(len(others) // count, _MOST_DRAWS)
-        draws = [
-            self.row(FLOOR, others[order[i * count : (i + 1) * count]]) for i in range(num_draws)
-        ]
-        row: dict[str, Any] = {**draws[0], "draws": num_draws, "copies": None, "way": None}
-        for name in DISTANCES:
-            if num_draws > 1 and row[name] is not None:
-                row |= _limits(name, student_interval([draw[name] for draw in draws]))
-        return [row]
+        draws = [others[order[i * count : (i + 1) * count]] for i in range(num_draws)]
+        row = (
+            self._row(FLOOR, count, self._spread(draws))
+            if num_draws > 1
+            else self.row(FLOOR, *draws)
+        )
+        return [row | {"draws": num_draws, "copies": None, "way": None}]
 
     def row(
         self, name: str, generated: np.ndarray, layouts: np.ndarray | None = None
@@ -249,10 +256,27 @@ class _Real:
 
         Args:
             layouts: of each image; those of one layout are left out together.
+
+        Raises:
+            ValueError: there are not as many layouts as images.
         """
-        count = min(len(self.features), len(generated))
+        clusters = np.arange(len(generated)) if layouts is None else layouts
+        if len(clusters) != len(generated):
+            raise ValueError(f"{len(generated)} images, but {len(clusters)} layouts")
+        names, distances = self._distances(generated)
+        enough = names and len(np.unique(clusters)) > 1
+        found = jackknife_intervals(distances, clusters) if enough else ()
+        return self._row(name, len(generated), dict(zip(names, found, strict=False)))
+
+    def _spread(self, draws: Sequence[np.ndarray]) -> dict[str, Interval]:
+        """Distances of several sets of equal size, on average."""
+        names, _ = self._distances(draws[0])
+        found = [self._distances(draw)[1](np.arange(len(draw))) for draw in draws]
+        return dict(zip(names, map(student_interval, zip(*found, strict=True)), strict=True))
+
+    def _distances(self, generated: np.ndarray) -> tuple[Sequence[str], Statistic]:
+        """Names of the distances that so many images have, none of too few; and what measures them."""
         defined = self._moments and frechet_defined(len(generated), generated.shape[1])
-        measured = DISTANCES if defined else DISTANCES[1:]
 
         def distances(kept: Int[np.ndarray, " kept"]) -> tuple[float, ...]:
             shown = generated[kept]
@@ -262,19 +286,19 @@ class _Real:
                 return (self._moments.frechet_distance(moments([shown])), *numbers)
             return numbers
 
-        clusters = np.arange(len(generated)) if layouts is None else layouts
-        enough = count >= _FEWEST and len(np.unique(clusters)) > 1
-        found = jackknife_intervals(distances, clusters) if enough else ()
-        intervals = dict(zip(measured, found, strict=False))
+        enough = min(len(self.features), len(generated)) >= _FEWEST
+        return (DISTANCES if defined else DISTANCES[1:]) if enough else (), distances
+
+    def _row(self, name: str, num_images: int, found: Mapping[str, Interval]) -> dict[str, Any]:
         row = {
             "images": name,
-            "num_images": len(generated),
+            "num_images": num_images,
             "num_real": len(self.features),
             "draws": 1,
             **self._facts,
         }
         for number in DISTANCES:
-            row |= _limits(number, intervals.get(number))
+            row |= _limits(number, found.get(number))
         return row
 
 

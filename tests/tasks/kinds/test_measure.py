@@ -17,7 +17,7 @@ from models.generator.options import SamplingConfig, SyntheticSetOptions
 from models.metrics.options import MeasureOptions
 from tasks.execution.context import StepContext
 from tasks.kinds import synthesize
-from tasks.kinds.measure import _Real, _score_rows, _way
+from tasks.kinds.measure import _layouts, _Real, _score_rows, _way
 
 LEAST = 0.06
 """Share of its image that a box must have to be asked for."""
@@ -208,3 +208,33 @@ def test_no_interval_reaches_where_its_number_cannot_be():
     for name in ("frechet_distance", "density"):
         assert 0 <= row[f"{name}_low"] <= row[name]
     assert row["kid_low"] < 0
+
+
+def test_every_image_of_a_layout_counts():
+    rng = np.random.default_rng(0)
+    real, ids = rng.normal(size=(40, 2)), np.arange(1, 41)
+    drawn = np.vstack([rng.normal(size=(20, 2)), rng.normal(size=(20, 2)) + 5])
+    columns = {"image_id": ids[::-1], "source_image_id": np.repeat(np.arange(20), 2)}
+    layouts = _layouts(SimpleNamespace(provenance=pa.table(columns)), ids)
+    assert layouts.tolist() == np.repeat(np.arange(20), 2)[::-1].tolist()
+    row, each = _Real(real, {}).row("origin", drawn, layouts), _Real(real, {}).row("origin", drawn)
+    for name in ("frechet_distance", "kid", "precision", "recall", "density", "coverage"):
+        assert row[name] == each[name]
+    assert row["kid_low"] != each["kid_low"]  # those of one layout are left out together
+    with pytest.raises(ValueError, match="40 images, but 20 layouts"):
+        _Real(real, {}).row("origin", drawn, layouts[:20])
+
+
+def test_the_floor_is_the_mean_of_several_draws():
+    rng = np.random.default_rng(0)
+    side, others = _Real(rng.normal(size=(40, 2)), {}), rng.normal(size=(70, 2))
+    (floor,) = side.floor_rows(others, 30)
+    order = np.random.default_rng(0).permutation(70)
+    rows = [side.row("", others[order[:30]]), side.row("", others[order[30:60]])]
+    for name in ("frechet_distance", "kid", "coverage"):
+        assert floor[name] == pytest.approx(np.mean([row[name] for row in rows]))
+        assert floor[f"{name}_low"] < floor[name] < floor[f"{name}_high"]
+    assert (floor["draws"], floor["num_images"]) == (2, 30)
+    (single,) = side.floor_rows(others, 40)
+    assert single["draws"] == 1
+    assert single["kid_low"] < single["kid"] < single["kid_high"]
