@@ -102,7 +102,7 @@ KINDS: dict[str, Kind] = {
             "tasks.kinds.synthesize",
             generator.SyntheticSetOptions,
             {"ingest": "one", "attributes": "one", "generator": "optional"},
-            {"step": 3} | _GENERATOR,
+            {"step": 4} | _GENERATOR,
         ),
         Kind(
             "verify-set",

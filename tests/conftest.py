@@ -240,11 +240,11 @@ def new_generator(dataset):
     )
     images = np.stack([read_square(path, 64) for _, path in dataset.image_paths("train")])
 
-    def create(conditioning: str = "both", **options):
+    def create(conditioning: str = "both", overflow: str = "error", **options):
         names = [item.name for item in dataset.categories]
         base = create_base_model(shape.model_copy(update=options), images, names, seed=0)
         return prepare_generator(
-            base, dataset.categories, conditioning, LocationGrid(8, 8), "error", resolution=64
+            base, dataset.categories, conditioning, LocationGrid(8, 8), overflow, resolution=64
         )
 
     return create

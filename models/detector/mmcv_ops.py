@@ -66,6 +66,8 @@ def roi_align_backward(
     aligned: bool,
 ) -> None:
     """Write the gradient of `roi_align_forward` with respect to its input into `grad_input`."""
+    if grad_output.dtype == torch.bfloat16:  # torchvision has no kernel for it
+        grad_output, rois = grad_output.float(), rois.float()
     grad_input.copy_(
         torch.ops.torchvision._roi_align_backward(  # noqa: SLF001  # no public name
             grad_output,

@@ -90,7 +90,9 @@ class DetectorConfig(Options):
         "is kept; their epochs are the same shares of this training. Off: none.",
     )
     mixed_precision: Literal["no", "fp16", "bf16"] = Field(
-        "no", description="Of the training; needs a GPU."
+        "no",
+        description="Of the training; needs a GPU. bf16 rounds the regions of a two-stage detector to 4 "
+        "pixels from pixel 512 on and to 8 from 1,024 on, fp16 to 1.",
     )
     checkpoint_interval: Annotated[int, RuntimeOnly] = Field(
         1000, ge=1, description="Steps between resumable checkpoints."

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, Transformer2DModel, UNet2DCo
 from diffusers.models.resnet import ResnetBlock2D
 from jaxtyping import Float, UInt8
 from tokenizers import AddedToken, pre_tokenizers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from data.errors import InvalidConfig, InvalidModel
@@ -153,13 +153,20 @@ def compile_blocks(unet: UNet2DConditionModel) -> None:
     """Have a UNet's blocks compiled where they are first run, in place, once for every shape that they have.
 
     Channels are last: what wants them first, the kernel of group norm, is compiled too. Another size of the
-    batch is compiled anew; under `torch.compiler.set_stance("force_eager")` blocks run as they are.
+    batch is compiled anew, prompts of another length are not; under
+    `torch.compiler.set_stance("force_eager")` blocks run as they are.
     """
     torch._dynamo.config.recompile_limit = _MOST_SHAPES  # noqa: SLF001  # no public name
     unet.to(memory_format=torch.channels_last)
     for block in unet.modules():
         if isinstance(block, _COMPILED):
             block.compile(dynamic=False)
+    unet.register_forward_pre_hook(_with_prompts_of_any_length)
+
+
+def _with_prompts_of_any_length(_: nn.Module, inputs: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Tell the compiler that the tokens of text states (images, tokens, channels) vary in number."""
+    torch._dynamo.maybe_mark_dynamic(inputs[2], 1)  # noqa: SLF001  # no public name
 
 
 def save_base_model(model: StableDiffusion, folder: Path) -> None:

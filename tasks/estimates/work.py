@@ -94,6 +94,9 @@ _OPTIMIZER_KERNELS = 12
 _STATE_BYTES = 20
 """In memory and in a checkpoint for a trained parameter: weight, gradient, two moments, average; float32."""
 
+_SAVED_BY_8_BITS = 6
+"""Bytes of a trained parameter, in a GPU's memory, where its moments have 8 bits in place of 32."""
+
 _CHECKPOINTS = 3
 """Kept at once of a training: two, and the one that is written."""
 
@@ -378,6 +381,7 @@ def _train_generator(step: Step, facts: Facts) -> Work:
     pixels = options.resolution**2
     latents = encoded * _latent_bytes(options) if kept else 0
     state = count.trained * _STATE_BYTES
+    saved = _SAVED_BY_8_BITS if options.optimizer == "adamw-8bit" else 0
     return Work(
         **passes.parts(),
         core_seconds=_seconds_to_read(encoded / 2, data.pixels) + seen * _BATCH_SECONDS,
@@ -385,7 +389,7 @@ def _train_generator(step: Step, facts: Facts) -> Work:
         stored=count.parameters * _WEIGHT_BYTES + 64 * pixels * PNG_BYTES,
         scratch=_CHECKPOINTS * state + latents,
         memory=_PROCESS_BYTES + state + options.batch_size * count.passes["train"].held,
-        least_gpu_memory=count.least_gpu_memory,
+        least_gpu_memory=count.least_gpu_memory - saved * count.trained,
     )
 
 

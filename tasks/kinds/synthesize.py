@@ -96,8 +96,8 @@ def run(context: Context) -> Summary:
     _describe(dataset, labelled, options, synthetic)
     images = [image.item for image in labelled]
     counts = {"images": len(images), "objects": count_objects(item.layout for item in images)}
-    if options.drawn_by == "scenes":
-        counts["hidden objects"] = sum(image.provenance["num_omitted"] for image in labelled)
+    what = {"scenes": "hidden objects", "generator": "objects that prompts had no room for"}
+    counts[what[options.drawn_by]] = sum(image.provenance["num_omitted"] for image in labelled)
     chosen = _chosen_layouts(dataset, options)
     sheet = layout_sheet((item.path, item.layout) for item in images[:_PICTURES])
     how: dict[str, Any] = {"drawn by": options.drawn_by, "layouts": options.layout_source}

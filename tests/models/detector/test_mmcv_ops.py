@@ -38,6 +38,17 @@ def test_roi_align_has_the_gradient_of_finite_differences():
     torch.autograd.gradcheck(lambda x: roi_align(x, rois, 2, 1.0, 2, "avg", True), features)
 
 
+def test_roi_align_has_its_gradient_in_bfloat16_too():
+    features = torch.rand(1, 2, 6, 6, requires_grad=True)
+    rois = torch.tensor([[0, 1.25, 0.75, 4.5, 5.0]])
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            pooled = roi_align(features.to(dtype), rois.to(dtype), 2, 1.0, 2, "avg", True)
+        gradients += torch.autograd.grad(pooled.float().square().sum(), features)
+    torch.testing.assert_close(*gradients, rtol=0.02, atol=0.02)
+
+
 def test_focal_loss_is_its_formula_and_has_its_gradient():
     logits = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
     target = torch.tensor([0, 2, 3, 1, 3])

@@ -1,19 +1,23 @@
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from data.errors import InvalidConfig, InvalidModel
 from data.layouts.prompts import ATTRIBUTE_TOKENS, LocationGrid
 from models.generator.modules import (
+    compile_blocks,
     create_base_model,
     create_tokenizer,
     load_base_model,
     load_generator,
+    new_unet,
     prepare_generator,
     save_base_model,
     save_generator,
@@ -233,3 +237,19 @@ def test_a_tokenizer_of_another_text_encoder_is_refused(geodiffusion_folder, dat
 def test_a_context_without_room_for_one_box_is_refused(new_generator):
     with pytest.raises(InvalidModel, match="8 tokens have no room for a single box"):
         new_generator("tokens", max_prompt_length=8)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own
+def test_blocks_are_compiled_once_for_prompts_of_any_length(monkeypatch):
+    counter = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    shape = NewModelConfig(block_out_channels=(32,), text_hidden_size=32, text_layers=1)
+    unet = new_unet(shape, size=8)
+    compile_blocks(unet)
+    compiled = []
+    for length in (5, 6, 9):
+        latents = torch.randn(2, unet.config.in_channels, 8, 8)
+        states = torch.randn(2, length, 32, requires_grad=True)
+        unet(latents, torch.tensor([1, 2]), states).sample.sum().backward()
+        compiled.append(counter.frame_count)
+    assert compiled[0] == compiled[1] == compiled[2] > 0

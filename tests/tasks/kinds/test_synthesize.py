@@ -212,6 +212,22 @@ def test_a_generator_is_compiled_where_that_is_asked_for(context, monkeypatch, a
     assert len(compiled) == asked
 
 
+def test_objects_that_a_prompt_has_no_room_for_are_counted(context, new_generator, tmp_path):
+    from models.generator.modules import save_generator
+
+    generator = new_generator("tokens", "largest-first", max_prompt_length=16)
+    save_generator(generator, tmp_path / "short/generator")
+    step = context(num_layouts=3)
+    step.inputs["generator"] = tmp_path / "short"
+    counts = synthesize.run(step)["counts"]
+    made = SyntheticSet(step.out)
+    labelled = len(json.loads(made.instances.read_text())["annotations"])
+    assert counts["objects"] > labelled
+    assert counts["objects that prompts had no room for"] == sum(
+        made.provenance["num_omitted"].to_pylist()
+    )
+
+
 def test_counts_of_the_protocols_stand_beside_the_published_ones(dataset):
     for split, name, published in (
         ("train", "synthetic-train", "train2017: 47,429 images, 210,893 objects"),
