@@ -67,6 +67,6 @@ def _graph(store: ArtifactStore, manifest: Manifest) -> Graph:
                 return graph
             raise InvalidManifest(
                 f"the options of its newest run, {record.id}, lead to another now: what it is made from has "
-                "changed"
+                "changed, or it was made without a training that had died"
             )
     raise InvalidManifest("no run's record has the options that it was made with")

@@ -1,7 +1,8 @@
 """The commands of the store's mirror: fill it, fill the store from it; and whether both can be used."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from functools import partial
 from typing import Annotated
 
@@ -50,11 +51,15 @@ def push(names: NamesArgument = None) -> None:
 
 @app.command()
 def pull(names: NamesArgument = None) -> None:
-    """Fill the store with artifacts, and records of runs, from the remote; status 1 where one is damaged."""
+    """Fill the store with artifacts, and records of runs, from the remote; status 1 where one is damaged.
+
+    With an artifact comes the record of the newest run that has it.
+    """
     remote, store = required_remote(), ArtifactStore(default_root())
     runs, chosen = _chosen(names, remote.references(), remote.record_ids(), remote.record)
     store.create_root()
-    for run in runs:
+    there = {step.reference for run in runs for step in remote.record(run).steps}
+    for run in [*runs, *_runs_with(set(chosen) - there, remote)]:
         remote.pull_record(store.root, run)
 
     def fetch(reference: str) -> str:
@@ -67,6 +72,16 @@ def pull(names: NamesArgument = None) -> None:
             return "pulled" if remote.pull(store, kind, key) else "not on the remote"
 
     _carry_out("pull", fetch, chosen)
+
+
+def _runs_with(references: AbstractSet[str], remote: Remote) -> Iterator[str]:
+    """The newest runs on the remote that between them have these artifacts, as far as any has."""
+    left = references
+    for run in remote.record_ids() if left else ():
+        steps = {step.reference for step in remote.record(run).steps}
+        if left & steps:
+            left = left - steps
+            yield run
 
 
 def _chosen(

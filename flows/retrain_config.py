@@ -37,7 +37,7 @@ class RetrainConfig(BaseModel):
     Optimiser, schedule and iterations are the same in all arms of a detector.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     detector: DetectorConfig = DetectorConfig()
     others: dict[str, DetectorConfig | None] = Field(

@@ -57,7 +57,7 @@ from models.metrics.options import DETECTOR, SCORER
 class HintingModel(BaseModel):
     """Options that say of an unknown one which may be meant, in what it reads and what Prefect shows."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="wrap")
     @classmethod
@@ -119,7 +119,7 @@ def _meant(name: object, known: Iterable[str]) -> str:
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class AttributeStageConfig(_Section):
@@ -200,7 +200,7 @@ class SynthesisConfig(_Section):
 class ScorerResults(BaseModel):
     """COCO results files of any framework, of the real validation images and of the synthetic sets."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     real: Path
     origin: Path

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 
@@ -52,6 +52,13 @@ def combined_digest(lines: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
+def _opened(path: Path | str) -> sqlite3.Connection:
+    """A database with the tables."""
+    database = sqlite3.connect(path, timeout=30)
+    database.executescript(_SCHEMA)
+    return database
+
+
 class DigestMemory:
     """SHA-256 of files, remembered by path, size and time of change, so that each is read once.
 
@@ -62,19 +69,34 @@ class DigestMemory:
 
     def __init__(self, folder: Path | None = None, on_progress: Progress = silent):
         self._on_progress = on_progress
-        self._database = self._open(folder)
+        self._path = folder / MEMORY_NAME if folder is not None and folder.is_dir() else None
+        self._database = self._open()
 
-    @staticmethod
-    def _open(folder: Path | None) -> sqlite3.Connection:
-        """A memory that cannot be written is done without: it only saves time."""
-        if folder is not None and folder.is_dir():
-            with suppress(sqlite3.Error):
-                database = sqlite3.connect(folder / MEMORY_NAME, timeout=30)
-                database.executescript(_SCHEMA)
-                return database
-        database = sqlite3.connect(":memory:")
-        database.executescript(_SCHEMA)
-        return database
+    def _open(self) -> sqlite3.Connection:
+        """A memory that cannot be written is done without, and a damaged one deleted: it only saves time."""
+        if self._path:
+            with suppress(sqlite3.Error, OSError):
+                try:
+                    return _opened(self._path)
+                except sqlite3.OperationalError:
+                    raise
+                except sqlite3.DatabaseError:
+                    self._path.unlink()
+                    return _opened(self._path)
+        return _opened(":memory:")
+
+    def _ask(self, query: str, values: Sequence[object]) -> list[Any]:
+        """The rows that are remembered; none where the memory cannot be read."""
+        try:
+            return self._database.execute(query, values).fetchall()
+        except sqlite3.OperationalError:
+            return []
+        except sqlite3.DatabaseError:
+            self._database.close()
+            if self._path:
+                self._path.unlink(missing_ok=True)
+            self._database = self._open()
+            return []
 
     def __enter__(self) -> Self:
         return self
@@ -141,9 +163,8 @@ class DigestMemory:
             name: of the fact, changed whenever `find` is.
         """
         key = (self.file(path), name)
-        row = self._database.execute("SELECT value FROM facts WHERE (sha256, name) = (?, ?)", key)
-        if found := row.fetchone():
-            return msgspec.json.decode(found[0], type=list[str])
+        for (known,) in self._ask("SELECT value FROM facts WHERE (sha256, name) = (?, ?)", key):
+            return msgspec.json.decode(known, type=list[str])
         value = find(path)
         text = msgspec.json.encode(value)
         self._remember("INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", [(*key, text)])
@@ -155,7 +176,7 @@ class DigestMemory:
             part = [os.fsencode(name) for name in names[start : start + _VARIABLES]]
             marks = ",".join("?" * len(part))
             query = f"SELECT path, size, changed, sha256 FROM files WHERE path IN ({marks})"  # noqa: S608  # marks only
-            for path, size, changed, digest in self._database.execute(query, part):
+            for path, size, changed, digest in self._ask(query, part):
                 known[os.fsdecode(path)] = (size, changed, digest)
         return known
 
@@ -171,5 +192,5 @@ class DigestMemory:
         return digests
 
     def _remember(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
-        with suppress(sqlite3.OperationalError), self._database:
+        with suppress(sqlite3.DatabaseError), self._database:
             self._database.executemany(statement, rows)

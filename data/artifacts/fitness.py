@@ -11,7 +11,7 @@ from types import MappingProxyType
 import psutil
 
 from data.artifacts.records import record_files
-from data.artifacts.store import ArtifactStore, storage_errors
+from data.artifacts.store import ArtifactStore, storage_errors, without_locks
 from data.errors import StorageError
 
 _LITTLE_SPACE = 1_000_000_000
@@ -59,10 +59,7 @@ def _locks(root: Path) -> str:
             return "one holder at a time"
         except OSError as error:
             cause = str(error.strerror)
-    raise StorageError(
-        f"locks do not work under {root} ({cause}), and two runs could make the same artifact at once: set "
-        "DETDIFFUSION_HOME to a folder on a file system that has them"
-    )
+    raise StorageError(without_locks(root, cause))
 
 
 def _space(root: Path) -> str:

@@ -46,7 +46,7 @@ def garbage(store: ArtifactStore, keep: Keep, free: int | None = None) -> list[G
     since = (now - keep.grace).timestamp()
     for item in unfinished(store.root):
         size, changed = tree(store.root / WORK_FOLDER / item)
-        if item not in kept and changed <= since:
+        if changed <= since and (store.has(*item.split("/")) or item not in kept):
             found.append(Garbage(item, f"{WORK_FOLDER}/{item}", size, changed))
     found.sort(key=lambda item: item.changed)
     return found if free is None else list(_first(found, free))
@@ -70,7 +70,7 @@ def collect(store: ArtifactStore, keep: Keep, found: Sequence[Garbage]) -> list[
         for item in found:
             with store.lock_if_free(*item.reference.split("/")) as is_free:
                 now = datetime.now(UTC)
-                if not is_free or item.reference in roots.kept(now, item.reference):
+                if not is_free or _is_needed(store, roots, item, now):
                     continue
                 if (store.root / item.path).is_dir():
                     trash.move(
@@ -78,6 +78,12 @@ def collect(store: ArtifactStore, keep: Keep, found: Sequence[Garbage]) -> list[
                     )
                     moved.append(item)
     return moved
+
+
+def _is_needed(store: ArtifactStore, roots: Roots, item: Garbage, now: datetime) -> bool:
+    """Whether something keeps it; a work folder goes where its artifact is made."""
+    is_left = item.path != item.reference and store.has(*item.reference.split("/"))
+    return not is_left and item.reference in roots.kept(now, item.reference)
 
 
 def _first(found: Sequence[Garbage], free: int) -> Iterator[Garbage]:

@@ -39,7 +39,7 @@ class Manifest(BaseModel):
         created_at: ISO 8601, UTC.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
 
     kind: str
     key: str

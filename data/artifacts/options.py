@@ -29,7 +29,7 @@ class Options(BaseModel):
     What they name outside of the artifact store is known by content: `foreign`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @property
     def num_gpus(self) -> int:

@@ -50,7 +50,7 @@ class Record(BaseModel):
         steps: all of them, each after its inputs.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
 
     id: str = Field(exclude=True)
     format: int = _FORMAT

@@ -105,10 +105,10 @@ class Roots:
         for name in pins - known:
             if name.startswith(f"{RECORDS_FOLDER}/"):
                 raise InvalidRecord(f"{name} is pinned and there is no such record: unpin it")
-        newest: dict[tuple[str, str], set[frozenset[str]]] = {}
+        newest: dict[tuple[str, str, str | None], set[frozenset[str]]] = {}
         for record in records:
             steps = frozenset(step.reference for step in record.steps)
-            different = newest.setdefault((record.what, record.name), set())
+            different = newest.setdefault((record.what, record.name, record.stage), set())
             if len(different) < self._keep.runs:
                 different.add(steps)
                 yield record, f"one of the newest runs of {record.name}, {record.id}"

@@ -6,6 +6,7 @@ content. It appears by one rename with its `manifest.json` inside, so it is ther
 """
 
 import errno
+import fcntl
 import os
 import shutil
 from collections import deque
@@ -47,6 +48,8 @@ def storage_errors(root: Path) -> Iterator[None]:
             raise StorageError(
                 f"the disk under {root} fails ({error}): look at it, or set DETDIFFUSION_HOME elsewhere"
             ) from error
+        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP) and not error.filename:
+            raise StorageError(without_locks(root, error.strerror)) from error
         if isinstance(error.filename, str | Path) and _concerns(Path(error.filename), root):
             if isinstance(error, FileNotFoundError):
                 raise StorageError(
@@ -149,13 +152,10 @@ class ArtifactStore:
 
     def locked(self) -> set[str]:
         """`kind/key` of the artifacts whose lock somebody holds."""
-        names = (path.name.rpartition("-") for path in (self.root / ".locks").glob("*-*"))
-        held = set()
-        for kind, _, key in names:
-            with self.lock_if_free(kind, key) as is_free:
-                if not is_free:
-                    held.add(f"{kind}/{key}")
-        return held
+        paths = (self.root / ".locks").glob("*-*")
+        with storage_errors(self.root):
+            names = [path.name.rpartition("-") for path in paths if _is_held(path)]
+        return {f"{kind}/{key}" for kind, _, key in names}
 
     def has(self, kind: str, key: str) -> bool:
         """Whether there is an artifact, intact or not."""
@@ -277,9 +277,27 @@ class ArtifactStore:
         shutil.rmtree(self.root / WORK_FOLDER / manifest.reference, ignore_errors=True)
 
 
+def without_locks(root: Path, cause: str | None) -> str:
+    """What to say of a file system that has no locks."""
+    return (
+        f"locks do not work under {root} ({cause}), and two runs could make the same artifact at once: set "
+        "DETDIFFUSION_HOME to a folder on a file system that has them"
+    )
+
+
 def holder(lock: "FileLock") -> str:
     """Who has a lock of a store, or had it last: process, machine, since when."""
     return Path(lock.lock_file).read_text()
+
+
+def _is_held(lock: Path) -> bool:
+    """Whether somebody holds a lock; asks for a part of it, for reading, and leaves its file as it is."""
+    with lock.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _sign(descriptor: int) -> None:

@@ -16,7 +16,7 @@ ProtocolName = Literal["lama-val", "synthetic-train"]
 class Protocol(BaseModel):
     """A rule for choosing layouts; crowds and the stuff class `other` are never part of one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     min_area_fraction: float = Field(
         0.0, ge=0, lt=1, description="Boxes stay whose w·h / (W·H) is above this."

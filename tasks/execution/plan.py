@@ -15,7 +15,8 @@ from data.artifacts.remote import Remote
 from data.artifacts.store import ArtifactStore
 from data.artifacts.trash import removals
 from data.artifacts.verification import damaged_files
-from data.errors import ServiceUnavailable
+from data.errors import InvalidConfig, ServiceUnavailable
+from models.precision import visible_gpus
 from tasks.execution.graph import Graph, Step
 
 if TYPE_CHECKING:
@@ -134,15 +135,24 @@ def plan(
 
 
 def check(store: ArtifactStore, graph: Graph) -> None:
-    """Hold options of steps that have no artifact against their data sets, where these are there.
+    """Hold options of steps that have no artifact against GPUs, and data sets where these are there.
 
     Raises:
         PipelineError: an option cannot be met.
     """
     datasets: dict[str, Dataset | None] = {}
+    num_gpus = len(visible_gpus())
     for step in graph:
+        if store.has(step.kind.name, step.identity.key):
+            continue
+        asked = step.options.num_gpus if step.kind.preload else 0
+        if 0 < num_gpus < asked:
+            raise InvalidConfig(
+                f"{step.name!r} is to have {asked} GPUs and this machine has {num_gpus}: lower its "
+                "num_processes, or execution.num_workers"
+            )
         source = step.inputs.get("ingest")
-        if source is None or store.has(step.kind.name, step.identity.key):
+        if source is None:
             continue
         reference = source.identity.reference
         if reference not in datasets:

@@ -29,12 +29,14 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 from filelock import Timeout
 
 from data import errors
+from data.artifacts.digests import DigestMemory
 from data.artifacts.manifest import LOG_NAME, Manifest
 from data.artifacts.records import Record
 from data.artifacts.remote import Remote
 from data.artifacts.store import ArtifactStore, holder, storage_errors
 from data.errors import (
     ArtifactMissing,
+    InvalidConfig,
     PipelineError,
     RemoteConflict,
     RemoteDamaged,
@@ -257,7 +259,13 @@ class Workshop:
             else ",".join(part.gpus),
         )
         started = time.monotonic()
+        self._require_unchanged(step)
         result, peak = self._run(step, spec, progress)
+        try:
+            self._require_unchanged(step)
+        except InvalidConfig:
+            shutil.rmtree(spec.work)
+            raise
         return self.store.publish(
             identity,
             spec.work / "out",
@@ -268,6 +276,24 @@ class Workshop:
             peak_memory_bytes=peak,
             created_at=datetime.now(UTC).isoformat(),
         )
+
+    def _require_unchanged(self, step: Step) -> None:
+        """Refuse to file under a digest what may be made from other content.
+
+        What is no longer there is taken for unchanged, and a commit of the hub never changes.
+
+        Raises:
+            InvalidConfig: a file that an option names was changed since the run began.
+        """
+        known, now = step.identity.foreign, dict[str, str]()
+        if known and not any("@" in digest for digest in known.values()):
+            with suppress(PipelineError, OSError), DigestMemory(self.store.root) as digests:
+                now = step.options.foreign(digests)
+        changed = [name for name, digest in now.items() if known.get(name) != digest]
+        if changed:
+            raise InvalidConfig(
+                f"{step.name!r}: what {', '.join(changed)} names was changed since the run began: run again"
+            )
 
     def _run(self, step: Step, spec: StepSpec, progress: Progress) -> tuple[dict[str, Any], int]:
         """Let a process run the step; returns what it reports, and its memory at the peak, bytes."""

@@ -69,6 +69,17 @@ def test_a_run_goes_from_one_machine_to_another(made, call, tmp_path):
     assert call("two", "ls", "--remote")[1].count("smoke") == 2
 
 
+def test_with_an_artifact_comes_the_record_of_the_newest_run_that_has_it(made, call, tmp_path):
+    store, graph = made
+    newest, oldest = [record.id for record in read_records(store.root)]
+    call("one", "push", oldest)
+    call("one", "push", newest)
+    assert call("two", "pull", graph.find("ingest").identity.key) == (0, "1 pulled\n")
+    assert [record.id for record in read_records(tmp_path / "two")] == [newest]
+    assert call("two", "verify") == (0, "1 artifacts looked at, 0 damaged\n")
+    assert call("two", "ls")[0] == 0
+
+
 def test_steps_and_keys_go_alone(made, call, tmp_path):
     _, graph = made
     step, other = graph.find("ingest").identity, graph.find("train scorer").identity
