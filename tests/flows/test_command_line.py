@@ -79,6 +79,7 @@ def test_a_plan_warns_of_options_without_effect(cli):
         (("run", "smoke", "--set", "nonsense"), "write KEY=VALUE"),
         (("run", "smoke", "--set", "train_generator.num_steps=-1"), "greater than or equal to 0"),
         (("run", "smoke", "--stage", "nope"), "unknown stage 'nope': choose one of ingest"),
+        (("plan", "smoke", "--set", "train_generator.max_grad_norm=Infinity"), "a finite number"),
         (("plan", "smoke", "--set", "preset=demo"), "preset = 'demo' among the options of smoke"),
         (("run", "smoke", "--config", "missing.toml"), "--config missing.toml"),
         (("run", "smoke", "--set", "ingest.train.instances=/no/such.json"), "ingest.train.images"),

@@ -105,3 +105,20 @@ def test_what_was_read_before_there_was_a_folder_can_be_kept(old_file, tmp_path,
     with DigestMemory(tmp_path / "later") as memory:
         assert memory.file(old_file) == digest
     assert len(reads) == 1
+
+
+@pytest.mark.parametrize("start", [0, 4096], ids=["no database", "a damaged page"])
+def test_a_damaged_memory_is_made_anew(old_file, tmp_path, reads, start):
+    with DigestMemory(tmp_path) as memory:
+        memory.file(old_file)
+        memory.fact(old_file, "fact", lambda path: ["true"])
+    content = bytearray((tmp_path / MEMORY_NAME).read_bytes())
+    content[start:] = b"\xff" * (len(content) - start)
+    (tmp_path / MEMORY_NAME).write_bytes(content)
+    with DigestMemory(tmp_path) as memory:
+        assert memory.file(old_file) == hashlib.sha256(b"0123").hexdigest()
+        assert memory.fact(old_file, "fact", lambda path: ["found again"]) == ["found again"]
+    count = len(reads)
+    with DigestMemory(tmp_path) as memory:
+        memory.file(old_file)
+    assert len(reads) == count

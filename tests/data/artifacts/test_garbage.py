@@ -136,6 +136,26 @@ def test_work_folders_of_no_kept_run_go_when_they_are_old(store):
     assert set(unfinished(store.root)) == {kept, young, held}
 
 
+def test_a_work_folder_beside_what_was_made_in_it_goes(publish, store):
+    (used,) = make(publish, store, 1)
+    record(store.root, [used])
+    leave_work(store, used, hours=OLD)
+    with store.lock(*used.split("/")):
+        assert collected(store) == set()
+    assert collected(store) == {f".work/{used}"}
+    assert artifacts(store.root) == [used]
+
+
+def test_runs_of_a_stage_alone_do_not_displace_whole_ones(publish, store):
+    whole, *alone = make(publish, store, *range(5))
+    record(store.root, [whole])
+    for reference in alone:
+        run = record(store.root, [reference])
+        path = store.root / "runs" / f"{run}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"stage": "retrain"}))
+    assert collected(store) == {alone[0]}
+
+
 @pytest.mark.parametrize("change", ["record", "pin", "lock"])
 def test_what_came_to_be_needed_meanwhile_stays(publish, store, change):
     needed, unused = make(publish, store, 1, 2)

@@ -156,3 +156,32 @@ def test_a_file_that_is_gone_is_named_and_no_matter_of_writing(tmp_path):
 def test_a_full_disk_is_one_clear_error(tmp_path):
     with pytest.raises(StorageError, match="no space left"), storage_errors(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_whether_a_lock_is_held_is_asked_without_taking_it(store):
+    with store.lock("kind", "free"), store.lock("kind", "held"):
+        pass
+    folder = store.root / ".locks"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with store.lock("kind", "held") as lock:
+        assert store.locked() == {"kind/held"}
+        assert lock.is_locked
+    assert store.locked() == set()
+    assert (folder / "kind-free").read_bytes() == before["kind-free"]
+
+
+def test_a_file_system_without_locks_is_named(store, monkeypatch):
+    def none(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    with (
+        pytest.raises(StorageError, match=r"locks do not work under .* \(No locks available\)"),
+        store.lock_if_free("kind", "key"),
+    ):
+        pass
+
+
+def test_numbers_without_end_come_back_from_a_manifest(store):
+    manifest = publish(store, identity(overrides={"range": float("inf")}))
+    assert store.lookup("kind", manifest.key) == manifest

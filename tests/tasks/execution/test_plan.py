@@ -10,14 +10,20 @@ from data.artifacts.options import Options
 from data.artifacts.records import read_records, write_record
 from data.artifacts.remote import Remote
 from data.artifacts.store import ArtifactStore
+from data.errors import InvalidConfig
 from tasks import catalogue
+from tasks.execution import plan as plan_module
 from tasks.execution.graph import Node, resolve
-from tasks.execution.plan import plan
+from tasks.execution.plan import check, plan
 from tasks.kind import Kind
 
 
 class Number(Options):
     value: int = 0
+
+    @property
+    def num_gpus(self):
+        return self.value
 
 
 @pytest.fixture(autouse=True)
@@ -108,3 +114,14 @@ def test_what_is_not_here_but_on_the_mirror_is_told_apart(store, tmp_path, caplo
     assert planned(store, graph, remote) == [there, ("miss", "never made")]
     file.write_text("content")
     assert planned(store, graph, remote)[0] == ("hit", "")
+
+
+def test_more_gpus_than_there_are_is_said_before_anything_runs(store, monkeypatch):
+    graph = graph_of(2)
+    check(store, graph)  # without a GPU processes share the cores
+    monkeypatch.setattr(plan_module, "visible_gpus", lambda: ("0",))
+    with pytest.raises(InvalidConfig, match="'a number' is to have 2 GPUs and this machine has 1"):
+        check(store, graph)
+    check(store, graph_of(1))
+    make(store, graph)
+    check(store, graph)

@@ -33,6 +33,7 @@ from tasks.kind import Kind
 
 MODULE = """
 import os, signal, subprocess, time
+from pathlib import Path
 from typing import Annotated
 from data.artifacts.options import Options, RuntimeOnly
 from data.errors import InvalidConfig
@@ -40,11 +41,15 @@ from tasks.pages.cards import write_card
 
 class What(Options):
     what: str = "work"
+    named: Path | None = None
     batch_size: Annotated[int, RuntimeOnly] = 12
 
     @property
     def num_gpus(self):
         return 2 if self.what == "both" else 1
+
+    def foreign(self, digests):
+        return {"named": digests.file(self.named)} if self.named else {}
 
 IMPORTED = f"imported by {os.getpid()}"
 
@@ -53,6 +58,8 @@ def run(context):
     match context.options.what:
         case "error":
             raise InvalidConfig("the user did it")
+        case "edit":
+            context.options.named.write_text("edited")
         case "death":
             other = subprocess.Popen(["sleep", "60"])
             (context.work / "started").write_text(str(other.pid))
@@ -142,6 +149,24 @@ def test_a_step_runs_in_its_own_process_and_is_a_hit_the_second_time(store, step
     assert log.read_text() == "something on standard output\n"
     again, hit, reports = obtain(store, alone(step()))
     assert (again, hit, reports) == (manifest, True, [])
+
+
+def test_nothing_is_filed_under_the_digest_of_a_file_that_was_changed(store, step, tmp_path):
+    named = tmp_path / "config.py"
+
+    def made_of(what):
+        named.write_text("as it was")
+        options = step().options.model_copy(update={"what": what, "named": named})
+        return resolve([Node("only", "s", "added", options)], DigestMemory()).find("only")
+
+    edited, editing = made_of("work"), made_of("edit")
+    for one, content in ((edited, "edited"), (editing, "as it was")):
+        named.write_text(content)
+        with pytest.raises(InvalidConfig, match="what named names was changed since the run began"):
+            obtain(store, one)
+        assert not store.has("added", one.identity.key)
+        assert not (store.root / ".work" / one.identity.reference / "out").exists()
+    assert not obtain(store, made_of("work"))[1]
 
 
 def test_a_damaged_artifact_is_made_again_with_the_same_content(store, step):
