@@ -94,7 +94,8 @@ class DigestMemory:
         except sqlite3.DatabaseError:
             self._database.close()
             if self._path:
-                self._path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    self._path.unlink()
             self._database = self._open()
             return []
 
