@@ -10,7 +10,7 @@ import typer
 
 from data.artifacts.fitness import CHECKS
 from data.artifacts.inventory import artifacts, find, require_store
-from data.artifacts.records import Record, read_records
+from data.artifacts.records import Record, add_record, read_records
 from data.artifacts.remote import CONTENDERS, Remote, default_remote, required_remote
 from data.artifacts.store import ArtifactStore, default_root
 from data.errors import ArtifactMissing, PipelineError, RemoteConflict, RemoteDamaged
@@ -58,9 +58,10 @@ def pull(names: NamesArgument = None) -> None:
     remote, store = required_remote(), ArtifactStore(default_root())
     runs, chosen = _chosen(names, remote.references(), remote.record_ids(), remote.record)
     store.create_root()
-    there = {step.reference for run in runs for step in remote.record(run).steps}
-    for run in [*runs, *_runs_with(set(chosen) - there, remote)]:
-        remote.pull_record(store.root, run)
+    records = [remote.pull_record(store.root, run) for run in runs]
+    there = {step.reference for record in records for step in record.steps}
+    for record in _records_with(set(chosen) - there, remote):
+        add_record(store.root, record)
 
     def fetch(reference: str) -> str:
         kind, key = reference.split("/")
@@ -74,14 +75,16 @@ def pull(names: NamesArgument = None) -> None:
     _carry_out("pull", fetch, chosen)
 
 
-def _runs_with(references: AbstractSet[str], remote: Remote) -> Iterator[str]:
-    """The newest runs on the remote that between them have these artifacts, as far as any has."""
+def _records_with(references: AbstractSet[str], remote: Remote) -> Iterator[Record]:
+    """Records of the newest runs on the remote that between them have these artifacts, as far as any has."""
     left = references
-    for run in remote.record_ids() if left else ():
-        steps = {step.reference for step in remote.record(run).steps}
+    for record in map(remote.record, remote.record_ids() if left else ()):
+        steps = {step.reference for step in record.steps}
         if left & steps:
             left = left - steps
-            yield run
+            yield record
+        if not left:
+            return
 
 
 def _chosen(

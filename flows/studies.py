@@ -103,9 +103,11 @@ def _study(
         )
     common, preset = document.get("options", {}), document.get("preset", "demo")
     seeds, given = document.get("seeds", ()), dotted(overrides)
-    if seeds and "train_generator.seed" in given:
-        raise InvalidConfig(f"study {source} has a run for each seed: give them as retrain.seeds")
     if seeds:
+        if "train_generator.seed" in given:
+            raise InvalidConfig(
+                f"study {source} has a run for each seed: give them as retrain.seeds"
+            )
         seeds = given.get("retrain.seeds", seeds)
     common = merge(common, overrides) if isinstance(common, Mapping) else common
     name = document.get("name", name)

@@ -53,9 +53,15 @@ def combined_digest(lines: Iterable[str]) -> str:
 
 
 def _opened(path: Path | str) -> sqlite3.Connection:
-    """A database with the tables."""
-    database = sqlite3.connect(path, timeout=30)
-    database.executescript(_SCHEMA)
+    """A database with the tables; what is none is deleted for it."""
+    try:
+        database = sqlite3.connect(path, timeout=30)
+        database.executescript(_SCHEMA)
+    except sqlite3.OperationalError:
+        raise
+    except sqlite3.DatabaseError:
+        Path(path).unlink()
+        return _opened(path)
     return database
 
 
@@ -73,16 +79,10 @@ class DigestMemory:
         self._database = self._open()
 
     def _open(self) -> sqlite3.Connection:
-        """A memory that cannot be written is done without, and a damaged one deleted: it only saves time."""
+        """A memory that cannot be written is done without: it only saves time."""
         if self._path:
             with suppress(sqlite3.Error, OSError):
-                try:
-                    return _opened(self._path)
-                except sqlite3.OperationalError:
-                    raise
-                except sqlite3.DatabaseError:
-                    self._path.unlink()
-                    return _opened(self._path)
+                return _opened(self._path)
         return _opened(":memory:")
 
     def _ask(self, query: str, values: Sequence[object]) -> list[Any]:

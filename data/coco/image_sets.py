@@ -105,10 +105,16 @@ class SyntheticSet:
         """A row an image."""
         return pq.read_table(self.provenance_file)
 
+    @cached_property
+    def source_of(self) -> dict[int, int]:
+        """Of each image's id that of the real image whose layout it has."""
+        columns = (self.provenance[name].to_pylist() for name in ("image_id", "source_image_id"))
+        return dict(zip(*columns, strict=True))
+
     @property
     def source_image_ids(self) -> list[int]:
         """Ids of the real images whose layouts it has, each once, ascending."""
-        return sorted(set(self.provenance["source_image_id"].to_pylist()))
+        return sorted(set(self.source_of.values()))
 
     @property
     def image_set(self) -> ImageSet:

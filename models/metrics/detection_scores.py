@@ -66,9 +66,8 @@ def scored_images(
 ) -> ScoredImages:
     """The boxes of a protocol, for the generated images of a set and for the real ones of its layouts."""
     layouts = read_truth(synthetic.instances)
-    rows = synthetic.provenance.to_pylist()
-    sources = {row["image_id"]: row["source_image_id"] for row in rows}
-    first = {row["image_id"] for row in rows if row["repeat"] == 0}
+    sources = synthetic.source_of
+    first = {row["image_id"] for row in synthetic.provenance.to_pylist() if row["repeat"] == 0}
     real = read_truth(dataset.instances_file("val"), set(sources.values()))
     scales = _scales(layouts, real, sources)
     if protocol == "lama":

@@ -160,7 +160,7 @@ def _fidelity_rows(context: Context, sets: Mapping[str, SyntheticSet]) -> tuple[
     copies: Rows = []
     for name, item in sets.items():
         ids, generated = found[name]
-        layouts = _layouts(item, ids)
+        layouts = np.array([item.source_of[key] for key in ids.tolist()])
         nearest, distance = nearest_real(known, generated)
         share = float((distance < limit).mean())
         rows.append(side.row(name, generated, layouts) | {"copies": share})
@@ -175,13 +175,6 @@ def _fidelity_rows(context: Context, sets: Mapping[str, SyntheticSet]) -> tuple[
             for row in np.argsort(distance)[:_COPIES_SHOWN]
         ]
     return rows, copies
-
-
-def _layouts(item: SyntheticSet, image_ids: np.ndarray) -> np.ndarray:
-    """Of each of a set's images, the real image whose layout it has."""
-    columns = (item.provenance[name].to_pylist() for name in ("image_id", "source_image_id"))
-    layout_of = dict(zip(*columns, strict=True))
-    return np.array([layout_of[key] for key in image_ids.tolist()])
 
 
 def _facts(context: Context, sets: Mapping[str, SyntheticSet]) -> dict[str, Any]:
@@ -271,7 +264,7 @@ class _Real:
     def _spread(self, draws: Sequence[np.ndarray]) -> dict[str, Interval]:
         """Distances of several sets of equal size, on average."""
         names, _ = self._distances(draws[0])
-        found = [self._distances(draw)[1](np.arange(len(draw))) for draw in draws]
+        found = [self._distances(draw)[1](np.arange(len(draw))) for draw in draws if names]
         return dict(zip(names, map(student_interval, zip(*found, strict=True)), strict=True))
 
     def _distances(self, generated: np.ndarray) -> tuple[Sequence[str], Statistic]:

@@ -17,7 +17,7 @@ from models.generator.options import SamplingConfig, SyntheticSetOptions
 from models.metrics.options import MeasureOptions
 from tasks.execution.context import StepContext
 from tasks.kinds import synthesize
-from tasks.kinds.measure import _layouts, _Real, _score_rows, _way
+from tasks.kinds.measure import _Real, _score_rows, _way
 
 LEAST = 0.06
 """Share of its image that a box must have to be asked for."""
@@ -210,12 +210,13 @@ def test_no_interval_reaches_where_its_number_cannot_be():
     assert row["kid_low"] < 0
 
 
-def test_every_image_of_a_layout_counts():
+def test_every_image_of_a_layout_counts(tmp_path):
     rng = np.random.default_rng(0)
     real, ids = rng.normal(size=(40, 2)), np.arange(1, 41)
     drawn = np.vstack([rng.normal(size=(20, 2)), rng.normal(size=(20, 2)) + 5])
     columns = {"image_id": ids[::-1], "source_image_id": np.repeat(np.arange(20), 2)}
-    layouts = _layouts(SimpleNamespace(provenance=pa.table(columns)), ids)
+    pq.write_table(pa.table(columns), tmp_path / "provenance.parquet")
+    layouts = np.array([SyntheticSet(tmp_path).source_of[key] for key in ids.tolist()])
     assert layouts.tolist() == np.repeat(np.arange(20), 2)[::-1].tolist()
     row, each = _Real(real, {}).row("origin", drawn, layouts), _Real(real, {}).row("origin", drawn)
     for name in ("frechet_distance", "kid", "precision", "recall", "density", "coverage"):
@@ -238,3 +239,12 @@ def test_the_floor_is_the_mean_of_several_draws():
     (single,) = side.floor_rows(others, 40)
     assert single["draws"] == 1
     assert single["kid_low"] < single["kid"] < single["kid_high"]
+
+
+def test_too_few_images_have_no_distances_and_no_floor():
+    rng = np.random.default_rng(0)
+    side, others = _Real(rng.normal(size=(4, 2)), {}), rng.normal(size=(12, 2))
+    (floor,) = side.floor_rows(others, 4)
+    assert floor["draws"] == 3
+    for row in (floor, side.row("origin", others[:4])):
+        assert {row[name] for name in ("frechet_distance", "kid", "coverage", "kid_low")} == {None}
