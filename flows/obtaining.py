@@ -10,6 +10,7 @@ import typer
 from pydantic import BaseModel
 
 from data.artifacts.digests import DigestMemory
+from data.artifacts.fitness import require_fit
 from data.artifacts.store import ArtifactStore
 from data.errors import ServiceUnavailable
 from flows.command_options import show_digests
@@ -51,7 +52,7 @@ def carry_out(store: ArtifactStore, request: Request) -> Graph:
         steps = stage_steps(graph, request.stage)
         there = all(store.lookup(step.identity.kind, step.identity.key) for step in steps)
         if not there:
-            store.create_root()
+            require_fit(store.root)
             digests.save(store.root)  # where the flow finds what was read here
     if _has_server() or not there:
         import httpx  # noqa: PLC0415  # a tenth of the time that a plan takes

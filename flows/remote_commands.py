@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from data.artifacts.fitness import CHECKS
+from data.artifacts.fitness import CHECKS, require_fit
 from data.artifacts.inventory import artifacts, find, require_store
 from data.artifacts.records import Record, add_record, read_records
 from data.artifacts.remote import CONTENDERS, Remote, default_remote, required_remote
@@ -57,7 +57,7 @@ def pull(names: NamesArgument = None) -> None:
     """
     remote, store = required_remote(), ArtifactStore(default_root())
     runs, chosen = _chosen(names, remote.references(), remote.record_ids(), remote.record)
-    store.create_root()
+    require_fit(store.root)
     records = [remote.pull_record(store.root, run) for run in runs]
     there = {step.reference for record in records for step in record.steps}
     for record in _records_with(set(chosen) - there, remote):

@@ -16,6 +16,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from data.artifacts.digests import DigestMemory
+from data.artifacts.fitness import require_fit
 from data.artifacts.manifest import Manifest
 from data.artifacts.remote import default_remote
 from data.artifacts.store import ArtifactStore, default_root
@@ -109,7 +110,7 @@ def _run(request: Request, num_cores: int | None) -> State[Any]:
             graph = request.graph(digests)
             steps = stage_steps(graph, request.stage)
             if not all(store.has(step.kind.name, step.identity.key) for step in steps):
-                store.create_root()
+                require_fit(store.root)
                 digests.save(store.root)
             workshop = _opened_workshop(request, store, graph, num_cores)
             state = _obtain(workshop, steps)

@@ -1,6 +1,7 @@
 """Shared fixtures: run-time shape checks, a tiny Scenes data set, a tiny generator."""
 
 import functools
+import json
 import os
 import shutil
 import signal
@@ -30,6 +31,7 @@ jaxtyping.install_import_hook(
 import hypothesis
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 hypothesis.settings.register_profile("loaded machine", deadline=None)
 hypothesis.settings.load_profile("loaded machine")
@@ -225,6 +227,28 @@ def layouts(dataset, attributes):
     from data.layouts.layout import read_layouts
 
     return read_layouts(dataset, attributes, "train")
+
+
+@pytest.fixture
+def base_folder(tmp_path):
+    """A Stable Diffusion folder as far as names, configurations and headers of files tell."""
+    root = tmp_path / "stable-diffusion"
+    for name, content in {
+        "scheduler/scheduler_config.json": {"_class_name": "PNDMScheduler", "beta_start": 0.00085},
+        "text_encoder/config.json": {"model_type": "clip_text_model"},
+        "tokenizer/vocab.json": {},
+        "unet/config.json": {"_class_name": "UNet2DConditionModel"},
+        "vae/config.json": {"_class_name": "AutoencoderKL"},
+    }.items():
+        (root / name).parent.mkdir(parents=True)
+        (root / name).write_text(json.dumps(content))
+    for name in (
+        "unet/diffusion_pytorch_model",
+        "vae/diffusion_pytorch_model",
+        "text_encoder/model",
+    ):
+        save_file({"weight": np.zeros(9)}, root / f"{name}.safetensors")
+    return root
 
 
 @pytest.fixture

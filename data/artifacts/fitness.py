@@ -21,6 +21,17 @@ _BUCKETS = ("s3", "gcsfuse", "goofys", "geesefs", "rclone", "blobfuse")
 """In the names of file systems that show a bucket as a folder."""
 
 
+def require_fit(root: Path) -> None:
+    """Make a store's root, where a store can be.
+
+    Raises:
+        StorageError: it cannot be made or written to, is a bucket shown as a folder, or has no locks.
+    """
+    _file_system(root)
+    ArtifactStore(root).create_root()
+    _locks(root)
+
+
 def _writable(root: Path) -> str:
     """Make the root and a file in it."""
     ArtifactStore(root).create_root()

@@ -409,7 +409,7 @@ def _reason(error: Exception) -> str:
             "there are no credentials: set them in the environment, such as AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, or give the machine a role"
         )
-    if re.search("status code: 40[13]", text):
+    if re.search(r"status code: 40[13]|<Code>ExpiredToken</Code>", text):
         return (
             f"access is refused ({cause}): check the credentials in the environment, such as "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and what they may do there"

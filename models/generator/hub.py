@@ -1,13 +1,38 @@
 """Base models, of the Hugging Face hub or in a folder: which one it is, and whether it is all here."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+from zipfile import is_zipfile
 
 from safetensors import SafetensorError, safe_open
 
 from data.errors import InvalidModel
 
+MODEL_PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
+"""Folders of a Stable Diffusion folder."""
+
+AUTOENCODERS = ("AutoencoderKL", "PatchAutoencoder")
+"""Classes; the second is that of the small models that the project makes."""
+
+_DIFFUSERS = tuple(
+    f"diffusion_pytorch_model.{end}"
+    for end in ("safetensors", "bin", "safetensors.index.json", "bin.index.json")
+)
+_WEIGHTS = {
+    "unet": _DIFFUSERS,
+    "vae": _DIFFUSERS,
+    "text_encoder": (
+        "model.safetensors",
+        "pytorch_model.bin",
+        "model.safetensors.index.json",
+        "pytorch_model.bin.index.json",
+    ),
+}
+"""The files of which each part has one; those of a variant, such as `fp16`, are not loaded."""
+
+_AGAIN = "download it again"
 _INDEX = "model_index.json"
 _LARGEST_PART = "unet/diffusion_pytorch_model"
 _SECONDS = 1.5
@@ -46,25 +71,102 @@ def missing_downloads(name: str, revision: str) -> tuple[str, ...]:
     return (f"{name} (revision {revision}) from the Hugging Face hub",)
 
 
-def require_whole_weights(folders: Iterable[Path]) -> None:
+def require_stable_diffusion(folder: Path) -> None:
+    """Refuse a folder that a training could not begin with, before the steps before it are made.
+
+    Raises:
+        InvalidModel: a part is missing, cut short or of another family.
+    """
+    missing = [name for name in MODEL_PARTS if not (folder / name).is_dir()]
+    if missing:
+        raise InvalidModel(
+            f"train_generator.base_model {folder} is no Stable Diffusion folder: it has no "
+            + ", ".join(missing)
+        )
+    files = ("vae/config.json", "scheduler/scheduler_config.json", "text_encoder/config.json")
+    require_family(str(folder), *(_json(folder / name) for name in files))
+    require_whole_weights(folder)
+
+
+def require_family(
+    name: str, vae: Mapping[str, Any], scheduler: Mapping[str, Any], text: Mapping[str, Any]
+) -> None:
+    """Refuse what would load with random weights, or train on another noise, without a word.
+
+    Args:
+        vae: configuration of that part, and so on.
+
+    Raises:
+        InvalidModel: autoencoder, text encoder or scheduler is of another family than Stable Diffusion's.
+    """
+    for what, found, known in (
+        ("autoencoder", vae.get("_class_name"), AUTOENCODERS),
+        ("text encoder", text.get("model_type", "clip"), ("clip_text_model", "clip")),
+        (
+            "scheduler's prediction",
+            scheduler.get("prediction_type", "epsilon"),
+            ("epsilon", "v_prediction"),
+        ),
+    ):
+        if found not in known:
+            raise InvalidModel(f"{name}: {what} {found} is none of {', '.join(known)}")
+    if "beta_start" not in scheduler:
+        raise InvalidModel(
+            f"{name}: scheduler {scheduler.get('_class_name')} is not of DDPM's family: it has no betas"
+        )
+
+
+def require_whole_weights(folder: Path) -> None:
     """Refuse what a broken download leaves; of each file the header is read.
 
     Raises:
-        InvalidModel: a file of weights is cut short, or an index names one that is not there.
+        InvalidModel: a file of weights is missing or cut short, or an index names one that is not there.
     """
-    again = "download it again"
-    for path in (path for folder in folders for path in sorted(folder.iterdir())):
-        if path.name.endswith(".safetensors.index.json"):
-            names = set(json.loads(path.read_text())["weight_map"].values())
-            missing = sorted(name for name in names if not (path.parent / name).exists())
-            if missing:
-                raise InvalidModel(f"{path} names {', '.join(missing)}, which is missing: {again}")
-        elif path.suffix == ".safetensors":
-            try:
-                with safe_open(path, "numpy"):
-                    pass
-            except SafetensorError as error:
-                raise InvalidModel(f"{path} is cut short or damaged ({error}): {again}") from error
+    for part, names in _WEIGHTS.items():
+        files = sorted((folder / part).iterdir()) if (folder / part).is_dir() else []
+        if not any(path.name in names for path in files):
+            raise InvalidModel(f"{folder / part} has no {' or '.join(names[:2])}: {_AGAIN}")
+        for path in files:
+            if path.name.endswith(".index.json"):
+                parts = set(_json(path).get("weight_map", {}).values())
+                missing = sorted(name for name in parts if not (path.parent / name).exists())
+                if missing:
+                    raise InvalidModel(
+                        f"{path} names {', '.join(missing)}, which is missing: {_AGAIN}"
+                    )
+            elif damage := _damage(path):
+                raise InvalidModel(f"{path} is cut short or damaged ({damage}): {_AGAIN}")
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a file of weights, as far as its header and its length tell."""
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, "numpy"):
+                return None
+        except SafetensorError as error:
+            return str(error)
+    if path.suffix == ".bin":
+        with path.open("rb") as file:
+            start = file.read(2)
+        if not start or (start == b"PK" and not is_zipfile(path)):
+            return "torch's archive has no end"
+    return None
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    """Content of a file of JSON.
+
+    Raises:
+        InvalidModel: there is none, or it is cut short.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InvalidModel(f"{path} is missing or damaged ({error}): {_AGAIN}") from error
+    if not isinstance(content, dict):
+        raise InvalidModel(f"{path} is missing or damaged (no object): {_AGAIN}")
+    return content
 
 
 def folder_here(name: str, revision: str) -> Path | None:

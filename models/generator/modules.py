@@ -33,12 +33,12 @@ from models.generator.conditioning import (
     add_layout_tokens,
     widen_input,
 )
-from models.generator.hub import require_whole_weights
-from models.generator.options import MODEL_PARTS, NewModelConfig
+from models.generator.hub import AUTOENCODERS, require_family, require_whole_weights
+from models.generator.options import NewModelConfig
 from models.precision import Precision
 
 _LAYOUT_FILE = "layout.json"
-_AUTOENCODERS = {"AutoencoderKL": AutoencoderKL, "PatchAutoencoder": PatchAutoencoder}
+_AUTOENCODERS = dict(zip(AUTOENCODERS, (AutoencoderKL, PatchAutoencoder), strict=True))
 _COMPILED = (ResnetBlock2D, Transformer2DModel)
 _MOST_SHAPES = 64
 """Of a class of blocks that are compiled; Stable Diffusion v1.5 has 14 residual blocks of other shapes."""
@@ -98,7 +98,8 @@ def load_base_model(name: str, revision: str | None = None) -> StableDiffusion:
     Raises:
         InvalidModel: a part is missing, cut short or of another architecture.
     """
-    require_whole_weights(part for part in map(Path(name).joinpath, MODEL_PARTS) if part.is_dir())
+    if Path(name).is_dir():
+        require_whole_weights(Path(name))
     try:
         vae_class = _checked_autoencoder(name, revision)
         where = {"pretrained_model_name_or_path": name, "revision": revision}
@@ -123,29 +124,11 @@ def load_base_model(name: str, revision: str | None = None) -> StableDiffusion:
 
 
 def _checked_autoencoder(name: str, revision: str | None) -> str:
-    """Refuse what would load with random weights, or train on another noise, without a word.
-
-    Returns:
-        The class of the autoencoder.
-
-    Raises:
-        InvalidModel: autoencoder, text encoder or scheduler is of another family than Stable Diffusion's.
-    """
+    """Refuse another family than Stable Diffusion's; returns the class of the autoencoder."""
     vae = PatchAutoencoder.load_config(name, subfolder="vae", revision=revision)
     scheduler = DDPMScheduler.load_config(name, subfolder="scheduler", revision=revision)
     text, _ = CLIPTextConfig.get_config_dict(name, subfolder="text_encoder", revision=revision)
-    prediction = scheduler.get("prediction_type", "epsilon")
-    for what, found, known in (
-        ("autoencoder", vae["_class_name"], _AUTOENCODERS),
-        ("text encoder", text.get("model_type", "clip"), ("clip_text_model", "clip")),
-        ("scheduler's prediction", prediction, ("epsilon", "v_prediction")),
-    ):
-        if found not in known:
-            raise InvalidModel(f"{name}: {what} {found} is none of {', '.join(known)}")
-    if "beta_start" not in scheduler:
-        raise InvalidModel(
-            f"{name}: scheduler {scheduler.get('_class_name')} is not of DDPM's family: it has no betas"
-        )
+    require_family(name, vae, scheduler, text)
     return str(vae["_class_name"])
 
 

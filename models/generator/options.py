@@ -11,11 +11,16 @@ from pydantic import Field, PositiveInt, model_validator
 
 from data.artifacts.digests import DigestMemory, combined_digest
 from data.artifacts.options import AddedLater, Options, RuntimeOnly, ShardedOptions
-from data.errors import InvalidConfig, InvalidModel
+from data.errors import InvalidConfig
 from data.layouts.options import AttributePolicy, LayoutSource, Protocol, RuleOrRuns, protocol_of
 from data.scenes.classes import THINGS
 from data.vocabulary.splits import Split
-from models.generator.hub import hub_commit, missing_downloads, require_whole_weights
+from models.generator.hub import (
+    MODEL_PARTS,
+    hub_commit,
+    missing_downloads,
+    require_stable_diffusion,
+)
 from models.precision import PRECISION_HELP, Precision, require_gpu
 
 if TYPE_CHECKING:
@@ -86,9 +91,6 @@ _TOO_FAR = 2.0
 
 DECODER_BATCH_SIZE = 32
 """Images in a step of a small model's decoder."""
-
-MODEL_PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
-"""Folders of a Stable Diffusion folder."""
 
 
 class NewModelConfig(Options):
@@ -385,7 +387,7 @@ class GeneratorConfig(Options):
         """Digest of a base model's folder, or the commit of one from the hub.
 
         Raises:
-            InvalidModel: there is no such model, or a download left half of it.
+            InvalidModel: there is no such model, a download left half of it, or it is of another family.
             InvalidConfig: the optimiser's package is not installed.
         """
         if self.optimizer == "adamw-8bit" and find_spec("bitsandbytes") is None:
@@ -396,15 +398,9 @@ class GeneratorConfig(Options):
         if not folder.is_dir():
             commit = hub_commit(self.base_model, self.base_model_revision)
             return {"base_model": f"{self.base_model}@{commit}"}
-        parts = [folder / name for name in MODEL_PARTS]
-        missing = [part.name for part in parts if not part.is_dir()]
-        if missing:
-            raise InvalidModel(
-                f"train_generator.base_model {folder} is no Stable Diffusion folder: it has no "
-                + ", ".join(missing)
-            )
-        require_whole_weights(parts)
-        return {"base_model": combined_digest(map(digests.folder, parts))}
+        require_stable_diffusion(folder)
+        parts = (digests.folder(folder / name) for name in MODEL_PARTS)
+        return {"base_model": combined_digest(parts)}
 
     def downloads(self) -> tuple[str, ...]:
         """A base model of the hub that is not on this machine yet."""

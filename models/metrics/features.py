@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+from torch.hub import load_state_dict_from_url
 from torch.nn import functional
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from torchmetrics.image.fid import NoTrainInceptionV3
 
 from data.errors import InvalidModel
@@ -53,8 +55,11 @@ class InceptionFeatures:
 
     def __init__(self, weights: Path | None = None):
         try:
+            # before the network, which runs what a file says, is given it
             if weights:
-                torch.load(weights, map_location="cpu", weights_only=True)  # before it is trusted
+                torch.load(weights, map_location="cpu", weights_only=True)
+            else:
+                load_state_dict_from_url(URL_INCEPTION_V3, check_hash=True, weights_only=True)
             network = NoTrainInceptionV3(
                 "inception-v3-compat", ["2048"], str(weights) if weights else None
             )

@@ -1,6 +1,8 @@
 """What a run will take of this machine, said before anything runs."""
 
+import math
 import shutil
+import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ class Forecast:
         seconds: from the first to the last, side by side.
         memory: bytes at the peak; None where models are on a GPU.
         gpu_memory: bytes of each GPU that the generator's training needs at least; 0 where it is none's.
+        gpu_there: bytes that the smallest GPU has; infinite where that is not known.
         disk: bytes of artifacts, and of the largest work folder.
         unknown: names of steps that are not among these numbers, for their model was not counted.
     """
@@ -36,6 +39,7 @@ class Forecast:
     seconds: float
     memory: float | None
     gpu_memory: float
+    gpu_there: float
     disk: float
     unknown: tuple[str, ...]
 
@@ -58,6 +62,11 @@ class Forecast:
                 f"what is to be made holds about {_gb(self.memory)} of memory at once, and {_gb(available)} "
                 f"are available, {_gb(self.memory - available)} too few: end other programs, or run stage by "
                 "stage (`--stage`)"
+            )
+        if self.gpu_memory > self.gpu_there:
+            yield (
+                f"the generator's training needs {_gb(self.gpu_memory)} of a GPU's memory at least, and "
+                f"there are {_gb(self.gpu_there)}: `detdiffusion plan PRESET --memory` says what takes less"
             )
 
     def __str__(self) -> str:
@@ -90,6 +99,7 @@ def forecast(graph: Graph, steps: Sequence[Step], digests: DigestMemory) -> Fore
         seconds=planned.seconds,
         memory=None if gpus else planned.memory,
         gpu_memory=max((w.least_gpu_memory for w in works.values()), default=0) if gpus else 0,
+        gpu_there=_gpu_memory() if gpus else math.inf,
         disk=sum(w.stored for w in works.values())
         + max((w.scratch for w in works.values()), default=0),
         unknown=tuple(s.name for s in steps if s.identity.reference not in works),
@@ -112,6 +122,16 @@ def _gpu_names(gpus: Sequence[str], driver: Path = Path("/proc/driver/nvidia/gpu
     models = {_model(path) for path in driver.glob("*/information")}
     named = ", ".join(sorted(models)) or "unknown"
     return f"{len(gpus)} GPUs ({named}), each taken for an H100"
+
+
+def _gpu_memory() -> float:
+    """Bytes that the smallest GPU has, by NVIDIA's command; infinite where that does not say."""
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL, timeout=10)  # noqa: S603  # fixed arguments
+        return min(map(int, said.split())) * 2**20
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return math.inf
 
 
 def _model(information: Path) -> str:

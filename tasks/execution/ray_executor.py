@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, Future
 from contextlib import contextmanager
-from importlib import metadata
 from typing import Any
 
 import ray
@@ -24,9 +23,7 @@ from data.errors import InvalidConfig, ServiceUnavailable
 from models.precision import visible_gpus
 from tasks.execution.child import log_plainly, use_threads
 from tasks.execution.executors import THREADS, Job, Prepare, Worker, enough_gpus
-
-_SAME_VERSIONS = ("detdiffusion", "torch")
-"""Packages that make a worker's results."""
+from tasks.execution.versions import require_versions, versions
 
 _OBJECT_STORE_BYTES = 100_000_000
 """Results go through files; Ray would take a third of the memory."""
@@ -124,7 +121,7 @@ class _RayWorker:
         )  # of a notebook too; read when versions are known
 
     def begin(self) -> Future[None]:
-        return _outcome(self._actor.begin.remote(_versions(), self._prepare))
+        return _outcome(self._actor.begin.remote(versions(), self._prepare))
 
     def do(self, given: Any) -> Future[None]:
         return _outcome(self._actor.do.remote(given))
@@ -157,18 +154,11 @@ class _Actor:
 
     _job: Job
 
-    def begin(self, versions: dict[str, str], prepare: bytes) -> None:
-        if (own := _versions()) != versions:
-            raise ServiceUnavailable(
-                f"a worker on {os.uname().nodename} has {own}, the run has {versions}: install the same there"
-            )
+    def begin(self, theirs: dict[str, str], prepare: bytes) -> None:
+        require_versions(theirs, f"a worker on {os.uname().nodename}")
         log_plainly()
         use_threads(THREADS)
         self._job = pickle.loads(prepare)()  # noqa: S301  # of the run itself
 
     def do(self, given: Any) -> None:
         self._job(given)
-
-
-def _versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in _SAME_VERSIONS}

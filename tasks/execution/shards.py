@@ -174,6 +174,7 @@ def _made(
                     begin()
                 else:
                     idle.append(worker)
+                    tries[None] = 0
                 if made and not made.folder.exists():
                     todo.append(made)
                 elif made:

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib import metadata
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -50,12 +49,15 @@ from tasks.execution.graph import Graph, Step
 from tasks.execution.machine import Machine, Part, available_cores
 from tasks.execution.memory import PeakMemory
 from tasks.execution.starting import gpu_looked_for_without_cuda, interrupts_blocked, without_main
+from tasks.execution.versions import package_versions
 
 logger = logging.getLogger(__name__)
 
-_PACKAGES = ("torch", "diffusers", "transformers", "mmdet", "mmengine", "prefect")
 _LOG_LINES_SHOWN = 12
 _SECONDS_TO_END = 20.0
+_SECONDS_WITHOUT_REMOTE = 60.0
+"""A remote that does not answer takes as long to say so."""
+
 _LITTLE_SPACE = 16_000_000
 """Bytes free under which a step's end is put down to a full disk: libraries hide the cause."""
 
@@ -91,6 +93,7 @@ class Workshop:
             num_cores or available_cores(), visible_gpus() if gpus is None else gpus
         )
         self._remote = remote
+        self._remote_rests_until = 0.0
         self._processes: set[BaseProcess] = set()
         self._stopped = threading.Event()
 
@@ -176,20 +179,23 @@ class Workshop:
     def _on_mirror(
         self, do: Callable[Concatenate[Remote, _P], _T], *args: _P.args, **kwargs: _P.kwargs
     ) -> _T | None:
-        """What the mirror gives; None with a warning where that fails, for good where it does not answer."""
+        """What the mirror gives; None with a warning where that fails. If it does not answer it rests."""
         remote = self._remote
-        if remote is None:
+        if remote is None or time.monotonic() < self._remote_rests_until:
             return None
         try:
             return do(remote, *args, **kwargs)
         except (RemoteConflict, RemoteDamaged) as error:
             logger.warning("%s", error)
         except ServiceUnavailable as error:
+            now = time.monotonic()
             with _remote_lock:
-                is_first, self._remote = self._remote is not None, None
+                is_first = self._remote_rests_until < now
+                self._remote_rests_until = now + _SECONDS_WITHOUT_REMOTE
             if is_first:
                 logger.warning(
-                    "the run goes on without its remote, `detdiffusion push` sends later what it makes: %s",
+                    "the run goes on without its remote and asks it again in a minute, `detdiffusion push` "
+                    "sends later what it makes until then: %s",
                     error,
                 )
         return None
@@ -376,7 +382,7 @@ def _environment() -> dict[str, Any]:
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "python": sys.version.split()[0],
-        "packages": {name: metadata.version(name) for name in _PACKAGES},
+        "packages": package_versions(),
     }
 
 

@@ -57,6 +57,7 @@ from models.training.state import TrainingState
 from models.training.training_set import TrainingSet, build_training_set
 from tasks.execution.child import log_plainly
 from tasks.execution.context import StepContext, Summary
+from tasks.execution.versions import require_versions, versions
 from tasks.pages.cards import markdown_picture, markdown_table, write_card
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,9 @@ _CAPTIONS = {
 _FAILURE_NAME = "failure.json"
 _SHARED_NAME = "context.json"
 """In the work folder: what other hosts need to know of the step."""
+
+_VERSIONS = "versions"
+"""In that file, beside the step's context."""
 
 Context = StepContext[GeneratorConfig]
 
@@ -245,7 +249,8 @@ def _train(context: Context, prepared: _Prepared) -> None:
 def _invite(context: Context) -> None:
     """Say how other hosts take part, to people and in the work folder."""
     with durable_file(context.work / _SHARED_NAME) as file:
-        file.write(TypeAdapter(Context).dump_json(context, exclude={"progress"}))
+        facts = TypeAdapter(Context).dump_python(context, mode="json", exclude={"progress"})
+        file.write(json.dumps(facts | {_VERSIONS: versions()}).encode())
     command = shlex.join(["python", "-m", "tasks.kinds.train_generator", str(context.work)])
     logger.info("on each of %d other hosts: %s", context.options.num_nodes - 1, command)
     context.progress(0, context.options.num_steps, f"waiting for hosts: {command}")
@@ -259,7 +264,7 @@ def join(work: Path) -> None:
 
     Raises:
         ArtifactMissing: no training waits for hosts there.
-        ServiceUnavailable: the hosts do not find each other.
+        ServiceUnavailable: the hosts do not find each other, or have other versions of the code.
         StepFailed: a process died once more.
     """
     shared = work / _SHARED_NAME
@@ -268,6 +273,7 @@ def join(work: Path) -> None:
             f"{work}: no training waits there for other hosts. Its log says when it does"
         )
     facts = json.loads(shared.read_text())
+    require_versions(facts.pop(_VERSIONS), "this host")
     context = TypeAdapter(Context).validate_python(facts | {"progress": silent})
     _train_in_workers(context, is_first_host=False)
 

@@ -13,7 +13,6 @@ from flows import new_config
 from flows.command_line import app
 from flows.new_config import NewConfig, write_config
 from flows.run_config import build_run
-from models.generator.options import MODEL_PARTS
 from tasks.estimates.forecast import Forecast
 
 NUM_CLASSES = 37
@@ -77,16 +76,16 @@ def written(tmp_path):
     return tomllib.loads((tmp_path / "my.toml").read_text())
 
 
-def test_what_is_written_is_planned_without_a_warning(own, tmp_path, monkeypatch, caplog):
+def test_what_is_written_is_planned_without_a_warning(
+    own, tmp_path, base_folder, monkeypatch, caplog
+):
     document = own()
     made = call("new", "my/instances.json", "--images", "my/images")
     assert made.exit_code == 0, made.exception
     assert made.stdout.split() == ["instances_train.json", "instances_val.json", "my.toml"]
-    for part in MODEL_PARTS:
-        (tmp_path / "sd" / part).mkdir(parents=True)
     monkeypatch.setenv("DETDIFFUSION_HOME", str(tmp_path / "root"))
     monkeypatch.setattr(Forecast, "shortages", lambda *_: [])  # of the machine of this test
-    base = ("--set", "train_generator.base_model=sd")
+    base = ("--set", f"train_generator.base_model={base_folder}")
     kept = (
         "smoke keeps its own retrain.detector.image_size, train_detector.image_size, "
         "train_generator.resolution: --set changes them"

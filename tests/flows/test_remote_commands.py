@@ -171,6 +171,20 @@ def test_doctor_finds_a_fault_and_looks_on(call, monkeypatch, name):
     assert message in line
 
 
+@pytest.mark.parametrize("name", ["locks", "file system"])
+@pytest.mark.parametrize("command", [("run", "smoke"), ("pull",)])
+def test_a_root_that_can_be_no_store_is_refused_and_left_as_it_is(
+    call, monkeypatch, name, command, tmp_path
+):
+    module, function, replacement, message = FAULTS[name]
+    call("one", "push")
+    monkeypatch.setattr(module, function, replacement)
+    status, out = call("new", *command)
+    assert status == 1
+    assert message in out
+    assert not any((tmp_path / "new").rglob("*"))
+
+
 def test_doctor_finds_a_root_that_is_none(call, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "photographs").mkdir()

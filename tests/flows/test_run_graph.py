@@ -20,7 +20,6 @@ from flows.command_line import app
 from flows.presets import merge
 from flows.run_config import build_run
 from flows.run_graph import STAGES, idle_options, run_graph, stage_steps
-from models.generator.options import MODEL_PARTS
 from tasks.estimates.forecast import Forecast
 from tasks.execution.plan import check
 
@@ -622,14 +621,13 @@ def coco_shaped(folder):
 
 
 @pytest.mark.parametrize("preset", ["fine-tune", "coco-256", "coco-512"])
-def test_the_presets_for_data_are_planned_without_a_warning(preset, tmp_path, caplog, monkeypatch):
+def test_the_presets_for_data_are_planned_without_a_warning(
+    preset, tmp_path, base_folder, caplog, monkeypatch
+):
     """README's command, with `plan` in place of `run`."""
-    base = tmp_path / "stable-diffusion"
-    for part in MODEL_PARTS:
-        (base / part).mkdir(parents=True)
     splits = coco_shaped(tmp_path)
     graph = graph_of(
-        {"ingest": splits, "train_generator": {"base_model": str(base)}}, preset=preset
+        {"ingest": splits, "train_generator": {"base_model": str(base_folder)}}, preset=preset
     )
     store = ArtifactStore(tmp_path / "store")
     ingest(graph.find("ingest").options, tmp_path / "tables")
@@ -643,7 +641,7 @@ def test_the_presets_for_data_are_planned_without_a_warning(preset, tmp_path, ca
     ]
     (tmp_path / "coco.toml").write_text("\n".join(["[ingest]", *rows]))
     arguments = [preset, "--config", tmp_path / "coco.toml", "--set"]
-    arguments += [f"train_generator.base_model={base}"]
+    arguments += [f"train_generator.base_model={base_folder}"]
     found = CliRunner().invoke(app, ["plan", *map(str, arguments)])
     assert found.exit_code == 0
     said = [line for line in found.stderr.splitlines() if not line.startswith("to be downloaded")]

@@ -94,7 +94,7 @@ def rows():
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory):
-    """Address of a Ray cluster of two cores, and two GPUs that it is told of."""
+    """Address of a Ray cluster of four cores, and four GPUs that it is told of."""
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
@@ -104,7 +104,7 @@ def cluster(tmp_path_factory):
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         started = Cluster(
             initialize_head=True,
-            head_node_args={"num_cpus": 2, "num_gpus": 2, "object_store_memory": 100_000_000},
+            head_node_args={"num_cpus": 4, "num_gpus": 4, "object_store_memory": 100_000_000},
         )
         yield started.address
         started.shutdown()

@@ -20,8 +20,8 @@ class Proxy(ThreadingHTTPServer):
     """Passes requests on; `fate` says of a method and a path what becomes of each.
 
     Attributes:
-        fate: gives None, `503`, `drop` (done, but the answer is lost), `cut` (half of the body), `slow`, or
-            `lie`: it is said to be done.
+        fate: gives None, `503`, `drop` (done, but the answer is lost), `cut` (half of the body), `slow`,
+            `expired` (credentials), or `lie`: it is said to be done.
         seen: method, path and fate of every request.
     """
 
@@ -34,6 +34,12 @@ class Proxy(ThreadingHTTPServer):
         self.seen = []
 
 
+_REFUSALS = {
+    "503": (503, b""),
+    "expired": (400, b"<Error><Code>ExpiredToken</Code><Message>It has expired.</Message></Error>"),
+}
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -41,10 +47,12 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         fate = self.server.fate(self.command, self.path)
         self.server.seen.append((self.command, self.path, fate))
-        if fate == "503":
-            self.send_response(503)
-            self.send_header("Content-Length", "0")
+        if fate in _REFUSALS:
+            status, body = _REFUSALS[fate]
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
+            self.wfile.write(body)
             return
         if fate == "slow":
             time.sleep(0.5)

@@ -125,6 +125,16 @@ def test_a_push_that_was_cut_off_goes_on_with_what_is_there(machines, new_remote
     assert [path.rpartition("/")[2] for path in puts] == ["manifest.json"]
 
 
+def test_credentials_that_have_expired_are_told_as_such(machines, new_remote, s3):
+    remote, manifest = new_remote(), publish(machines[0])
+    s3.fate = lambda method, path: "expired"
+    try:
+        with pytest.raises(ServiceUnavailable, match=r"access is refused \(ExpiredToken\)"):
+            remote.push(machines[0], manifest)
+    finally:
+        s3.fate = lambda method, path: None
+
+
 def test_a_file_of_another_size_is_sent_again(machines, folder):
     one, two = machines
     manifest = publish(one)

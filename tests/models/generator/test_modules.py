@@ -80,12 +80,20 @@ def test_the_folder_is_diffusers_format(saved):
     assert len(tokenizer("a house", add_special_tokens=False).input_ids) >= 1
 
 
-@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "scheduler"])
-def test_a_folder_without_a_part_is_refused_by_name(saved, part):
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("unet", r"model/unet has no diffusion_pytorch_model\.safetensors or"),
+        ("vae", r"model/vae has no diffusion_pytorch_model\.safetensors or"),
+        ("text_encoder", r"model/text_encoder has no model\.safetensors or pytorch_model\.bin:"),
+        ("scheduler", "model is not a Stable Diffusion folder"),
+    ],
+)
+def test_a_folder_without_a_part_is_refused_by_name(saved, part, message):
     _, folder = saved
     for file in (folder / part).iterdir():
         file.unlink()
-    with pytest.raises(InvalidModel, match="model is not a Stable Diffusion folder"):
+    with pytest.raises(InvalidModel, match=message):
         load_base_model(str(folder))
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pyarrow.compute as pc
 import pytest
+import torch
 from pydantic import ValidationError
 from safetensors.numpy import save_file
 
@@ -15,7 +16,6 @@ from data.layouts.layout import read_layouts
 from data.layouts.options import Protocol
 from models.generator.modules import load_base_model
 from models.generator.options import (
-    MODEL_PARTS,
     RELEASED_RATES,
     GeneratorConfig,
     NewModelConfig,
@@ -24,27 +24,18 @@ from models.generator.options import (
 )
 
 
-@pytest.fixture
-def folder(tmp_path):
-    root = tmp_path / "model"
-    for part in MODEL_PARTS:
-        (root / part).mkdir(parents=True)
-        (root / part / "weights").write_bytes(b"0123")
-    return root
-
-
 def foreign(options):
     return options.foreign(DigestMemory())
 
 
-def test_a_base_model_is_known_by_the_content_of_its_parts(folder, tmp_path):
-    before = foreign(GeneratorConfig(base_model=str(folder)))
-    (folder / "README.md").write_text("about")
-    assert foreign(GeneratorConfig(base_model=str(folder))) == before
-    folder.rename(tmp_path / "moved")
+def test_a_base_model_is_known_by_the_content_of_its_parts(base_folder, tmp_path):
+    before = foreign(GeneratorConfig(base_model=str(base_folder)))
+    (base_folder / "README.md").write_text("about")
+    assert foreign(GeneratorConfig(base_model=str(base_folder))) == before
+    base_folder.rename(tmp_path / "moved")
     moved = GeneratorConfig(base_model=str(tmp_path / "moved"))
     assert foreign(moved) == before
-    (tmp_path / "moved" / "unet" / "weights").write_bytes(b"0124")
+    (tmp_path / "moved" / "tokenizer" / "vocab.json").write_text('{"a": 1}')
     assert foreign(moved) != before
 
 
@@ -94,32 +85,89 @@ def test_a_folder_that_is_no_base_model_is_refused(tmp_path):
 
 
 @pytest.fixture
-def downloaded(folder):
-    """Weights in two files, with their index."""
-    part, names = folder / "unet", ["w-1-of-2.safetensors", "w-2-of-2.safetensors"]
+def refused(base_folder):
+    """Says why the folder is refused: the same before anything is made and when it is loaded."""
+
+    def why():
+        errors = []
+        for use in (lambda name: foreign(GeneratorConfig(base_model=name)), load_base_model):
+            with pytest.raises(InvalidModel) as found:
+                use(str(base_folder))
+            errors.append(str(found.value))
+        assert errors[0] == errors[1]
+        return errors[0]
+
+    return why
+
+
+@pytest.fixture
+def in_two_files(base_folder):
+    """The UNet's folder with its weights in two files, and their index."""
+    part, names = base_folder / "unet", ["w-1-of-2.safetensors", "w-2-of-2.safetensors"]
+    (part / "diffusion_pytorch_model.safetensors").unlink()
     for name in names:
         save_file({name: np.zeros(9)}, part / name)
     index = {"weight_map": {name: name for name in names}}
-    (part / "w.safetensors.index.json").write_text(json.dumps(index))
-    return folder
+    (part / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    foreign(GeneratorConfig(base_model=str(base_folder)))
+    return part
 
 
 @pytest.mark.parametrize("size", [0, 5, 100])
-def test_weights_that_are_cut_short_are_refused_by_name(downloaded, size):
-    foreign(GeneratorConfig(base_model=str(downloaded)))
-    path = downloaded / "unet" / "w-2-of-2.safetensors"
+def test_weights_that_are_cut_short_are_refused_by_name(in_two_files, refused, size):
+    path = in_two_files / "w-2-of-2.safetensors"
     path.write_bytes(path.read_bytes()[:size])
-    for use in (lambda name: foreign(GeneratorConfig(base_model=name)), load_base_model):
-        with pytest.raises(InvalidModel, match=r"w-2-of-2\.safetensors is cut short or damaged"):
-            use(str(downloaded))
+    assert f"{path} is cut short or damaged" in refused()
 
 
-def test_an_index_that_names_a_missing_file_is_refused(downloaded):
-    (downloaded / "unet" / "w-2-of-2.safetensors").unlink()
-    message = r"index\.json names w-2-of-2\.safetensors, which is missing: download it again"
-    for use in (lambda name: foreign(GeneratorConfig(base_model=name)), load_base_model):
-        with pytest.raises(InvalidModel, match=message):
-            use(str(downloaded))
+@pytest.mark.parametrize("size", [0, 5, 1000])
+def test_so_are_those_of_torch(base_folder, refused, size):
+    path = base_folder / "text_encoder" / "pytorch_model.bin"
+    path.with_name("model.safetensors").unlink()
+    torch.save({"weight": torch.zeros(999)}, path)
+    foreign(GeneratorConfig(base_model=str(base_folder)))
+    path.write_bytes(path.read_bytes()[:size])
+    assert f"{path} is cut short or damaged (torch's archive has no end)" in refused()
+
+
+def test_an_index_that_names_a_missing_file_is_refused(in_two_files, refused):
+    (in_two_files / "w-2-of-2.safetensors").unlink()
+    assert "index.json names w-2-of-2.safetensors, which is missing: download it again" in refused()
+
+
+@pytest.mark.parametrize("content", ["", '{"weight_map": {"a"', "[]"])
+def test_an_index_that_is_cut_short_is_refused(in_two_files, refused, content):
+    path = in_two_files / "diffusion_pytorch_model.safetensors.index.json"
+    path.write_text(content)
+    assert f"{path} is missing or damaged" in refused()
+
+
+def test_a_part_with_weights_of_a_variant_alone_is_refused(base_folder, refused):
+    path = base_folder / "vae" / "diffusion_pytorch_model.safetensors"
+    path.rename(path.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    message = (
+        f"{path.parent} has no diffusion_pytorch_model.safetensors or diffusion_pytorch_model.bin"
+    )
+    assert message in refused()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("vae/config.json", {"_class_name": "AutoencoderDC"}, "autoencoder AutoencoderDC is none"),
+        ("text_encoder/config.json", {"model_type": "t5"}, "text encoder t5 is none of"),
+        (
+            "scheduler/scheduler_config.json",
+            {"_class_name": "Flow"},
+            "Flow is not of DDPM's family",
+        ),
+    ],
+)
+def test_another_family_is_refused_before_anything_is_made(
+    base_folder, refused, file, content, message
+):
+    (base_folder / file).write_text(json.dumps(content))
+    assert message in refused()
 
 
 @pytest.fixture

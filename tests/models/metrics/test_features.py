@@ -9,6 +9,7 @@ from scipy.ndimage import gaussian_filter
 from torch_fidelity import feature_extractor_inceptionv3 as inception
 from torch_fidelity.utils import create_feature_extractor
 
+from data.artifacts.digests import file_digest
 from data.errors import InvalidModel
 from data.vocabulary.images import read_square
 from models.metrics import features as module
@@ -190,7 +191,33 @@ def test_a_file_that_does_not_hold_inceptions_weights_is_refused(tmp_path):
             InceptionFeatures(path)
 
 
-def test_a_weights_file_is_not_run(tmp_path):
+@pytest.fixture
+def download(monkeypatch, tmp_path):
+    """Has a file fetched as torch-fidelity's, by a name that says its digest or another."""
+
+    def fetched(path, digest):
+        url = (tmp_path / f"weights-{digest[:8]}.pth").as_uri()
+        path.rename(tmp_path / f"weights-{digest[:8]}.pth")
+        monkeypatch.setattr(module, "URL_INCEPTION_V3", url)
+        monkeypatch.setattr(inception, "URL_INCEPTION_V3", url)
+        monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+        return InceptionFeatures()
+
+    return fetched
+
+
+def test_what_is_fetched_has_to_be_what_was_published(download, weights, tmp_path):
+    copy = tmp_path / "inception.pth"
+    copy.write_bytes(weights.read_bytes())
+    with pytest.raises(InvalidModel, match="invalid hash value"):
+        download(copy, "0" * 8)
+    copy.write_bytes(weights.read_bytes())
+    features = download(copy, file_digest(weights))
+    assert torch.equal(features(ramp()), InceptionFeatures(weights)(ramp()))
+
+
+@pytest.mark.parametrize("is_fetched", [False, True])
+def test_a_weights_file_is_not_run(tmp_path, download, is_fetched):
     class Program:
         def __reduce__(self):
             return (tmp_path / "was_run").touch, ()
@@ -198,7 +225,7 @@ def test_a_weights_file_is_not_run(tmp_path):
     path = tmp_path / "inception.pth"
     torch.save({"conv": Program()}, path)
     with pytest.raises(InvalidModel):
-        InceptionFeatures(path)
+        download(path, file_digest(path)) if is_fetched else InceptionFeatures(path)
     assert not (tmp_path / "was_run").exists()
 
 
@@ -206,7 +233,7 @@ def test_weights_that_cannot_be_fetched_are_asked_for(monkeypatch):
     def unreachable(*args, **options):
         raise urllib.error.URLError("no network")
 
-    monkeypatch.setattr(inception, "load_state_dict_from_url", unreachable)
+    monkeypatch.setattr(module, "load_state_dict_from_url", unreachable)
     with pytest.raises(
         InvalidModel, match=r"give torch-fidelity's file as evaluate\.inception_weights"
     ):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from dataclasses import replace
 from typing import get_args
@@ -19,7 +20,7 @@ from models.counts import known_counts
 from models.generator.options import GeneratorConfig
 from tasks.estimates.cost import ASSUMED_CORE, Cpu, Gpus, schedule
 from tasks.estimates.data_size import COCO, data_sizes
-from tasks.estimates.forecast import forecast
+from tasks.estimates.forecast import _gpu_memory, forecast
 from tasks.estimates.work import START_SECONDS, Facts, Work, work_of
 
 
@@ -209,3 +210,16 @@ def test_too_little_disk_or_memory_is_named(monkeypatch, tmp_path):
     memory = psutil.virtual_memory().total + 1e15
     (line,) = replace(found, memory=memory).shortages(tmp_path)
     assert "too few: end other programs" in line
+    (line,) = replace(found, gpu_memory=24e9, gpu_there=16e9).shortages(tmp_path)
+    assert "needs 24.0 GB of a GPU's memory at least, and there are 16.0 GB" in line
+
+
+@pytest.mark.parametrize(
+    ("said", "smallest"), [("81559\n24576\n", 24576 * 2**20), ("[N/A]", math.inf)]
+)
+def test_the_smallest_gpu_counts_where_it_is_known(monkeypatch, tmp_path, said, smallest):
+    command = tmp_path / "nvidia-smi"
+    command.write_text(f"#!/bin/sh\nprintf '{said}'")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert _gpu_memory() == smallest

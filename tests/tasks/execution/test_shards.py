@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import BrokenExecutor, Future
 from contextlib import contextmanager
 from functools import partial
 from importlib import metadata
@@ -20,7 +21,7 @@ from flows.run_config import build_run
 from flows.run_graph import run_graph
 from tasks.execution.context import StepContext
 from tasks.execution.executors import enough_gpus
-from tasks.execution.shards import run_shards
+from tasks.execution.shards import _made, _Shard, run_shards
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore"
@@ -127,7 +128,7 @@ EXECUTORS = ["local", "ray"]
 
 @pytest.mark.parametrize(
     ("executor", "num_workers"),
-    [("local", 1), ("local", 2), ("local", 4), ("ray", 1), ("ray", 2)],
+    [("local", 1), ("local", 2), ("local", 4), ("ray", 1), ("ray", 2), ("ray", 4)],
 )
 def test_shards_are_the_same_by_any_number_of_workers(work, execution, executor, num_workers):
     reports = []
@@ -159,6 +160,44 @@ def test_a_shard_that_fails_thrice_is_named(work, execution, executor, what, why
     others = {path.name for path in (work / "shards").iterdir() if path.suffix != ".tmp"}
     assert "000000000" in others
     assert "000000004" not in others
+
+
+class Scripted:
+    """An executor whose workers load, one after the other, as it is told, and make shards."""
+
+    num_workers = 1
+
+    def __init__(self, loads):
+        self._loads = iter(loads)
+
+    def new_worker(self, prepare):
+        return self
+
+    def begin(self):
+        return self._outcome(next(self._loads))
+
+    def do(self, shard):
+        shard.folder.mkdir()
+        return self._outcome(False)  # it dies when its shard is there
+
+    def end(self):
+        pass
+
+    def _outcome(self, is_well):
+        future = Future()
+        future.set_result(None) if is_well else future.set_exception(BrokenExecutor("dead"))
+        return future
+
+
+def made_by(loads, work):
+    missing = [_Shard([number], work / str(number)) for number in range(3)]
+    return [shard.items for shard in _made(Scripted(loads), None, missing, str)]
+
+
+def test_workers_that_are_lost_before_they_begin_end_a_step_if_it_is_three_in_a_row(work):
+    assert made_by([0, 0, 1, 0, 0, 1, 0, 0, 1, 1], work) == [[0], [1], [2]]
+    with pytest.raises(StepFailed, match=r"3 workers failed before their first images: .*dead"):
+        made_by([1, 0, 0, 0], work / "notes")
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
@@ -243,8 +282,8 @@ def test_a_cluster_of_a_steps_own_is_for_this_machine_alone_and_ends_with_it(wor
 
 
 def test_more_workers_than_gpus_are_refused(work, execution):
-    with pytest.raises(InvalidConfig, match="num_workers 3 is more than the 2 GPUs of the cluster"):
-        made(work, execution("ray", 3))
+    with pytest.raises(InvalidConfig, match="num_workers 5 is more than the 4 GPUs of the cluster"):
+        made(work, execution("ray", 5))
     with pytest.raises(InvalidConfig, match="num_workers 3 is more than the 2 GPUs here"):
         enough_gpus(3, 2, "here")
     assert enough_gpus(None, 2, "here") == 2
@@ -254,7 +293,10 @@ def test_more_workers_than_gpus_are_refused(work, execution):
 def test_workers_of_other_versions_are_refused(work, execution, monkeypatch):
     options, version = execution("ray", 1), metadata.version
     monkeypatch.setattr(metadata, "version", lambda name: f"{version(name)}.other")
-    with pytest.raises(ServiceUnavailable, match=r"a worker on .* has .*, the run has .*other"):
+    with pytest.raises(
+        ServiceUnavailable,
+        match=r"a worker on .* has torch [^,]*[^r], .*, the run has torch .*other, ",
+    ):
         made(work, options)
 
 

@@ -275,6 +275,19 @@ def test_a_run_goes_on_without_a_mirror_that_does_not_answer_and_says_so_once(
     assert "there is no such bucket or folder" in warning
 
 
+def test_a_mirror_that_answers_again_is_used_again(store, step, remote, tmp_path, monkeypatch):
+    monkeypatch.setattr(workshop_module, "_SECONDS_WITHOUT_REMOTE", 0.5)
+    second = step()
+    steps = {item.identity.reference: item for item in (second.inputs["other"], second)}
+    workshop = Workshop(store, Graph(steps), 1, remote=remote)
+    (tmp_path / "mirror").rename(tmp_path / "gone")
+    first, _ = workshop.obtain(second.inputs["other"], lambda *report: None)
+    (tmp_path / "gone").rename(tmp_path / "mirror")
+    time.sleep(0.5)
+    manifest, _ = workshop.obtain(second, lambda *report: None)
+    assert remote.has([manifest.reference, first.reference]) == {manifest.reference}
+
+
 def test_a_run_that_was_stopped_leaves_off_pulling(store, step, remote):
     wanted = alone(step())
     manifest, _, _ = obtain(store, wanted, remote=remote)

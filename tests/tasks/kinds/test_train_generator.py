@@ -1,5 +1,6 @@
 """What a generator is trained on, and what it starts from."""
 
+import json
 import math
 import os
 import socket
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from data.attributes.options import ATTRIBUTES_NAME, PseudoLabelConfig
-from data.errors import ArtifactMissing
+from data.errors import ArtifactMissing, ServiceUnavailable
 from data.ingest.options import UnlabelledConfig
 from data.layouts.options import Protocol
 from data.progress import silent
@@ -28,6 +29,7 @@ from models.generator.options import (
 )
 from models.training.metrics_file import METRICS_NAME, read_metrics
 from tasks.execution.context import StepContext
+from tasks.execution.versions import versions
 from tasks.kinds import ingest_unlabelled, pseudo_label, train_generator
 
 CONFIG = GeneratorConfig(
@@ -127,6 +129,15 @@ def test_a_training_goes_on_from_the_pre_trained_generator(
         torch.testing.assert_close(after[name], weights, rtol=0, atol=1e-6)
     assert any(not torch.allclose(other[name], before[name], atol=1e-4) for name in before)
     assert load_generator(made / "generator").encoder.categories == dataset.categories
+
+
+def test_a_host_of_other_versions_takes_no_part(tmp_path):
+    shared = {"versions": versions() | {"torch": "0.4"}}
+    (tmp_path / "context.json").write_text(json.dumps(shared))
+    with pytest.raises(
+        ServiceUnavailable, match=r"this host has torch .*, the run has torch 0\.4:"
+    ):
+        train_generator.join(tmp_path)
 
 
 def test_another_host_takes_part_by_one_command(
