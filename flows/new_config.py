@@ -15,7 +15,7 @@ from data.coco.splitting import read_document, split_document
 from data.errors import InvalidConfig, InvalidDataset
 from data.ingest.ingestion import write_tables
 from data.ingest.options import IngestConfig, SplitConfig, TileConfig
-from data.ingest.refusals import NUM_EXAMPLES
+from data.ingest.refusals import NUM_EXAMPLES, reasons
 from data.ingest.survey import (
     SMALL_SIDE,
     Survey,
@@ -225,7 +225,7 @@ def _look(sources: Mapping[Split, SplitConfig], folder: Path, num_workers: int) 
         cut.mkdir()
         write_tiles(tile, sources, tables, cut, num_workers)
         shown = {name: survey(Dataset(cut), name) for name in sources}
-    refused = [f"{row['count']} × {row['reason']} ({row['first']})" for row in summary["refused"]]
+    refused = reasons(summary["refused"])
     names = [(split, name) for split in sources for name in _file_names(dataset, split)]
     turned = [name for split, name in names if is_turned(sources[split].images / name)]
     return _Found(whole, shown, tile, dataset.things, refused, turned)

@@ -243,7 +243,7 @@ _TWICE = {"num_epochs": 24}
 _FINE_TUNE: dict[str, Any] = {
     "ingest": {},
     "train_detector": {**_FASTER_RCNN, **_TWICE},
-    "train_scorer": {**_RTMDET_TINY, **_TWICE},
+    "train_scorer": {**_RTMDET_TINY, **_TWICE, "config_hooks": True},
     "extract_attributes": {},
     "train_generator": {
         "recipe": "geodiffusion",
@@ -283,6 +283,8 @@ def _coco(resolution: int, guidance_scale: float, **rates: float) -> dict[str, A
         "train_generator": {
             "recipe": "geodiffusion",
             "resolution": resolution,
+            "num_epochs": 60,
+            "num_steps": 0,
             **rates,
             "probe": {"sampling": {"guidance_scale": guidance_scale}},
         },

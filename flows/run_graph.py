@@ -83,14 +83,30 @@ def lost_detectors(config: RunConfig, digests: DigestMemory, store: ArtifactStor
 
 
 def idle_options(configs: Iterable[RunConfig]) -> list[str]:
-    """Options that are given and that none of some runs uses, each with what it needs."""
+    """Options that are given and that none of some runs uses, each with what it needs.
+
+    Among them a rule for layouts, where the preset has another one for those that are drawn.
+    """
     used: dict[str, bool] = {}
     for config in configs:
         given = changes_to_preset(config)
+
+        def is_given(name: str, names: Collection[str] = given.keys()) -> bool:
+            return any(f"{item}.".startswith(f"{name}.") for item in names)
+
         for name, (is_used, needed) in _uses(config).items():
-            if any(f"{item}.".startswith(f"{name}.") for item in given):
+            if is_given(name):
                 line = f"{name} has no effect without {needed}"
                 used[line] = is_used or used.get(line, False)
+        rules = {
+            "synthesize.train_layouts": config.synthesize.train_layouts,
+            "synthesize.val_layouts": config.synthesize.val_layouts,
+        }
+        kept = [name for name, rule in rules.items() if rule != "run" and not is_given(name)]
+        if kept and is_given("layouts"):
+            used[f"layouts leaves {' and '.join(kept)} as the preset has them: change them too"] = (
+                False
+            )
     return [line for line, is_used in used.items() if not is_used]
 
 

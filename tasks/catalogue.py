@@ -138,7 +138,7 @@ KINDS: dict[str, Kind] = {
             "tasks.kinds.compare",
             ComparisonOptions,
             {"ingest": "one", "trained": "many", "found": "many"},
-            {"step": 4},
+            {"step": 5},
             preload=False,
         ),
         Kind(

@@ -24,6 +24,7 @@ from rich.console import Console
 
 from data.artifacts.manifest import Manifest
 from data.errors import PipelineError
+from tasks.execution.context import WARNINGS
 from tasks.execution.graph import Graph, Step
 from tasks.execution.workshop import Workshop
 from tasks.pages.cards import CARD_NAME, markdown_table
@@ -134,13 +135,19 @@ class StepProgress:
 
     def fail(self, reason: str) -> None:
         """Say in one line above a terminal's bars that the step failed; elsewhere Prefect's log does."""
-        if not sys.stderr.isatty():
-            return
         if self._bar is not None:
             _bars.update(self._bar, status="failed")
         first, _, _ = reason.partition("\n")
-        line = f"error: {self._name}: {first.rstrip(':')}"
-        _bars.console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+        self._say(f"error: {self._name}: {first.rstrip(':')}", "red")
+
+    def warn(self, text: str) -> None:
+        """Say what the user should know of a result, in Prefect's log and above a terminal's bars."""
+        get_run_logger().warning("%s: %s", self._name, text)
+        self._say(f"warning: {self._name}: {text}", "yellow")
+
+    def _say(self, line: str, style: str) -> None:
+        if sys.stderr.isatty():
+            _bars.console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def _show_in_ui(self, percent: float, status: str) -> None:
         if self._artifact is None:
@@ -173,6 +180,8 @@ def obtain_artifact(workshop: Workshop, name: str) -> Any:
         except Exception as error:
             progress.fail(repr(error))
             raise
+        for text in manifest.summary.get(WARNINGS, ()):
+            progress.warn(text)
     _show(workshop, step, manifest)
     return Completed(name="Cached" if hit else "Completed", data=manifest)
 

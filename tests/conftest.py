@@ -58,14 +58,14 @@ def publish():
     import time
     from datetime import UTC, datetime
 
-    def publish(store, identity, hours=0, content="content"):
+    def publish(store, identity, hours=0, content="content", summary=None):
         out = store.work(identity.kind, identity.key) / "out"
         out.mkdir(parents=True)
         (out / "file").write_text(content)
         made = time.time() - 3600 * hours
         manifest = store.publish(
-            identity, out, summary={"results": {"size": len(content)}}, environment={}, seconds=1.0,
-            peak_memory_bytes=1, created_at=datetime.fromtimestamp(made, UTC).isoformat(),
+            identity, out, summary=summary or {"results": {"size": len(content)}}, environment={},
+            seconds=1.0, peak_memory_bytes=1, created_at=datetime.fromtimestamp(made, UTC).isoformat(),
         )  # fmt: skip
         for path in (store.root / manifest.reference).iterdir():
             os.utime(path, (made, made))

@@ -1,7 +1,7 @@
 """An account of what a data set's files held that could not be used."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -11,6 +11,11 @@ from data.vocabulary.tables import REFUSED
 
 NUM_EXAMPLES = 5
 """Records that are named where a reason is summarised."""
+
+
+def reasons(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What `Refusals.rows` has, for people."""
+    return [f"{row['count']} × {row['reason']} ({row['first']})" for row in rows]
 
 
 class Refusals:
@@ -45,9 +50,7 @@ class Refusals:
 
     def __str__(self) -> str:
         """All reasons in one line, for messages."""
-        return "; ".join(
-            f"{row['count']} × {row['reason']} ({row['first']})" for row in self.rows()
-        )
+        return "; ".join(reasons(self.rows()))
 
     @property
     def total(self) -> int:

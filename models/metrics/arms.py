@@ -130,7 +130,7 @@ def compare(
     arms = dict.fromkeys(item.arm for item in results if item.arm != REAL)
     unasked = [(arm, REAL) for arm in arms if (arm, REAL) not in contrasts]
     beside = [_contrast(results, pair, MAP, bootstrap) for pair in unasked]
-    beside += [_contrast(results, pair, name) for pair in contrasts for name in others]
+    beside += [_contrast(results, pair, name) for pair in (*contrasts, *unasked) for name in others]
     return answers + [item for item in beside if item]
 
 
@@ -188,7 +188,7 @@ def arm_worth(results: Sequence[ArmResult], arm: str) -> Worth | None:
 
     Returns:
         None where the ruler has less than two sizes, or a seed is missing somewhere, and of the
-        ruler's own arms.
+        ruler's own arms; and of one that was trained for longer or shorter, which is worth something too.
     """
     found = by_seed(results, arm)
     like = {_apart_from_size(item) for item in results if item.arm == REAL}
@@ -203,6 +203,8 @@ def arm_worth(results: Sequence[ArmResult], arm: str) -> Worth | None:
     if len(ruler) < 2 or not found or not complete:
         return None
     example = found[seeds[0]]
+    if example.iterations not in {item.iterations for item in results if item.arm == REAL}:
+        return None
     return worth(
         {count: [scores[seed] for seed in seeds] for count, scores in ruler.items()},
         [found[seed].map for seed in seeds],

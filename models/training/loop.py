@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +17,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from data.errors import OutOfMemory, TrainingDiverged
+from data.errors import TrainingDiverged
 from models.devices import (
     attention_kernel,
-    default_device,
     full_float32,
     peak_memory_bytes,
     release_memory,
@@ -36,6 +35,7 @@ from models.training.losses import (
     min_snr_weights,
     perception_loss,
 )
+from models.training.memory_errors import memory_errors
 from models.training.metrics_file import METRICS_NAME, Metrics, truncate_metrics
 from models.training.state import (
     TrainingState,
@@ -273,7 +273,8 @@ def train_generator(
         OutOfMemory: a step needs more than the device has.
         InvalidModel: the checkpoint in `work` is of another run.
     """
-    state = new_state(generator, config)
+    with memory_errors(config):
+        state = new_state(generator, config)
     accelerator = state.accelerator
     # The first process chooses: hosts may see a shared folder at different ages.
     newest = newest_checkpoint(checkpoints(work)) if accelerator.is_main_process else None
@@ -284,7 +285,7 @@ def train_generator(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         truncate_metrics(work / METRICS_NAME, state.step)
-    with _memory_errors(state, config):
+    with memory_errors(config, state):
         begun: deque[StepMetrics] = deque()
         started = time.perf_counter()
         for batches in batches_ahead(state, training_set, config):
@@ -325,32 +326,6 @@ def _is_saved(state: TrainingState, config: GeneratorConfig) -> bool:
 def _steps_ahead(device: torch.device) -> int:
     """Steps that are begun while one is computed: a GPU has work when its numbers are read."""
     return 1 if device.type == "cuda" else 0
-
-
-@contextmanager
-def _memory_errors(state: TrainingState, config: GeneratorConfig) -> Iterator[None]:
-    """Say which options need less.
-
-    Raises:
-        OutOfMemory: the device has too little.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        drawn = config.probe.sampling.batch_size
-        raise OutOfMemory(
-            f"step {state.step}: the memory of {default_device()} does not suffice. "
-            "train_generator.gradient_checkpointing=true, more gradient_accumulation_steps (now "
-            f"{config.num_parts}: take {_more_parts(config)}) and, if it was a probe, a smaller "
-            f"probe.sampling.batch_size (now {drawn}: take {max(drawn // 2, 1)}) need less and give the "
-            "same result"
-        ) from error
-
-
-def _more_parts(config: GeneratorConfig) -> int:
-    """The next number of parts, about twice as many, that a process' share of a batch can be cut into."""
-    share, least = config.batch_size // config.num_processes, 2 * config.num_parts
-    return next((n for n in range(least, share) if share % n == 0), share)
 
 
 @dataclass(frozen=True, slots=True)

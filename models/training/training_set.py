@@ -134,10 +134,10 @@ def build_training_set(
     coverage, moments = folder / "masks.npy", folder / "latents.npy"
     if not coverage.exists():
         shape: tuple[int, ...] = (int(first_objects[-1]), size, size)
-        _fill(coverage, np.uint8, shape, masks, len(layouts))
+        _fill(coverage, np.uint8, shape, masks, len(layouts), on_progress, "images' masks")
     if latents == "cached" and not moments.exists():
         shape = (2, len(layouts), 2 * model.vae.config.latent_channels, size, size)
-        _fill(moments, np.float32, shape, encoded, len(layouts), on_progress)
+        _fill(moments, np.float32, shape, encoded, len(layouts), on_progress, "images encoded")
         model.vae.to("cpu")
         release_memory()
     return TrainingSet(
@@ -160,12 +160,14 @@ def _fill(
     shape: tuple[int, ...],
     parts: Callable[[int], Iterator[Part]],
     num_images: int,
-    on_progress: Progress = silent,
+    on_progress: Progress,
+    unit: str,
 ) -> None:
     """Fill an array file some images at a time; after a kill it goes on with those that are left.
 
     Args:
         parts: what stands there from an image on, chunk by chunk.
+        unit: what is counted.
     """
     temporary, record = path.with_suffix(".tmp"), path.with_suffix(".done")
     if not (temporary.exists() and record.exists()):
@@ -181,7 +183,7 @@ def _fill(
         with record.open("ab") as file:
             file.write(b".")
         done = min(done + _CHUNK, num_images)
-        on_progress(done, num_images, "images encoded")
+        on_progress(done, num_images, unit)
     record.unlink()
     temporary.replace(path)
 
@@ -210,12 +212,26 @@ def latent_masks(layout: Layout, size: int) -> Float[Tensor, "objects size size"
     masks = torch.zeros(len(layout.boxes), size, size)
     for index, counts in enumerate(layout.masks):
         if counts is None:
-            mask = np.zeros((layout.height, layout.width), dtype=bool)
-            left, top = np.floor(layout.boxes[index, :2]).astype(int)
-            right, bottom = np.ceil(layout.boxes[index, 2:]).astype(int)
-            mask[top:bottom, left:right] = True
+            masks[index] = _rectangle(layout, index, size)
         else:
             mask = decode_mask(counts, layout.height, layout.width)
-        pixels = torch.from_numpy(mask).float()[None, None]
-        masks[index] = functional.adaptive_avg_pool2d(pixels, size)[0, 0]
+            pixels = torch.from_numpy(mask).float()[None, None]
+            masks[index] = functional.adaptive_avg_pool2d(pixels, size)[0, 0]
     return masks
+
+
+def _rectangle(layout: Layout, index: int, size: int) -> Float[Tensor, "size size"]:
+    """The same of a box's pixels, as the pooling of a mask gives it, without the mask."""
+    left, top = np.floor(layout.boxes[index, :2]).astype(int)
+    right, bottom = np.ceil(layout.boxes[index, 2:]).astype(int)
+    rows, height = _overlaps(top, bottom, layout.height, size)
+    columns, width = _overlaps(left, right, layout.width, size)
+    return torch.outer(rows, columns) / height[:, None] / width
+
+
+def _overlaps(start: int, end: int, length: int, size: int) -> tuple[Tensor, Tensor]:
+    """Pixels from start to end in each of the windows that a side is pooled in, and of these themselves."""
+    cells = np.arange(size)
+    first, last = cells * length // size, -((cells + 1) * -length // size)
+    inside = np.minimum(last, end) - np.maximum(first, start)
+    return torch.tensor(inside).clamp(min=0).float(), torch.tensor(last - first).float()

@@ -15,6 +15,9 @@ OptionsT_co = TypeVar("OptionsT_co", bound=Options, covariant=True)
 Summary = dict[str, Any]
 """A step's headline results, plain JSON; becomes part of the manifest."""
 
+WARNINGS = "warnings"
+"""In a summary: sentences that every run which has the artifact tells its user."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepContext(Generic[OptionsT_co]):

@@ -4,10 +4,11 @@ import numpy as np
 
 from data.ingest.ingestion import ingest
 from data.ingest.options import IngestConfig
+from data.ingest.refusals import reasons
 from data.layouts.gallery import layout_sheet
 from data.layouts.layout import evenly_spaced, read_layouts
 from data.vocabulary.tables import Dataset
-from tasks.execution.context import StepContext, Summary
+from tasks.execution.context import WARNINGS, StepContext, Summary
 from tasks.pages.cards import markdown_picture, markdown_table, write_card
 
 
@@ -24,7 +25,7 @@ def run(context: StepContext[IngestConfig]) -> Summary:
         "## Validation images",
         markdown_picture(_sheet(dataset), "validation images with their boxes"),
     )
-    return summary
+    return summary | {WARNINGS: [f"left out or mended: {x}" for x in reasons(summary["refused"])]}
 
 
 def _sheet(dataset: Dataset) -> np.ndarray:

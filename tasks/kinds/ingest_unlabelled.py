@@ -1,8 +1,9 @@
 """Kind `ingest-unlabelled`: images without labels, looked at and listed."""
 
 from data.ingest.options import UnlabelledConfig
+from data.ingest.refusals import reasons
 from data.ingest.unlabelled import ingest_unlabelled
-from tasks.execution.context import StepContext, Summary
+from tasks.execution.context import WARNINGS, StepContext, Summary
 from tasks.pages.cards import markdown_table, write_card
 
 
@@ -16,4 +17,4 @@ def run(context: StepContext[UnlabelledConfig]) -> Summary:
         "## Left out",
         markdown_table(summary["refused"]),
     )
-    return summary
+    return summary | {WARNINGS: [f"left out or mended: {x}" for x in reasons(summary["refused"])]}

@@ -22,7 +22,7 @@ from data.layouts.gallery import contact_sheet, crop, in_rows, layout_sheet
 from data.layouts.layout import evenly_spaced, read_layouts
 from data.vocabulary.splits import Split
 from data.vocabulary.tables import Dataset, box_array, write_table
-from tasks.execution.context import StepContext, Summary
+from tasks.execution.context import WARNINGS, StepContext, Summary
 from tasks.pages.cards import markdown_picture, markdown_table, write_card
 from tasks.pages.detections import DETECTIONS_NAME
 
@@ -30,6 +30,8 @@ _SPLITS: tuple[Split, ...] = ("train", "val")
 _CROPS = 16
 _CROP_SIDE = 64
 _NUM_PICTURES = 3
+_LEAST_SHARE = 0.05
+"""Of objects of either attribute."""
 
 
 def run(context: StepContext[AttributeConfig]) -> Summary:
@@ -71,7 +73,25 @@ def run(context: StepContext[AttributeConfig]) -> Summary:
             _sheet(dataset, attributes), "validation images with attributes", _NUM_PICTURES
         ),
     )
-    return {"hard_share": shares, "by_class": tables["By class"]}
+    return {
+        "hard_share": shares,
+        "by_class": tables["By class"],
+        WARNINGS: _says_little(shares["train"]),
+    }
+
+
+def _says_little(share: float) -> list[str]:
+    """What to do where next to all training objects have the same attribute."""
+    if share < _LEAST_SHARE:
+        what = (
+            "raise extract_attributes.scoring.num_folds (a detector knows its own training images)"
+        )
+        what += " or extract_attributes.labelling.score_threshold"
+    elif share > 1 - _LEAST_SHARE:
+        what = "train the attribute detector longer, or give another one"
+    else:
+        return []
+    return [f"{share:.1%} of the training objects are hard, so easy and hard say little: {what}"]
 
 
 def _galleries(dataset: Dataset, scored: pa.Table) -> list[str]:

@@ -1,6 +1,5 @@
 """Kind `pseudo-label`: detections that a detector is sure of, as labels of images that have none."""
 
-import logging
 import shutil
 
 import numpy as np
@@ -13,11 +12,9 @@ from data.coco.export import export_boxes
 from data.layouts.gallery import layout_sheet
 from data.layouts.layout import evenly_spaced, read_layouts
 from data.vocabulary.tables import Dataset, write_table
-from tasks.execution.context import StepContext, Summary
+from tasks.execution.context import WARNINGS, StepContext, Summary
 from tasks.pages.cards import markdown_picture, markdown_table, write_card
 from tasks.pages.detections import DETECTIONS_NAME
-
-logger = logging.getLogger(__name__)
 
 _SCORES = (0.3, 0.5, 0.7, 0.9)
 
@@ -29,11 +26,6 @@ def run(context: StepContext[PseudoLabelConfig]) -> Summary:
     things, images = Dataset(labelled).things, Dataset(unlabelled).images
     found = pq.read_table(context.inputs["detections"] / DETECTIONS_NAME)
     kept, dropped = sure_detections(found, images, things, threshold)
-    if not kept.num_rows:
-        logger.warning(
-            "no detection in unlabelled images is kept: lower pseudo_labels.score_threshold, %g",
-            threshold,
-        )
     shutil.copyfile(labelled / "categories.parquet", out / "categories.parquet")
     shutil.copyfile(unlabelled / "images.parquet", out / "images.parquet")
     write_table(pseudo_objects(kept), out / "objects.parquet")
@@ -55,6 +47,9 @@ def run(context: StepContext[PseudoLabelConfig]) -> Summary:
         "boxes": kept.num_rows,
         "share_without_box": without,
         "left_out": dropped,
+        WARNINGS: []
+        if kept.num_rows
+        else [f"no detection is kept: lower pseudo_labels.score_threshold, {threshold:g}"],
     }
 
 

@@ -40,7 +40,7 @@ from models.generator.sampling import (
     generated_size,
     write_picture,
 )
-from tasks.execution.context import StepContext, Summary
+from tasks.execution.context import WARNINGS, StepContext, Summary
 from tasks.execution.shards import Make, run_shards
 from tasks.pages.cards import markdown_picture, markdown_table, write_card
 
@@ -99,6 +99,8 @@ def run(context: Context) -> Summary:
     what = {"scenes": "hidden objects", "generator": "objects that prompts had no room for"}
     counts[what[options.drawn_by]] = sum(image.provenance["num_omitted"] for image in labelled)
     chosen = _chosen_layouts(dataset, options)
+    warnings = _warnings(dataset, options, chosen)
+    mind = "".join(f"**Mind that {text}.**\n\n" for text in warnings)
     sheet = layout_sheet((item.path, item.layout) for item in images[:_PICTURES])
     how: dict[str, Any] = {"drawn by": options.drawn_by, "layouts": options.layout_source}
     if options.strength < 1:
@@ -107,10 +109,10 @@ def run(context: Context) -> Summary:
         context.out,
         f"Synthetic data set: {options.split}, {options.policy}",
         markdown_table([how | counts]),
-        f"## Layouts\n\n{_warnings(dataset, options, chosen)}{markdown_table([chosen])}",
+        f"## Layouts\n\n{mind}{markdown_table([chosen])}",
         markdown_picture(sheet, "generated images with the boxes asked for"),
     )
-    return {"counts": counts, "layouts": chosen, **facts}
+    return {"counts": counts, "layouts": chosen, **facts, WARNINGS: warnings}
 
 
 def _drawn(
@@ -238,13 +240,15 @@ def _numbered_layouts(
     return list(enumerate(made))
 
 
-def _warnings(dataset: Dataset, options: SyntheticSetOptions, chosen: Mapping[str, Any]) -> str:
-    """What the card says before the counts: few layouts are left, or such as training did not see."""
+def _warnings(
+    dataset: Dataset, options: SyntheticSetOptions, chosen: Mapping[str, Any]
+) -> list[str]:
+    """What is said before the counts: few layouts are left, or such as training did not see."""
     said = (
         few_layouts(chosen["images"], len(dataset.split_images(options.split))),
         options.unseen_things(dataset),
     )
-    return "".join(f"**Mind that {text}.**\n\n" for text in said if text)
+    return [text for text in said if text]
 
 
 def _chosen_layouts(dataset: Dataset, options: SyntheticSetOptions) -> dict[str, Any]:

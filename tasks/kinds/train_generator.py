@@ -6,15 +6,18 @@ import shlex
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import UInt8
 from PIL import Image
 from pydantic import TypeAdapter
 
@@ -56,7 +59,7 @@ from models.training.probe import GeneratorProbe
 from models.training.state import TrainingState
 from models.training.training_set import TrainingSet, build_training_set
 from tasks.execution.child import log_plainly
-from tasks.execution.context import StepContext, Summary
+from tasks.execution.context import WARNINGS, StepContext, Summary
 from tasks.execution.versions import require_versions, versions
 from tasks.pages.cards import markdown_picture, markdown_table, write_card
 
@@ -158,6 +161,7 @@ def run(context: Context) -> Summary:
         "precision": precision,
         "optimizer": worked,
         "progress": rows,
+        WARNINGS: [f"{omitted} objects are in no prompt, which were too long"] if omitted else [],
     }
 
 
@@ -371,9 +375,8 @@ def _base_model(context: Context, images: _Images, names: list[str]) -> StableDi
             return load_base_model(shape)
         return load_base_model(shape, context.foreign["base_model"].rpartition("@")[2])
     if not folder.exists():
-        paths, size = images.paths, context.options.resolution
         chosen = evenly_spaced(images.layouts, _AUTOENCODER_IMAGES)
-        pixels = np.stack([read_square(paths[item.image_id], size) for item in chosen])
+        pixels = _squares(context, [images.paths[item.image_id] for item in chosen])
         unfinished = context.work / "base_model.tmp"
         seed = context.options.seed
         model = create_base_model(shape, pixels, names, seed, context.progress)
@@ -382,11 +385,21 @@ def _base_model(context: Context, images: _Images, names: list[str]) -> StableDi
     return load_base_model(str(folder))
 
 
+def _squares(context: Context, paths: Sequence[Path]) -> UInt8[np.ndarray, "images side side 3"]:
+    """Images squashed to the training's squares."""
+    squares = []
+    with ThreadPoolExecutor(context.num_workers) as pool:
+        for square in pool.map(partial(read_square, resolution=context.options.resolution), paths):
+            squares.append(square)
+            context.progress(len(squares), len(paths), "images read")
+    return np.stack(squares)
+
+
 def _count_omitted(generator: Generator, layouts: list[Layout]) -> int:
     omitted = {layout.image_id: generator.encoder.prompt(layout).omitted for layout in layouts}
     omitted = {image_id: indices for image_id, indices in omitted.items() if indices}
     for image_id, indices in omitted.items():
-        logger.warning("image %d: objects %s do not fit the prompt", image_id, list(indices))
+        logger.info("image %d: objects %s do not fit the prompt", image_id, list(indices))
     return sum(map(len, omitted.values()))
 
 

@@ -1,6 +1,7 @@
 import io
 import re
 import sys
+from types import SimpleNamespace
 
 import networkx as nx
 import pytest
@@ -105,6 +106,23 @@ def test_the_bar_of_a_failed_step_says_so_and_the_line_is_the_first_of_its_error
     assert "error: broken: the end of the log\n" in shown
     assert "RuntimeError" not in shown
     assert "1/2 -:--:-- failed" in Text.from_ansi(shown).plain
+
+
+@pytest.mark.parametrize("on_terminal", [True, False])
+def test_what_an_artifact_warns_of_is_told_by_every_run_that_has_it(
+    tmp_path, publish, monkeypatch, on_terminal
+):
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal() if on_terminal else io.StringIO())
+    logged = []
+    logger = SimpleNamespace(warning=lambda text, *names: logged.append(text % names))
+    monkeypatch.setattr(prefect_ui, "get_run_logger", lambda: logger)
+    store = ArtifactStore(tmp_path)
+    graph = resolve([Node("ingest", "ingest", "ingest", IngestConfig())], DigestMemory())
+    publish(store, graph.find("ingest").identity, summary={"warnings": ["5 × no file", "odd"]})
+    assert obtain_artifact.fn(Workshop(store, graph), "ingest").name == "Cached"
+    assert logged == ["ingest: 5 × no file", "ingest: odd"]
+    shown = ["warning: ingest: 5 × no file", "warning: ingest: odd"]
+    assert terminal.getvalue().splitlines() == (shown if on_terminal else [])
 
 
 def test_names_of_steps_are_keys_that_prefect_takes():

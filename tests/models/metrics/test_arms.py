@@ -44,6 +44,8 @@ def test_gains_are_paired_by_seed_and_judged_as_one_family():
     unasked = compare(results, pairs[:1], no_bootstrap)
     gains = {item.of: item.verdict for item in unasked if item.metric == "map"}
     assert gains == {"real+hard": "helps", "real+easy": None, "real+origin": None}
+    beside = {item.of for item in unasked if item.metric == "map50"}
+    assert beside == {"real+hard", "real+easy", "real+origin"}
     assert all(item.over == "seeds" for item in found)
 
 
@@ -118,6 +120,12 @@ def test_without_two_sizes_or_with_a_missing_seed_there_is_no_worth():
     other_seeds = [result("real+hard", seed, 0.57, num_synthetic=512) for seed in (1, 2)]
     assert arm_worth([*RULER, *other_seeds], "real+hard") is None
     assert arm_worth(RULER, "real+hard") is None
+
+
+@pytest.mark.parametrize("iterations", [750, 3000])
+def test_an_arm_that_was_trained_for_another_length_has_no_worth(iterations):
+    longer = arm("real-repeated", [0.6, 0.61], iterations=iterations)
+    assert arm_worth([*RULER, *longer], "real-repeated") is None
 
 
 def test_the_rulers_own_arms_have_no_worth():

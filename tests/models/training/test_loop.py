@@ -212,16 +212,17 @@ def test_steps_begun_ahead_change_neither_weights_nor_metrics(prepare, tmp_path,
     assert timeless[0] == timeless[1]
 
 
-def test_a_device_that_is_too_small_is_one_sentence_with_the_options_to_turn(
-    prepare, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    ("where", "told"), [("train_step", "step 0: "), ("new_state", "before the first step: ")]
+)
+def test_a_device_that_is_too_small_is_told_with_the_options_to_turn(
+    prepare, tmp_path, monkeypatch, where, told
 ):
-    def fill(state, config, batches):
+    def fill(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("models.training.loop.train_step", fill)
-    with pytest.raises(
-        OutOfMemory, match=r"step 0: .* gradient_accumulation_steps \(now 1: take 2\)"
-    ):
+    monkeypatch.setattr(f"models.training.loop.{where}", fill)
+    with pytest.raises(OutOfMemory, match=rf"^{told}.* gradient_accumulation_steps=2 \(now 1\)"):
         train(prepare, tmp_path)
 
 

@@ -64,6 +64,24 @@ def test_a_box_without_mask_uses_its_rectangle(layouts):
     assert masks[0].sum() * 16 == pytest.approx((right - left) * (bottom - top))
 
 
+@pytest.mark.parametrize(
+    ("width", "height", "size"), [(64, 48, 16), (1234, 817, 64), (100, 31, 7), (9, 40, 16)]
+)
+def test_a_rectangle_is_pooled_as_its_mask_is_to_the_last_bit(layouts, width, height, size):
+    rng = np.random.default_rng(0)
+    corners = np.sort(rng.uniform(0, [width, height], (40, 2, 2)), axis=1)
+    whole = [[0, 0], [width, height]]
+    boxes = np.concatenate([corners, [whole]]).reshape(-1, 4)
+    layout = replace(
+        layouts[0], boxes=boxes, masks=(None,) * len(boxes), width=width, height=height
+    )
+    for box, pooled in zip(boxes, latent_masks(layout, size), strict=True):
+        mask = torch.zeros(1, 1, height, width)
+        (left, top), (right, bottom) = np.floor(box[:2]).astype(int), np.ceil(box[2:]).astype(int)
+        mask[..., top:bottom, left:right] = 1
+        assert torch.equal(pooled, torch.nn.functional.adaptive_avg_pool2d(mask, size)[0, 0])
+
+
 def test_masks_on_the_latent_grid_keep_their_area(layouts, dataset):
     areas = dict(
         zip(dataset.objects["mask"].to_pylist(), dataset.objects["area"].to_pylist(), strict=True)

@@ -28,6 +28,10 @@ def test_tiles_take_the_place_of_images(tiled, tmp_path):
     ends = [report for report in reports if report[0] == 7]
     assert ends == [(7, 7, "images"), (7, 7, "images cut")] * 2
     assert "whole images" in (out / "card.md").read_text()
+    told = [f"{row['count']} × {row['reason']}" for row in summary["refused"]]
+    assert told
+    for text, expected in zip(summary["warnings"], told, strict=True):
+        assert text.startswith(f"left out or mended: {expected} (")
 
 
 def test_keys_of_data_sets_that_are_not_cut_stay():

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 from data.attributes.options import AttributeConfig
 from data.vocabulary.tables import DETECTIONS
 from tasks.execution.context import StepContext
-from tasks.kinds.label_attributes import run
+from tasks.kinds.label_attributes import _says_little, run
 
 
 def test_detections_of_several_detectors_label_one_data_set(dataset, tmp_path):
@@ -36,7 +36,16 @@ def test_detections_of_several_detectors_label_one_data_set(dataset, tmp_path):
         )
     )  # fmt: skip
     assert summary["hard_share"] == {"train": 0.0, "val": 1.0}
+    (warning,) = summary["warnings"]
+    assert warning.startswith("0.0% of the training objects are hard")
+    assert "num_folds" in warning
     card = (tmp_path / "out" / "card.md").read_text()
     assert "rank correlation with hard" in card
     assert len(card) < 300_000
     assert json.loads((tmp_path / "out" / "calibration.json").read_text())["By class"]
+
+
+def test_a_share_of_hard_objects_that_says_little_is_told_with_what_to_do():
+    assert [_says_little(share) for share in (0.05, 0.5, 0.95)] == [[]] * 3
+    assert "raise extract_attributes.scoring.num_folds" in _says_little(0.04)[0]
+    assert "train the attribute detector longer" in _says_little(0.96)[0]

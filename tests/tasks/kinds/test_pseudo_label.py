@@ -88,9 +88,9 @@ def test_pseudo_labels_are_a_data_set(made, dataset, tmp_path):
     assert "data:image/png" in card
 
 
-def test_a_detector_that_is_sure_of_nothing_leaves_images_without_objects(made, caplog):
+def test_a_detector_that_is_sure_of_nothing_leaves_images_without_objects(made):
     given, summary = made({2: (0.2,)})
-    assert "lower pseudo_labels.score_threshold, 0.5" in caplog.text
+    assert summary["warnings"] == ["no detection is kept: lower pseudo_labels.score_threshold, 0.5"]
     assert summary["share_without_box"] == 1
     layouts = read_layouts(Dataset(given.out), None, "unlabelled")
     assert [len(layout.boxes) for layout in layouts] == [0] * NUM_IMAGES
