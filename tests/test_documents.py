@@ -1,3 +1,4 @@
+import itertools
 import json
 import re
 import runpy
@@ -73,6 +74,41 @@ def prefect_files(document):
                 yield value
 
 
+ELSEWHERE = {
+    "make setup": "the gate begins with it",
+    "make demo": "takes minutes; the suite runs smoke, which has the same steps",
+    "make test": "is this suite",
+    "make check": "the gate, .ci/run, runs it before the suite",
+    "make up": "tests/test_scripts.py, as scripts/up",
+    "make down": "tests/test_scripts.py, as scripts/down",
+    "pre-commit install": "changes the checkout; its hooks are those of `make check`",
+    "python scripts/gpu-check": "tests/test_scripts.py, with --tiny",
+    "export": "sets variables",
+    "prefect work-pool create": "needs a server that stays; a test looks whether its template is there",
+    "prefect worker start": "needs a server that stays",
+    "prefect --no-prompt deploy": "needs a server that stays; make up deploys the same file",
+    "docker build": "needs Docker",
+    "pip install": "needs the network",
+    "pytest": "is a part of this suite, with more of its tests",
+}
+"""Beginnings of commands of other programs, and where they are run, or why nowhere."""
+
+
+def other_commands(document):
+    """The command lines of other programs, from the program on; without `prefect deployment run`."""
+    for token in tokens(document):
+        if token.type != "fence" or token.info:
+            continue
+        for line in token.content.splitlines():
+            words = itertools.dropwhile(
+                lambda word: word == "env" or re.match(r"[A-Z_]+=", word),
+                shlex.split(line, comments=True),
+            )
+            text = " ".join(words).removeprefix(".venv/bin/")
+            if text and not text.startswith(("detdiffusion", "prefect deployment run")):
+                yield text
+
+
 def settings(document):
     """The TOML of a document's blocks."""
     for token in tokens(document):
@@ -109,6 +145,13 @@ def test_commands_parse_and_their_options_exist(words):
         read_study(given["source"])
     elif "preset" in given and not given.get("study_source"):
         configured_run(given["preset"], given["assignments"], None)
+
+
+def test_every_other_command_is_run_elsewhere_or_there_is_a_reason():
+    found = [text for document in DOCUMENTS for text in other_commands(document)]
+    assert [text for text in found if not text.startswith(tuple(ELSEWHERE))] == []
+    unused = [start for start in ELSEWHERE if not any(text.startswith(start) for text in found)]
+    assert unused == []
 
 
 @pytest.mark.parametrize("path", cases(prefect_files))

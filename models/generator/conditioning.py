@@ -178,19 +178,23 @@ def draw_canvas(
     v = (2 * (y + 0.5 / height - top) / sides[1] - 1).clamp(-1.5, 1.5)
     classes = nn.functional.one_hot(layouts.labels + 1, num_categories + 1)[..., 1:]
     attributes = nn.functional.one_hot(layouts.attributes, len(_ATTRIBUTE_INDEX))[..., 1:]
-    constant = torch.cat([classes, attributes], dim=-1).float()[..., None, None]
+    constant = torch.cat([classes, attributes], dim=-1).float()
     across = [_waves(u)[..., None, :].expand(-1, -1, -1, height, -1), sides[0][..., None, None]]
     down = [_waves(v)[..., :, None].expand(-1, -1, -1, -1, width), sides[1][..., None, None]]
     geometry = torch.cat(
         [part.expand(*part.shape[:3], height, width) for part in (*across, *down)], dim=2
     )
-    painted = torch.cat([constant.expand(*constant.shape[:3], height, width), geometry], dim=2)
     order = (sides[0] * sides[1])[..., 0].argsort(dim=1, descending=True, stable=True)
-    canvas = painted.new_zeros(painted.shape[0], *painted.shape[2:])
+    num_channels = constant.shape[2] + geometry.shape[2]
+    canvas = geometry.new_zeros(len(order), num_channels, height, width)
     batch = torch.arange(len(order), device=order.device)
     for index in order.unbind(dim=1):
         share = coverage[batch, index][:, None]
-        canvas = canvas + share * (painted[batch, index] - canvas)
+        alike = constant[batch, index][..., None, None].expand(-1, -1, height, width)
+        painted = torch.cat(
+            [alike, geometry[batch, index]], dim=1
+        )  # of many classes all would be large
+        canvas = canvas + share * (painted - canvas)
     return canvas
 
 

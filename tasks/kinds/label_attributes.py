@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data.attributes.calibration import (
+    Rows,
     by_cause,
     by_class,
     by_crowding,
@@ -30,6 +31,7 @@ _SPLITS: tuple[Split, ...] = ("train", "val")
 _CROPS = 16
 _CROP_SIDE = 64
 _NUM_PICTURES = 3
+_GROUPS_SHOWN = 200
 _LEAST_SHARE = 0.05
 """Of objects of either attribute."""
 
@@ -63,10 +65,7 @@ def run(context: StepContext[AttributeConfig]) -> Summary:
         markdown_table([{"split": name, "share of hard": share} for name, share in shares.items()]),
         f"{detections.num_rows} detections by: "
         + (", ".join(sorted(detections["detector"].unique().to_pylist())) or "—"),
-        *(
-            f"## {title} (training images)\n\n{markdown_table(rows)}"
-            for title, rows in tables.items()
-        ),
+        *(f"## {title} (training images)\n\n{_largest(rows)}" for title, rows in tables.items()),
         *_galleries(dataset, scored),
         "## Validation images (green easy, red hard)",
         markdown_picture(
@@ -78,6 +77,15 @@ def run(context: StepContext[AttributeConfig]) -> Summary:
         "by_class": tables["By class"],
         WARNINGS: _says_little(shares["train"]),
     }
+
+
+def _largest(rows: Rows) -> str:
+    """A table of the groups, of many those with most objects."""
+    if len(rows) <= _GROUPS_SHOWN:
+        return markdown_table(rows)
+    largest = sorted(rows, key=lambda row: -row["objects"])[:_GROUPS_SHOWN]
+    left = len(rows) - _GROUPS_SHOWN
+    return f"{markdown_table(largest)}\n\n{left} smaller ones stand in `calibration.json`."
 
 
 def _says_little(share: float) -> list[str]:

@@ -21,6 +21,7 @@ from hypothesis.stateful import (
 from data.artifacts.garbage import collect, garbage
 from data.artifacts.identity import StepIdentity
 from data.artifacts.inventory import artifacts
+from data.artifacts.remote import Remote
 from data.artifacts.records import RecordedStep, write_record
 from data.artifacts.roots import Keep, pin, unpin
 from data.artifacts.store import ArtifactStore
@@ -44,12 +45,15 @@ def some(items, places):
 
 
 class Histories(RuleBasedStateMachine):
-    """A store beside sets and ages, in hours.
+    """A store and its mirror beside sets and ages, in hours.
+
+    The mirror is used in processes of their own: its library has threads, which no fork has.
 
     Attributes:
         made: artifact to its age.
         damaged: of them, those that are no hits.
         unreadable: of those, the ones whose manifest is damaged.
+        pushed: what is on the mirror.
     """
 
     publish, attempt = None, None
@@ -59,10 +63,12 @@ class Histories(RuleBasedStateMachine):
         self.store = ArtifactStore(Path(tempfile.mkdtemp()))
         self.made, self.inputs, self.runs, self.pins = {}, {}, [], set()
         self.damaged, self.unreadable, self.number = set(), set(), 0
+        self.mirror, self.pushed = Path(tempfile.mkdtemp()), set()
         self.record([], "empty", OLD)
 
     def teardown(self):
         shutil.rmtree(self.store.root)
+        shutil.rmtree(self.mirror)
 
     def record(self, references, name, hours):
         keys = (reference.partition("/") for reference in references)
@@ -79,11 +85,13 @@ class Histories(RuleBasedStateMachine):
         sources = {f"input {i}": reference for i, reference in enumerate(inputs)}
         return StepIdentity("kind", {}, {"value": self.number}, {}, sources)
 
-    @rule(places=st.lists(PLACES, max_size=2), hours=AGES)
-    def make(self, places, hours):
+    @rule(places=st.lists(PLACES, max_size=2), hours=AGES, is_pushed=st.booleans())
+    def make(self, places, hours, is_pushed):
         inputs = some(self.made, places)
         reference = self.publish(self.store, self.identity(inputs), hours).reference
         self.made[reference], self.inputs[reference] = hours, inputs
+        if is_pushed:
+            self.push_one(reference)
 
     @rule(places=st.lists(PLACES, max_size=2), nth=st.integers(1, 25), fault=FAULTS)
     def crash_while_making(self, places, nth, fault):
@@ -129,6 +137,35 @@ class Histories(RuleBasedStateMachine):
         for reference in self.damaged:
             del self.made[reference]
         self.damaged, self.unreadable = set(), set()
+
+    @precondition(lambda self: len(self.made) > len(self.unreadable))
+    @rule(place=PLACES)
+    def push(self, place):
+        self.push_one(*some(sorted(self.made.keys() - self.unreadable), [place]))
+
+    def push_one(self, reference):
+        manifest = self.store.read(*reference.split("/"))
+        outcome = self.attempt(lambda: Remote(self.mirror.as_uri()).push(self.store, manifest))
+        is_refused = reference in self.damaged - self.pushed
+        assert outcome.name == ("REFUSED" if is_refused else "UNTOUCHED")
+        if not is_refused:
+            self.pushed.add(reference)
+
+    @precondition(lambda self: self.pushed - (self.made.keys() - self.damaged))
+    @rule(place=PLACES, nth=st.integers(0, 25), fault=FAULTS)
+    def pull(self, place, nth, fault):
+        (reference,) = some(sorted(self.pushed - (self.made.keys() - self.damaged)), [place])
+        kind, key = reference.split("/")
+        self.attempt(lambda: Remote(self.mirror.as_uri()).pull(self.store, kind, key), fault, nth)
+        is_hit = bool(ArtifactStore(self.store.root).lookup(kind, key))
+        assert is_hit or nth
+        if is_hit:
+            self.made[reference] = 0
+        elif reference not in artifacts(self.store.root):
+            self.made.pop(reference, None)
+        if is_hit or reference not in self.made:
+            self.damaged.discard(reference)
+            self.unreadable.discard(reference)
 
     @precondition(lambda self: self.made)
     @rule(places=st.lists(PLACES, min_size=1, max_size=3), number=st.integers(0, 1), hours=AGES)

@@ -45,6 +45,16 @@ def test_every_thing_meets_its_own_record(dataset, attributes):
     assert hard_share(table) == pytest.approx(expected.count("hard") / len(expected))
 
 
+def test_classes_that_occur_stand_in_the_order_of_their_names():
+    hard = ["hard", "easy", "hard", "hard", "easy"]
+    table = scored(category_id=np.array([7, 2, 7, 9, 7]), attribute=hard)
+    assert by_class(table, {9: "cat", 7: "dog", 3: "none", 2: "cow"}) == [
+        {"class": "cat", "objects": 1, "share of hard": 1.0},
+        {"class": "dog", "objects": 3, "share of hard": 2 / 3},
+        {"class": "cow", "objects": 1, "share of hard": 0.0},
+    ]
+
+
 def test_sizes_are_cocos_or_thirds():
     areas = np.array([10.0, 1024, 9215, 9216, 1023])
     hard = ["hard", "easy", "hard", "hard", "easy"]

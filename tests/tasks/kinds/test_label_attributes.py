@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 from data.attributes.options import AttributeConfig
 from data.vocabulary.tables import DETECTIONS
 from tasks.execution.context import StepContext
-from tasks.kinds.label_attributes import _says_little, run
+from tasks.kinds.label_attributes import _largest, _says_little, run
 
 
 def test_detections_of_several_detectors_label_one_data_set(dataset, tmp_path):
@@ -49,3 +49,13 @@ def test_a_share_of_hard_objects_that_says_little_is_told_with_what_to_do():
     assert [_says_little(share) for share in (0.05, 0.5, 0.95)] == [[]] * 3
     assert "raise extract_attributes.scoring.num_folds" in _says_little(0.04)[0]
     assert "train the attribute detector longer" in _says_little(0.96)[0]
+
+
+def test_of_thousands_of_classes_the_card_has_the_largest():
+    rows = [{"class": f"c{i}", "objects": i, "share of hard": 0.5} for i in range(5000)]
+    lines = _largest(rows).splitlines()
+    assert [line.split(" | ")[1] for line in lines[2:202]] == [
+        str(i) for i in range(4999, 4799, -1)
+    ]
+    assert lines[-1] == "4800 smaller ones stand in `calibration.json`."
+    assert len(_largest(rows[:200]).splitlines()) == 202
