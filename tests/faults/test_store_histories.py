@@ -21,8 +21,8 @@ from hypothesis.stateful import (
 from data.artifacts.garbage import collect, garbage
 from data.artifacts.identity import StepIdentity
 from data.artifacts.inventory import artifacts
-from data.artifacts.remote import Remote
 from data.artifacts.records import RecordedStep, write_record
+from data.artifacts.remote import Remote
 from data.artifacts.roots import Keep, pin, unpin
 from data.artifacts.store import ArtifactStore
 from data.artifacts.verification import damaged_files, remove_damaged
