@@ -52,6 +52,12 @@ def fork_server():
     return context
 
 
+@pytest.fixture(autouse=True)
+def gpus_of_this_test(monkeypatch, tmp_path_factory):
+    """GPUs that are made up are no other test's."""
+    monkeypatch.setattr("tasks.execution.machine.HOST_LOCKS", tmp_path_factory.mktemp("gpus"))
+
+
 @pytest.fixture(scope="session")
 def publish():
     """Puts an artifact of one file into a store, some hours ago."""

@@ -131,7 +131,7 @@ class ArtifactStore:
         folder = self.root / ".locks"
         with storage_errors(self.root):
             folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / f"{kind}-{key}", on_acquired=_sign)
+        return FileLock(folder / f"{kind}-{key}", on_acquired=sign)
 
     @contextmanager
     def lock_if_free(self, kind: str, key: str) -> Iterator[bool]:
@@ -286,7 +286,7 @@ def without_locks(root: Path, cause: str | None) -> str:
 
 
 def holder(lock: "FileLock") -> str:
-    """Who has a lock of a store, or had it last: process, machine, since when."""
+    """Who has a signed lock, or had it last: process, machine, since when."""
     return Path(lock.lock_file).read_text()
 
 
@@ -300,8 +300,8 @@ def _is_held(lock: Path) -> bool:
     return False
 
 
-def _sign(descriptor: int) -> None:
-    """Write into a lock's file who has it now."""
+def sign(descriptor: int) -> None:
+    """Write into a lock's file who has it now, for `holder`."""
     now = datetime.now(UTC)
     text = f"process {os.getpid()} on {os.uname().nodename} since {now:%Y-%m-%d %H:%M:%S} UTC"
     with suppress(OSError):  # a full disk must not keep gc from making room

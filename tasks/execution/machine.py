@@ -2,13 +2,19 @@
 
 import math
 import os
+import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.artifacts.store import holder, sign
+
+HOST_LOCKS = Path(tempfile.gettempdir()) / "detdiffusion-gpus"
+
+_SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_TO_GATHER = 0.3
 """Steps that become ready together ask one after the other; by then all have asked."""
 
@@ -62,45 +68,108 @@ class Part:
 
 
 class Machine:
-    """Cores and GPUs that steps take and give back."""
+    """Cores and GPUs that steps take and give back; a GPU is that of one run of the host at a time.
 
-    def __init__(self, num_cores: int, gpus: Sequence[str] = ()):
+    Args:
+        locks: folder with a lock for each GPU, which all runs of the host share.
+    """
+
+    def __init__(self, num_cores: int, gpus: Sequence[str] = (), locks: Path | None = None):
         self.num_cores = num_cores
         self.gpus = tuple(gpus)
+        self._locks = locks or HOST_LOCKS
         self._free_cores = num_cores
         self._free_gpus = set(self.gpus)
         self._waiting: list[int] = []
         self._changed = threading.Condition()
 
     @contextmanager
-    def take(self, share: float, place: int, num_gpus: int = 0) -> Iterator[Part]:
+    def take(
+        self,
+        share: float,
+        place: int,
+        num_gpus: int = 0,
+        on_wait: Callable[[str], None] = lambda who: None,
+    ) -> Iterator[Part]:
         """Wait for a share of the cores, at least one, and for GPUs; nobody else has them meanwhile.
 
         Args:
             place: of those that wait the one of the lowest place is served first.
+            on_wait: called each second while other runs have the GPUs, with who has one of them; what it
+                raises ends the waiting.
         """
         wanted = max(int(share * self.num_cores), 1)
         with self._changed:
             self._waiting.append(place)
         time.sleep(_SECONDS_TO_GATHER)
-        with self._changed:
-            self._changed.wait_for(
-                lambda: (
-                    min(self._waiting) == place
-                    and self._free_cores >= wanted
-                    and len(self._free_gpus) >= num_gpus
-                )
-            )
-            self._waiting.remove(place)
-            free = [name for name in self.gpus if name in self._free_gpus]
-            part = Part(wanted, tuple(free[:num_gpus]))
-            self._free_cores -= wanted
-            self._free_gpus -= set(part.gpus)
-            self._changed.notify_all()
-        try:
-            yield part
-        finally:
+        with ExitStack() as claims:
             with self._changed:
-                self._free_cores += wanted
-                self._free_gpus |= set(part.gpus)
-                self._changed.notify_all()
+                try:
+                    part = self._part(wanted, place, num_gpus, claims, on_wait)
+                finally:
+                    self._waiting.remove(place)
+                    self._changed.notify_all()
+                self._free_cores -= wanted
+                self._free_gpus -= set(part.gpus)
+            try:
+                yield part
+            finally:
+                with self._changed:
+                    self._free_cores += wanted
+                    self._free_gpus |= set(part.gpus)
+                    self._changed.notify_all()
+
+    def _part(
+        self,
+        cores: int,
+        place: int,
+        num_gpus: int,
+        claims: ExitStack,
+        on_wait: Callable[[str], None],
+    ) -> Part:
+        """Wait for a part of the machine, and claim its GPUs among the runs of the host."""
+
+        def is_free() -> bool:
+            return (
+                min(self._waiting) == place
+                and self._free_cores >= cores
+                and len(self._free_gpus) >= num_gpus
+            )
+
+        while True:
+            self._changed.wait_for(is_free)
+            free = [name for name in self.gpus if name in self._free_gpus]
+            claimed, others = self._claimed(free, num_gpus, claims)
+            if len(claimed) == num_gpus:
+                return Part(cores, tuple(claimed))
+            claims.close()
+            on_wait(others[0])
+            self._changed.wait(_SECONDS_BETWEEN_LOOKS)
+
+    def _claimed(
+        self, names: Sequence[str], number: int, claims: ExitStack
+    ) -> tuple[list[str], list[str]]:
+        """Hold the locks of GPUs that no other run has, as many as are asked for; and who has others."""
+        if not number:
+            return [], []
+        from filelock import FileLock, Timeout  # noqa: PLC0415  # brings asyncio and ssl, which a plan goes without
+
+        claimed: list[str] = []
+        others: list[str] = []
+        with suppress(OSError):  # another user's: locks are theirs too
+            self._locks.mkdir(parents=True, exist_ok=True)
+            self._locks.chmod(0o777)
+        for name in names:
+            path = self._locks / name.replace("/", "_")  # as in MIG-GPU-…/1/0
+            lock = FileLock(path, mode=0o666, on_acquired=sign)
+            try:
+                claims.enter_context(lock.acquire(blocking=False))
+            except Timeout:
+                others.append(holder(lock))
+            except OSError:  # where no lock can be, GPUs are shared unseen
+                claimed.append(name)
+            else:
+                claimed.append(name)
+            if len(claimed) == number:
+                break
+        return claimed, others

@@ -126,7 +126,7 @@ class Workshop:
                 if manifest is None:
                     hit = False
                     inputs = {name: self._input(step, name, progress) for name in step.inputs}
-                    with self._part_for(step) as part:
+                    with self._part_for(step, progress) as part:
                         manifest = self._make(step, inputs, part, progress)
             if not hit:
                 self._on_mirror(Remote.push, self.store, manifest, self._until_stopped(progress))
@@ -220,7 +220,7 @@ class Workshop:
             process.join()
             receiving.close()
 
-    def _part_for(self, step: Step) -> AbstractContextManager[Part]:
+    def _part_for(self, step: Step, progress: Progress) -> AbstractContextManager[Part]:
         """Its part of the machine, in the order of the graph.
 
         What loads models has GPUs to itself, and as large a share of the cores as of the GPUs.
@@ -230,7 +230,10 @@ class Workshop:
         if not step.kind.preload or not there:
             return self._machine.take(step.kind.share, place)
         num_gpus = min(step.options.num_gpus, there)
-        return self._machine.take(num_gpus / there, place, num_gpus)
+        report = self._until_stopped(progress)
+        return self._machine.take(
+            num_gpus / there, place, num_gpus, lambda who: report(0, 1, f"waits for a GPU of {who}")
+        )
 
     def _input(self, step: Step, name: str, progress: Progress) -> Path:
         source = step.inputs[name]

@@ -111,3 +111,67 @@ def test_a_gpu_is_one_steps_at_a_time_and_who_needs_several_is_not_overtaken():
         thread.join(20)
     assert order[0] == (2, "3", "GPU-a")
     assert sorted(place for place, *_ in order) == [2, 3, 4]
+
+
+def told_once(told):
+    """Notes who is waited for, and lets the waiting end by the next look."""
+
+    def on_wait(who):
+        told.append(who)
+        if len(told) > 1:
+            raise InterruptedError
+
+    return on_wait
+
+
+def test_a_gpu_is_one_runs_of_the_host_at_a_time():
+    one, two = Machine(2, ["0", "1"]), Machine(2, ["0", "1"])
+    told = []
+    with one.take(0.5, 0, 1) as first, two.take(0.5, 0, 1) as second:
+        assert (first.gpus, second.gpus) == (("0",), ("1",))
+        with pytest.raises(InterruptedError), two.take(0.5, 1, 1, told_once(told)):
+            pass
+        with two.take(0.5, 2) as cores_alone:
+            assert cores_alone.gpus == ()
+    assert told[0].startswith(f"process {os.getpid()} on ")
+    with two.take(1.0, 3, 2) as both:
+        assert both.gpus == ("0", "1")
+
+
+def test_who_needs_two_gpus_keeps_none_while_another_run_has_one():
+    one, two, told = Machine(2, ["0", "1"]), Machine(2, ["0", "1"]), []
+    with one.take(0.5, 0, 1):
+        with pytest.raises(InterruptedError), two.take(1.0, 0, 2, told_once(told)):
+            pass
+        with one.take(0.5, 1, 1) as other:
+            assert other.gpus == ("1",)
+
+
+def test_a_step_that_waits_for_a_gpu_gets_it_when_the_other_run_is_done():
+    one, two, told = Machine(1, ["0"]), Machine(1, ["0"]), []
+    holding, done = threading.Event(), threading.Event()
+
+    def hold():
+        with one.take(1.0, 0, 1):
+            holding.set()
+            done.wait(20)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    holding.wait(20)
+    with two.take(1.0, 0, 1, lambda who: (told.append(who), done.set())) as part:
+        assert part.gpus == ("0",)
+    thread.join(20)
+    assert len(told) >= 1
+
+
+def test_names_of_parts_of_gpus_are_no_folders(tmp_path):
+    with Machine(1, ["MIG-GPU-a/1/0"], tmp_path).take(1.0, 0, 1) as part:
+        assert part.gpus == ("MIG-GPU-a/1/0",)
+    assert [path.name for path in tmp_path.iterdir()] == ["MIG-GPU-a_1_0"]
+
+
+def test_where_no_lock_can_be_steps_go_without(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with Machine(1, ["0"], tmp_path / "file").take(1.0, 0, 1) as part:
+        assert part.gpus == ("0",)
