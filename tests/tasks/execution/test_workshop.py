@@ -24,6 +24,7 @@ from data.artifacts.store import ArtifactStore
 from data.errors import ArtifactMissing, InvalidConfig, OutOfMemory, StepFailed, StorageError
 from data.ingest.options import IngestConfig, ScenesConfig
 from tasks import catalogue
+from tasks.execution import machine
 from tasks.execution import workshop as workshop_module
 from tasks.execution.child import NVML_CHECK, tell_gpu
 from tasks.execution.graph import Graph, Node, resolve
@@ -423,6 +424,23 @@ def test_steps_that_load_models_run_side_by_side_and_each_sees_its_own_gpu(loadi
     for manifest in (left, right):
         assert manifest.environment["gpus"] == [manifest.summary["seen"]]
         assert manifest.environment["cores"] == 2
+
+
+def test_a_step_that_waits_for_another_runs_gpu_says_so_and_ends_with_its_own_run(
+    loading, step, store, monkeypatch
+):
+    monkeypatch.setattr(machine, "_SECONDS_BETWEEN_LOOKS", 0.05)
+    waiting, reports = alone(step("one")), []
+    workshop = Workshop(store, Graph({waiting.identity.reference: waiting}), 1, ["0"])
+
+    def stop(*report):
+        reports.append(report)
+        workshop.stop()
+
+    with machine.Machine(1, ["0"]).take(1.0, 0, 1), pytest.raises(StepFailed, match="was stopped"):
+        workshop.obtain(waiting, stop)
+    ((_, _, text),) = reports
+    assert text.startswith(f"waits for a GPU of process {os.getpid()} on ")
 
 
 @pytest.mark.parametrize(
