@@ -61,18 +61,37 @@ _PASTED = {"augmentation": "copy-paste"}
 """What costs nothing, and is therefore in every arm that is to beat it."""
 
 
-def _paying(scenes: dict[str, int], length: dict[str, int]) -> dict[str, Any]:
-    """What few labelled Scenes gain from images without labels, through a generator and without one."""
+def _paying(
+    scenes: dict[str, int],
+    *,
+    scoring_length: int,
+    pretraining_length: int,
+    length: int,
+    added_share: float,
+) -> dict[str, Any]:
+    """What few labelled Scenes gain from images without labels, through a generator and without one.
+
+    Args:
+        scenes: how many of them.
+        scoring_length: iterations of the detector that gives the attributes, and of the scorer.
+        pretraining_length: steps of the generator's pre-training.
+        length: iterations of the detectors that are compared.
+        added_share: of their batches.
+    """
     return {
         "preset": "demo",
         "options": {
             "ingest": {"scenes": scenes},
-            "train_detector": length,
-            "train_scorer": length,
+            "train_detector": {"num_iterations": scoring_length},
+            "train_scorer": {"num_iterations": scoring_length},
             "extract_attributes": _FOLDS,
-            "pretrain_generator": {"num_steps": 4000},
+            "pretrain_generator": {"num_steps": pretraining_length},
             "synthesize": {"num_train_layouts": 1200, "train_layout_source": "recombined"},
-            "retrain": {"detector": length, "seeds": (0, 1, 2, 3, 4), "added_share": 0.5},
+            "retrain": {
+                "detector": {"num_iterations": length},
+                "seeds": (0, 1, 2, 3, 4),
+                "added_share": added_share,
+            },
         },
         "runs": {
             "generator": {
@@ -122,19 +141,33 @@ def _paying(scenes: dict[str, int], length: dict[str, int]) -> dict[str, Any]:
 
 
 _PAYS = _paying(
-    {"num_train": 600, "num_spare": 600, "num_unlabelled": 10_000}, {"num_iterations": 3000}
+    {"num_train": 600, "num_spare": 600, "num_unlabelled": 10_000},
+    scoring_length=3000,
+    pretraining_length=8000,
+    length=6000,
+    added_share=0.25,
 )
 
 _FEW_LABELS = _paying(
-    {"num_train": 150, "num_spare": 900, "num_unlabelled": 5000}, {"num_iterations": 2000}
+    {"num_train": 150, "num_spare": 900, "num_unlabelled": 5000},
+    scoring_length=2000,
+    pretraining_length=4000,
+    length=2000,
+    added_share=0.5,
 )
 
 _PAYS_BCCD: dict[str, Any] = {
     "preset": "demo",
     "options": {
         "ingest": {"tile": {"size": 320, "overlap": 0.5}},
+        "extract_attributes": _FOLDS,
         "train_generator": {"num_steps": 2400},
-        "retrain": {"seeds": (0, 1, 2)},
+        "synthesize": {"num_train_layouts": 1000},
+        "retrain": {
+            "detector": {"num_iterations": 3000},
+            "seeds": (0, 1, 2),
+            "added_share": 0.25,
+        },
     },
     "runs": {
         "tiles": {"retrain": {"arms": ("real", "real+copy-paste", "real+origin", "real+hard")}}

@@ -130,7 +130,7 @@ KINDS: dict[str, Kind] = {
                 "scores": "many",
                 "features": "many",
             },
-            {"step": 7},
+            {"step": 8},
             preload=False,
         ),
         Kind(

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from jaxtyping import Int
 
 from data.coco.image_sets import SyntheticSet
 from data.vocabulary.tables import BOX_COLUMNS, Dataset, box_array
@@ -20,10 +21,16 @@ from models.metrics.coco_metrics import (
     CocoMetrics,
     CocoTruth,
     annotations_by_image,
+    boxes_found,
     coco_metrics,
+    coco_results,
     read_truth,
     renumbered,
+    truth_boxes,
 )
+from models.metrics.distances import jackknife_intervals
+from models.metrics.image_bootstrap import match_detections, weighted_precisions
+from models.metrics.interval import Interval
 
 ScoreProtocolName = Literal["layout", "lama"]
 
@@ -39,11 +46,13 @@ class ScoredImages:
         generated: of the synthetic images.
         real: of the real images whose layouts were drawn; each stands once.
         scales: by synthetic image the factors, horizontal and vertical, of its pixels to the real image's.
+        sources: by synthetic image the real one whose layout it has.
     """
 
     generated: CocoTruth
     real: CocoTruth
     scales: Mapping[int, np.ndarray]
+    sources: Mapping[int, int]
 
     def in_real_pixels(self, detections: pa.Table) -> pa.Table:
         """Bring detections in the synthetic images to pixels of the real ones.
@@ -78,7 +87,7 @@ def scored_images(
             for item in of_source[source]
         ]
         generated = renumbered(layouts["images"], drawn, layouts["categories"])
-        return ScoredImages(generated, real, scales)
+        return ScoredImages(generated, real, scales, sources)
     asked_for = [_scaled(item, scales[item["image_id"]]) for item in layouts["annotations"]]
     of_real = [
         {**item, "image_id": sources[item["image_id"]]}
@@ -89,6 +98,7 @@ def scored_images(
         renumbered(layouts["images"], asked_for, layouts["categories"]),
         renumbered(real["images"], of_real, real["categories"]),
         scales,
+        sources,
     )
 
 
@@ -114,3 +124,54 @@ def detection_score(
     """COCO's metrics of detections under a protocol."""
     confident = pc.field("score") >= SCORE_THRESHOLDS[protocol]
     return coco_metrics(truth, detections.filter(confident))
+
+
+def score_intervals(
+    protocol: ScoreProtocolName,
+    truth: CocoTruth,
+    detections: pa.Table,
+    layouts: Mapping[int, int],
+    *,
+    score_threshold: float,
+    iou_threshold: float,
+) -> dict[str, Interval]:
+    """Intervals of `recall`, `map50` and `map75` over the layouts, by the jackknife.
+
+    They say how far other layouts would change the scores of these two models, not how far other seeds
+    would.
+
+    Args:
+        detections: in the truth's images.
+        layouts: by image what its layout goes by; images of one layout count together.
+        score_threshold: of recall, and so is `iou_threshold`.
+
+    Returns:
+        None of them where there are less than two layouts, or no box.
+    """
+    image_ids = np.sort([item["id"] for item in truth["images"]])
+    boxes = truth_boxes(truth)
+    counts = np.array([len(boxes[key][0]) for key in image_ids.tolist()])
+    clusters = np.array([layouts[key] for key in image_ids.tolist()])
+    if len(np.unique(clusters)) < 2 or not counts.any():
+        return {}
+    of_image = np.repeat(np.arange(len(image_ids)), counts)
+    found = boxes_found(
+        np.concatenate([boxes[key][0] for key in image_ids.tolist()]),
+        image_ids[of_image],
+        np.concatenate([boxes[key][1] for key in image_ids.tolist()]),
+        detections,
+        score_threshold=score_threshold,
+        iou_threshold=iou_threshold,
+    )
+    hits = np.bincount(of_image, found, len(image_ids))
+    confident = detections.filter(pc.field("score") >= SCORE_THRESHOLDS[protocol])
+    known = image_ids.tolist()
+    matched = match_detections(truth, coco_results(confident, known), known, (0.5, 0.75))
+
+    def scores(kept: Int[np.ndarray, " kept"]) -> tuple[float, ...]:
+        weights = np.bincount(kept, minlength=len(image_ids)).astype(np.float64)
+        recall = hits @ weights / max(counts @ weights, 1)
+        return (recall, *weighted_precisions(matched, weights).tolist())
+
+    names = ("recall", "map50", "map75")
+    return dict(zip(names, jackknife_intervals(scores, clusters), strict=True))

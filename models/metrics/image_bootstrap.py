@@ -1,4 +1,4 @@
-"""How sure a difference of COCO mAP is when there is one seed: bootstrap over the images.
+"""COCO's average precisions of weighted images: how sure they, and a difference of mAP, are over the images.
 
 Which detection meets which box does not depend on the other images. It is found once; a draw of images
 only changes how often each of them counts.
@@ -18,6 +18,9 @@ from pycocotools.cocoeval import COCOeval
 from models.metrics.comparison import percentile_interval
 from models.metrics.interval import Interval
 
+_IOUS = np.linspace(0.5, 0.95, 10)
+"""Those that COCO's mAP is the mean of."""
+
 _RECALLS = np.linspace(0, 1, 101)
 """Where COCO reads the curve of precision over recall."""
 
@@ -29,7 +32,7 @@ class ClassMatches:
     Attributes:
         image: index of the image.
         score: confidence.
-        matched: whether a box is its own at each IoU threshold, 0.50:0.95.
+        matched: whether a box is its own at each IoU threshold.
         ignored: whether it does not count there, since its box is a crowd.
         num_truths: boxes of the class by image, without crowds.
     """
@@ -55,7 +58,10 @@ class MatchedDetections:
 
 
 def match_detections(
-    truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]], image_ids: Sequence[int]
+    truth: Mapping[str, Any],
+    detections: Sequence[Mapping[str, Any]],
+    image_ids: Sequence[int],
+    ious: Sequence[float] = _IOUS,
 ) -> MatchedDetections:
     """Match detections with boxes as pycocotools does.
 
@@ -63,6 +69,7 @@ def match_detections(
         truth: COCO data set: images, annotations, categories. Not changed.
         detections: COCO results: image_id, category_id, bbox (xywh), score. Not changed.
         image_ids: look at these images alone; their order is no matter.
+        ious: thresholds from which on a detection meets a box.
 
     Raises:
         ValueError: no image is given; to pycocotools that would mean all.
@@ -72,6 +79,7 @@ def match_detections(
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(_truth(truth), _found(truth, detections), "bbox")
         evaluation.params.imgIds = list(image_ids)
+        evaluation.params.iouThrs = np.array(ious)
         evaluation.params.areaRng = evaluation.params.areaRng[:1]  # 'all'; the others take time
         evaluation.params.maxDets = [100]
         evaluation.evaluate()
@@ -84,7 +92,14 @@ def match_detections(
 
 
 def weighted_map(matched: MatchedDetections, weights: Float[np.ndarray, " images"]) -> float:
-    """COCO's mAP at IoU 0.50:0.95 with every image counted `weights[i]` times.
+    """COCO's mAP, the mean of `weighted_precisions` over IoU 0.50:0.95; -1 where there is no box."""
+    return float(weighted_precisions(matched, weights).mean())
+
+
+def weighted_precisions(
+    matched: MatchedDetections, weights: Float[np.ndarray, " images"]
+) -> Float[np.ndarray, " ious"]:
+    """COCO's AP at each IoU threshold with every image counted `weights[i]` times.
 
     With weights of 1 it is pycocotools' own. With whole numbers it is that of a data set with images
     repeated so often, unless two detections of one image and class have equal scores: their copies
@@ -92,11 +107,14 @@ def weighted_map(matched: MatchedDetections, weights: Float[np.ndarray, " images
     that. Classes without a box in the images that count are left out; -1 if all are, as in COCO.
     """
     precisions = [
-        _average_precision(matches, weights)
+        _average_precisions(matches, weights)
         for matches in matched.classes.values()
         if matches.num_truths @ weights > 0
     ]
-    return float(np.mean(precisions)) if precisions else -1.0
+    if precisions:
+        return np.mean(precisions, axis=0)
+    num_ious = {matches.matched.shape[1] for matches in matched.classes.values()}
+    return np.full(max(num_ious, default=1), -1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +173,10 @@ def _draw(num_images: int, rng: np.random.Generator) -> Float[np.ndarray, " imag
     return np.bincount(drawn, minlength=num_images).astype(np.float64)
 
 
-def _average_precision(matches: ClassMatches, weights: Float[np.ndarray, " images"]) -> float:
-    """Mean over IoU thresholds and recalls of the interpolated precision of a class that has boxes.
+def _average_precisions(
+    matches: ClassMatches, weights: Float[np.ndarray, " images"]
+) -> Float[np.ndarray, " ious"]:
+    """Mean over recalls of the interpolated precision of a class that has boxes, at each IoU threshold.
 
     The steps of `COCOeval.accumulate` (Lin et al., 2014), where a detection counts for its weight.
     """
@@ -167,7 +187,7 @@ def _average_precision(matches: ClassMatches, weights: Float[np.ndarray, " image
     best_from_here = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     reached = np.pad(best_from_here, ((0, 0), (0, 1)))  # a recall never reached has precision 0
     read = [row[np.searchsorted(of, _RECALLS)] for row, of in zip(reached, recall, strict=True)]
-    return float(np.mean(read))
+    return np.mean(read, axis=1)
 
 
 def _truth(truth: Mapping[str, Any]) -> COCO:

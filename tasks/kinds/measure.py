@@ -25,6 +25,7 @@ from models.metrics.detection_scores import (
     ScoredImages,
     ScoreProtocolName,
     detection_score,
+    score_intervals,
     scored_images,
 )
 from models.metrics.distances import (
@@ -43,7 +44,7 @@ from tasks.execution.context import StepContext, Summary
 from tasks.pages.cards import narrow_table, write_card
 from tasks.pages.detections import COCO_METRICS_NAME, DETECTIONS_NAME
 from tasks.pages.numbers import number_name
-from tasks.pages.report_tables import DISTANCES, FLOOR, fidelity_table, score_table
+from tasks.pages.report_tables import DISTANCES, FLOOR, SCORES, fidelity_table, score_table
 
 FIDELITY_NAME, SCORES_NAME, COPIES_NAME = "fidelity.parquet", "scores.parquet", "copies.parquet"
 """Tables of distances, of detection scores, and of the generated images nearest to a training image."""
@@ -52,10 +53,12 @@ _RANGES = {
     "frechet_distance": (0, math.inf),
     "precision": (0, 1),
     "recall": (0, 1),
+    "map50": (0, 1),
+    "map75": (0, 1),
     "density": (0, math.inf),
     "coverage": (0, 1),
 }
-"""Where distances can be; the estimate of KID may be negative."""
+"""Where numbers can be; the estimate of KID may be negative."""
 
 _COPIES_SHOWN = 8
 """Pairs of a set."""
@@ -120,13 +123,17 @@ def _score_row(
     Args:
         generated: of which set the images are; None for the real ones.
     """
-    options = context.options
     found = pq.read_table(context.inputs[f"scores/{scorer}/{name}"] / DETECTIONS_NAME)
     boxes = truth_boxes(truth)
     found = found.filter(pc.is_in(found["image_id"], pa.array(list(boxes), pa.int64())))
     if generated:
         found = generated.in_real_pixels(found)
-    return {
+    layouts = generated.sources if generated else {image_id: image_id for image_id in boxes}
+    limits = {
+        "score_threshold": context.options.recall_score_threshold,
+        "iou_threshold": context.options.recall_iou_threshold,
+    }
+    row = {
         "scorer": scorer,
         "gave the attributes": scorer == DETECTOR,
         "protocol": protocol,
@@ -134,14 +141,13 @@ def _score_row(
         "num_images": len(boxes),
         "num_objects": sum(len(item) for item, _ in boxes.values()),
         "score_threshold": SCORE_THRESHOLDS[protocol],
-        "recall": detection_recall(
-            boxes,
-            found,
-            score_threshold=options.recall_score_threshold,
-            iou_threshold=options.recall_iou_threshold,
-        ),
+        "recall": detection_recall(boxes, found, **limits),
         **detection_score(protocol, truth, found).as_row(),
     }
+    intervals = score_intervals(protocol, truth, found, layouts, **limits)
+    for number in SCORES:
+        row |= _limits(number, intervals.get(number)) | {number: row[number]}
+    return row
 
 
 def _fidelity_rows(context: Context, sets: Mapping[str, SyntheticSet]) -> tuple[Rows, Rows]:
@@ -296,7 +302,7 @@ class _Real:
 
 
 def _limits(name: str, interval: Interval | None) -> dict[str, float | None]:
-    """A distance and the limits of its interval, of which none is where the distance cannot be."""
+    """A number and the limits of its interval, of which none is where the number cannot be."""
     names = (name, f"{name}_low", f"{name}_high")
     if interval is None:
         return dict.fromkeys(names)
@@ -316,10 +322,15 @@ def _results(context: Context, scores: Rows, fidelity: Rows) -> dict[str, Any]:
     of_layouts = [row for row in scores if row["protocol"] == "layout"]
     of_scorer = [row for row in of_layouts if row["scorer"] == SCORER]
     for number, column in (("ap50", "map50"), ("ap75", "map75")):
-        results |= {f"score_{number}_{row['images']}": row[column] for row in of_scorer}
+        for row in of_scorer:
+            results |= _with_limits(f"score_{number}_{row['images']}", row, column)
     for row in of_layouts:
         suffix = "" if row["scorer"] == SCORER else f"_by_{number_name(row['scorer'])}"
-        results[f"recall_{row['images']}{suffix}"] = row["recall"]
+        results |= _with_limits(f"recall_{row['images']}{suffix}", row, "recall")
     for number, column in (("frechet", "frechet_distance"), ("kid", "kid"), ("copies", "copies")):
         results |= {f"{number}_{row['images']}": row[column] for row in fidelity}
     return results
+
+
+def _with_limits(name: str, row: Mapping[str, Any], column: str) -> dict[str, float | None]:
+    return {f"{name}{end}": row[f"{column}{end}"] for end in ("", "_low", "_high")}

@@ -40,6 +40,9 @@ _NEIGHBOURHOODS = ("precision", "recall", "density", "coverage")
 DISTANCES = ("frechet_distance", "kid", *_NEIGHBOURHOODS)
 """Numbers of generated images against real ones; each has `_low` and `_high` beside it."""
 
+SCORES = ("recall", "map50", "map75")
+"""Numbers of detections in images, likewise."""
+
 _PUBLISHED = "published (DetDiffusion, CVPR 2024)"
 
 
@@ -221,8 +224,11 @@ def _why_undefined(row: Row) -> str:
     return UNDEFINED if row["kid"] is not None else "undefined: too few images, and so is KID"
 
 
-def _share(value: float | None) -> str | None:
-    return None if value is None else f"{value:.3f}"
+def _score(row: Row, name: str) -> Interval | str | None:
+    """A score with its interval; where there is none, with two digits."""
+    if row[name] is None or row.get(f"{name}_low") is not None:
+        return interval(row, name)
+    return f"{row[name]:.2f}"
 
 
 def score_tables(rows: Rows) -> dict[str, Table]:
@@ -243,10 +249,10 @@ def _score_row(row: Row) -> dict[str, Any]:
     return {
         "images": row["images"],
         "protocol": row["protocol"],
-        "recall": _share(row["recall"]),
-        "mAP": _share(row["map"]),
-        "AP50": _share(row["map50"]),
-        "AP75": _share(row["map75"]),
+        "recall": _score(row, "recall"),
+        "mAP": _score(row, "map"),
+        "AP50": _score(row, "map50"),
+        "AP75": _score(row, "map75"),
         "number": row["num_images"],
         "objects": row["num_objects"],
         "scores from": row["score_threshold"],

@@ -121,7 +121,7 @@ def test_prefects_worker_is_killed(deployed, ends_the_same, noted):
     noted("Prefect's worker killed", 1, time.monotonic() - started, "without generator, report")
 
 
-@pytest.mark.parametrize("victim", ["an actor", "the driver"])
+@pytest.mark.parametrize("victim", ["an actor killed", "the driver killed", "the run ended"])
 def test_ray_dies(new_place, ends_the_same, noted, victim):
     pytest.importorskip("ray")
     started, place = time.monotonic(), new_place("synthesize", "report")
@@ -129,13 +129,17 @@ def test_ray_dies(new_place, ends_the_same, noted, victim):
     process = place.start("run", "smoke", *options)
     place.wait_until(process, lambda: place.named("ray::_Actor"), 0.05)
     (actor, *_) = place.named("ray::_Actor")
-    if victim == "an actor":
-        actor.kill()
-        assert process.wait() == 0, place.output
-    else:
-        place.kill(process)
+    match victim:
+        case "an actor killed":
+            actor.kill()
+            assert process.wait() == 0, place.output
+        case "the driver killed":
+            place.kill(process)
+        case "the run ended":
+            process.terminate()
+            place.wait_for_end(30)
     ends_the_same(place)
-    noted(f"Ray: {victim} killed", 1, time.monotonic() - started, "without synthetic sets, report")
+    noted(f"Ray: {victim}", 1, time.monotonic() - started, "without synthetic sets, report")
 
 
 def test_the_remote_store_is_killed(
@@ -150,7 +154,7 @@ def test_the_remote_store_is_killed(
         place.wait_until(process, (place.root / ".work" / "train-generator").exists)
         server.kill()
         assert process.wait() == 0, place.output
-    assert place.output.count("the run goes on without its remote") == 1
+    assert "the run goes on without its remote" in place.output
     ends_the_same(place)
     with server:
         assert place.start("push", **there).wait() == 0, place.output

@@ -2,13 +2,15 @@
 
 import json
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from data.coco.image_sets import SyntheticSet
 from data.vocabulary.tables import BOX_COLUMNS, DETECTIONS, write_table
-from models.metrics.coco_metrics import read_truth, truth_boxes
-from models.metrics.detection_scores import detection_score, scored_images
+from models.metrics.coco_metrics import detection_recall, read_truth, truth_boxes
+from models.metrics.detection_scores import detection_score, score_intervals, scored_images
+from models.metrics.distances import jackknife_intervals
 
 REPEATS = 2
 
@@ -89,3 +91,94 @@ def test_what_was_not_asked_for_is_no_miss_of_the_layout(dataset, synthetic):
     found = detections(layout.real)
     assert detection_score("layout", layout.real, found).map50 == pytest.approx(1)
     assert detection_score("lama", lama.real, found).map50 < 1
+
+
+LIMITS = {"score_threshold": 0.3, "iou_threshold": 0.5}
+
+
+def found_in(truth, rng):
+    """Detections with random scores of most boxes, some of them moved, and some of nothing."""
+    rows = []
+    for image_id, (boxes, labels) in truth_boxes(truth).items():
+        for box, label in zip(boxes, labels, strict=True):
+            side = (box[2:] - box[:2]).max()
+            moved = box + side * rng.normal(0, rng.choice([0.02, 0.1, 0.4]), 4)
+            rows.append(
+                (image_id, int(label), rng.uniform(), *np.sort(moved.reshape(2, 2), axis=0).ravel())
+            )
+    kept = [row for row in rows if rng.uniform() < 0.8]
+    columns = zip(
+        ("image_id", "category_id", "score", *BOX_COLUMNS), zip(*kept, strict=True), strict=True
+    )
+    table = pa.table({name: list(values) for name, values in columns})
+    names = {"split": ["val"] * len(kept), "detector": ["d"] * len(kept)}
+    for name, values in names.items():
+        table = table.append_column(name, pa.array(values))
+    return table.select(DETECTIONS.names).cast(DETECTIONS)
+
+
+@pytest.fixture
+def many(dataset):
+    """The truth of 12 images, and detections in them."""
+    truth = read_truth(dataset.instances_file("train"))
+    return truth, found_in(truth, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("protocol", ["layout", "lama"])
+def test_the_intervals_are_of_the_scores(many, protocol):
+    truth, found = many
+    each = {item["id"]: item["id"] for item in truth["images"]}
+    intervals = score_intervals(protocol, truth, found, each, **LIMITS)
+    score = detection_score(protocol, truth, found)
+    expected = (detection_recall(truth_boxes(truth), found, **LIMITS), score.map50, score.map75)
+    assert [item.value for item in intervals.values()] == pytest.approx(expected, abs=1e-6)
+    assert list(intervals) == ["recall", "map50", "map75"]
+    assert all(0.01 < item.high - item.value < 1 for item in intervals.values())
+
+
+def test_the_interval_of_recall_is_the_jackknifes_of_a_ratio(many):
+    truth, found = many
+    boxes = truth_boxes(truth)
+    ids = sorted(boxes)
+    counts = np.array([len(boxes[key][0]) for key in ids])
+    hits = np.array([detection_recall({k: boxes[k]}, found, **LIMITS) for k in ids]) * counts
+    (expected,) = jackknife_intervals(
+        lambda kept: [hits[kept].sum() / counts[kept].sum()], np.arange(len(ids))
+    )
+    each = {key: key for key in ids}
+    interval = score_intervals("layout", truth, found, each, **LIMITS)["recall"]
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_images_of_one_layout_count_together(many):
+    """Each image twice: as many layouts as before, so the interval is as wide as before."""
+    truth, found = many
+    further = 1000
+
+    def again(items, *names):
+        return [*items, *({**item, **{n: item[n] + further for n in names}} for item in items)]
+
+    twice = truth | {
+        "images": again(truth["images"], "id"),
+        "annotations": again(truth["annotations"], "id", "image_id"),
+    }
+    rows = found.to_pylist()
+    more = pa.Table.from_pylist(again(rows, "image_id"), DETECTIONS)
+    each = {item["id"]: item["id"] for item in truth["images"]}
+    layouts = each | {key + further: key for key in each}
+    one = score_intervals("layout", truth, found, each, **LIMITS)["recall"]
+    two = score_intervals("layout", twice, more, layouts, **LIMITS)["recall"]
+    assert (two.low, two.high) == pytest.approx((one.low, one.high))
+    apart = score_intervals("layout", twice, more, {key: key for key in layouts}, **LIMITS)[
+        "recall"
+    ]
+    assert apart.high - apart.low < 0.9 * (two.high - two.low)
+
+
+def test_one_layout_or_none_with_a_box_has_no_interval(many):
+    truth, found = many
+    alike = {item["id"]: 1 for item in truth["images"]}
+    assert score_intervals("layout", truth, found, alike, **LIMITS) == {}
+    each = {item["id"]: item["id"] for item in truth["images"]}
+    empty = truth | {"annotations": []}
+    assert score_intervals("layout", empty, found, each, **LIMITS) == {}
