@@ -27,10 +27,10 @@ from flows.run_config import RunConfig, has_data
 from flows.run_graph import outline, run_graph
 from models.counts import COUNTERS, CountedModel, known_counts
 from models.passes import ModelCount, Speed
-from models.precision import has_gpu, visible_gpus
+from models.precision import has_gpu
 from tasks.estimates.cost import Cpu, Device, Gpus, schedule
 from tasks.estimates.data_size import data_sizes
-from tasks.estimates.forecast import duration
+from tasks.estimates.forecast import duration, gpus_here
 from tasks.estimates.work import Facts, Work, counted_models, work_of
 from tasks.execution.child import call
 from tasks.execution.graph import Graph, Step
@@ -86,7 +86,7 @@ def cost(
     found = _measured(counted_models(graph))
     facts = Facts(data, found.counts)
     devices: dict[str, Device] = {f"{count} H100": Gpus(count) for count in sorted({1, gpus})}
-    here: Device = Gpus(len(visible_gpus()))
+    here: Device = gpus_here()
     if found.core:
         here = devices[f"{available_cores()} cores"] = Cpu(available_cores(), found.core)
     works = {step.identity.reference: work for step in graph if (work := work_of(step, facts))}

@@ -166,11 +166,11 @@ def score_intervals(
     hits = np.bincount(of_image, found, len(image_ids))
     confident = detections.filter(pc.field("score") >= SCORE_THRESHOLDS[protocol])
     known = image_ids.tolist()
-    matched = match_detections(truth, coco_results(confident, known), known, (0.5, 0.75))
+    matched = match_detections(truth, coco_results(confident, known), known, np.array([0.5, 0.75]))
 
     def scores(kept: Int[np.ndarray, " kept"]) -> tuple[float, ...]:
         weights = np.bincount(kept, minlength=len(image_ids)).astype(np.float64)
-        recall = hits @ weights / max(counts @ weights, 1)
+        recall = hits[kept].sum() / max(counts[kept].sum(), 1)
         return (recall, *weighted_precisions(matched, weights).tolist())
 
     names = ("recall", "map50", "map75")

@@ -61,7 +61,7 @@ def match_detections(
     truth: Mapping[str, Any],
     detections: Sequence[Mapping[str, Any]],
     image_ids: Sequence[int],
-    ious: Sequence[float] = _IOUS,
+    ious: Float[np.ndarray, " ious"] = _IOUS,
 ) -> MatchedDetections:
     """Match detections with boxes as pycocotools does.
 
@@ -79,7 +79,7 @@ def match_detections(
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(_truth(truth), _found(truth, detections), "bbox")
         evaluation.params.imgIds = list(image_ids)
-        evaluation.params.iouThrs = np.array(ious)
+        evaluation.params.iouThrs = ious
         evaluation.params.areaRng = evaluation.params.areaRng[:1]  # 'all'; the others take time
         evaluation.params.maxDets = [100]
         evaluation.evaluate()

@@ -12,8 +12,24 @@ from models.passes import Speed
 from tasks.estimates.work import START_SECONDS, Work
 from tasks.execution.graph import Step
 
-_H100_BF16 = 989e12
-"""FLOP/s of dense bfloat16 matrix products: NVIDIA's data sheet of the H100 SXM."""
+HALF_PEAKS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "RTX 4090": 165e12,
+    "A40": 150e12,
+    "V100": 125e12,
+    "L4": 121e12,
+    "RTX 3090": 71e12,
+    "T4": 65e12,
+}
+"""FLOP/s of half-precision matrix products without sparsity, by a part of the device's name: data sheets."""
+
+_H100_BF16 = HALF_PEAKS["H100"]
+"""Of the H100 SXM."""
 
 _H100_TF32 = 494e12
 """Of TF32 ones, in which PyTorch convolves float32; the same."""
@@ -65,15 +81,20 @@ class Device(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Gpus:
-    """A machine of H100s; a step has as many of them as its options say."""
+    """A machine of GPUs; a step has as many of them as its options say.
+
+    Attributes:
+        speed: of each, in H100s.
+    """
 
     count: int
+    speed: float = 1.0
 
     def seconds(self, step: Step, work: Work) -> float:
         """Operations at an assumed share of the peak, or launching them, and what the cores do."""
         count = self._used(step)
         speed = _H100_SPEED.get(step.kind.name)
-        of_flops = work.flops / speed if speed else 0.0
+        of_flops = work.flops / (speed * self.speed) if speed else 0.0
         of_launches = work.kernels * _H100_SECONDS_PER_KERNEL
         parallel = 1 + (count - 1) * _EFFICIENCY
         on_gpu = max(of_flops / parallel, of_launches)
@@ -91,6 +112,22 @@ class Gpus:
 
     def _used(self, step: Step) -> int:
         return min(max(step.options.num_gpus, 1), self.count)
+
+
+def half_peak(name: str) -> float | None:
+    """The peak of a device, as CUDA or its driver calls it; None where it is not known.
+
+    >>> half_peak("NVIDIA GeForce RTX 4090") / 1e12
+    165.0
+    """
+    return next((peak for part, peak in HALF_PEAKS.items() if part in name), None)
+
+
+def relative_speed(names: Iterable[str]) -> float | None:
+    """The slowest of some devices in H100s, by their peaks; None where one is not known, or there is none."""
+    peaks = [half_peak(name) for name in names]
+    known = [peak for peak in peaks if peak]
+    return min(known) / _H100_BF16 if known and len(known) == len(peaks) else None
 
 
 ASSUMED_CORE = Speed(flops=60e9, bytes=15e9, kernel=8e-6)

@@ -12,11 +12,14 @@ import psutil
 from data.artifacts.digests import DigestMemory
 from models.counts import known_counts
 from models.precision import visible_gpus
-from tasks.estimates.cost import ASSUMED_CORE, Cpu, Device, Gpus, schedule
+from tasks.estimates.cost import ASSUMED_CORE, Cpu, Device, Gpus, relative_speed, schedule
 from tasks.estimates.data_size import data_sizes
 from tasks.estimates.work import Facts, work_of
 from tasks.execution.graph import Graph, Step
 from tasks.execution.machine import available_cores
+
+_DRIVER = Path("/proc/driver/nvidia/gpus")
+"""Where NVIDIA's driver says which GPUs there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,7 @@ def forecast(graph: Graph, steps: Sequence[Step], digests: DigestMemory) -> Fore
     found = {step.identity.reference: work_of(step, facts) for step in steps}
     works = {reference: work for reference, work in found.items() if work}
     gpus = visible_gpus()
-    device: Device = Gpus(len(gpus)) if gpus else Cpu(available_cores(), ASSUMED_CORE)
+    device: Device = gpus_here() if gpus else Cpu(available_cores(), ASSUMED_CORE)
     planned = schedule(steps, works, device)
     return Forecast(
         num_steps=len(steps),
@@ -117,11 +120,21 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.3g} h"
 
 
-def _gpu_names(gpus: Sequence[str], driver: Path = Path("/proc/driver/nvidia/gpus")) -> str:
+def gpus_here(driver: Path = _DRIVER) -> Gpus:
+    """The GPUs that this process sees, as fast as the slowest of the machine; unknown ones as an H100."""
+    return Gpus(len(visible_gpus()), relative_speed(_models(driver)) or 1.0)
+
+
+def _gpu_names(gpus: Sequence[str], driver: Path = _DRIVER) -> str:
     """How many GPUs, and what NVIDIA's driver calls them."""
-    models = {_model(path) for path in driver.glob("*/information")}
+    models = _models(driver)
     named = ", ".join(sorted(models)) or "unknown"
-    return f"{len(gpus)} GPUs ({named}), each taken for an H100"
+    taken = "" if relative_speed(models) else ", each taken for an H100"
+    return f"{len(gpus)} GPUs ({named}){taken}"
+
+
+def _models(driver: Path) -> set[str]:
+    return {_model(path) for path in driver.glob("*/information")}
 
 
 def _gpu_memory() -> float:

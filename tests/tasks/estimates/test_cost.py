@@ -20,7 +20,7 @@ from models.counts import known_counts
 from models.generator.options import GeneratorConfig
 from tasks.estimates.cost import ASSUMED_CORE, Cpu, Gpus, schedule
 from tasks.estimates.data_size import COCO, data_sizes
-from tasks.estimates.forecast import _gpu_memory, forecast
+from tasks.estimates.forecast import _gpu_memory, _gpu_names, forecast, gpus_here
 from tasks.estimates.work import START_SECONDS, Facts, Work, work_of
 
 
@@ -212,6 +212,31 @@ def test_too_little_disk_or_memory_is_named(monkeypatch, tmp_path):
     assert "too few: end other programs" in line
     (line,) = replace(found, gpu_memory=24e9, gpu_there=16e9).shortages(tmp_path)
     assert "needs 24.0 GB of a GPU's memory at least, and there are 16.0 GB" in line
+
+
+@pytest.mark.parametrize(
+    ("names", "speed", "taken"),
+    [
+        (["NVIDIA H100 80GB HBM3"], 1.0, ""),
+        (["NVIDIA H100 80GB HBM3", "Tesla T4"], 65 / 989, ""),
+        (["NVIDIA A100-SXM4-80GB", "Odd 7"], 1.0, ", each taken for an H100"),
+        ([], 1.0, ", each taken for an H100"),
+    ],
+)
+def test_a_gpu_is_as_fast_as_its_data_sheet_says(monkeypatch, tmp_path, names, speed, taken):
+    monkeypatch.setattr("tasks.estimates.forecast.visible_gpus", lambda: ("0", "1"))
+    for number, name in enumerate(names):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "information").write_text(f"Model: \t\t {name}\nIRQ: 7\n")
+    gpus = gpus_here(tmp_path)
+    assert (gpus.count, gpus.speed) == (2, pytest.approx(speed))
+    named = ", ".join(sorted(names)) or "unknown"
+    assert _gpu_names(("0", "1"), tmp_path) == f"2 GPUs ({named}){taken}"
+    graph, found = works("coco-512")
+    step = graph.find("train generator")
+    work = found[step.identity.reference]
+    fast, slow = Gpus(1).seconds(step, work), Gpus(1, 0.1).seconds(step, work)
+    assert slow == pytest.approx(10 * fast, rel=0.01)
 
 
 @pytest.mark.parametrize(
