@@ -1,5 +1,6 @@
 import itertools
 import json
+import math
 import os
 from dataclasses import fields
 from functools import partial
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from scipy import stats
 from scipy.special import logit
 
@@ -14,6 +16,7 @@ from data.errors import InvalidConfig, InvalidModel, OutOfMemory, StorageError, 
 from models.generator.options import GeneratorConfig, NewModelConfig, ProbeConfig
 from models.training.batches import batch_indices, make_batch, make_batches, mirror
 from models.training.loop import (
+    compute_losses,
     predict_masks,
     process_share,
     train_generator,
@@ -224,6 +227,57 @@ def test_a_device_that_is_too_small_is_told_with_the_options_to_turn(
     monkeypatch.setattr(f"models.training.loop.{where}", fill)
     with pytest.raises(OutOfMemory, match=rf"^{told}.* gradient_accumulation_steps=2 \(now 1\)"):
         train(prepare, tmp_path)
+
+
+@pytest.fixture
+def stepped(prepare, monkeypatch):
+    """Makes one step, with fp16's loss scaler beginning at a scale or without; its state and parameters."""
+
+    def step(scale=None):
+        config = SMALL.model_copy(update={"num_warmup_steps": 0})
+        generator, training_set = prepare()
+        state = new_state(generator, config)
+        before = parameters(state)
+        if scale is not None:
+            scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+            state.accelerator.scaler = scaler
+            state.optimizers[0] = AcceleratedOptimizer(state.optimizers[0].optimizer, False, scaler)
+            state.accelerator.native_amp = True
+            monkeypatch.setattr(type(state.accelerator), "mixed_precision", "fp16")
+        metrics = train_step(state, config, [make_batch(generator, training_set, config, 0)])
+        return state, before, metrics
+
+    return step
+
+
+def parameters(state):
+    return torch.cat([item.detach().flatten().clone() for item in state.modules.parameters()])
+
+
+def test_the_loss_scaler_of_fp16_changes_nothing_where_gradients_are_finite(stepped):
+    plain, before, metrics = stepped()
+    scaled, _, found = stepped(1024.0)
+    assert not torch.equal(parameters(plain), before)
+    torch.testing.assert_close(parameters(scaled), parameters(plain), rtol=1e-4, atol=1e-6)
+    assert found.read()["grad_norm"] == pytest.approx(metrics.read()["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Detected call of `lr_scheduler.step"
+)  # the scaler left a step out
+def test_a_step_whose_gradients_overflow_in_fp16_changes_the_scale_alone(stepped, monkeypatch):
+    def overflowing(*arguments):
+        loss, parts = compute_losses(*arguments)
+        return loss * 1e38, parts
+
+    monkeypatch.setattr("models.training.loop.compute_losses", overflowing)
+    state, before, metrics = stepped(1024.0)
+    assert torch.equal(parameters(state), before)
+    assert state.accelerator.scaler.get_scale() == 512.0
+    assert state.step == 1
+    assert state.schedules[0].last_epoch == 1
+    assert not math.isfinite(metrics.read()["grad_norm"])
+    assert all(parameter.grad is None for parameter in state.modules.parameters())
 
 
 def test_without_perception_loss_the_head_is_not_trained(prepare):
