@@ -1,6 +1,5 @@
 import itertools
 import json
-import math
 import os
 from dataclasses import fields
 from functools import partial
@@ -276,7 +275,7 @@ def test_a_step_whose_gradients_overflow_in_fp16_changes_the_scale_alone(stepped
     assert state.accelerator.scaler.get_scale() == 512.0
     assert state.step == 1
     assert state.schedules[0].last_epoch == 1
-    assert not math.isfinite(metrics.read()["grad_norm"])
+    assert "grad_norm" not in metrics.read()
     assert all(parameter.grad is None for parameter in state.modules.parameters())
 
 
