@@ -74,7 +74,8 @@ def cost(
 ) -> None:
     """Say for every step of a preset what it takes: operations, bytes, hours on GPUs and here.
 
-    Where no data set is given, it is COCO 2017. The rates of a GPU are an H100's, most of them measured.
+    Where no data set is given, it is COCO 2017. The rates of a GPU are an H100's, most of them measured;
+    what --against divides by is estimated for the GPUs, or cores, that are here.
     """
     config = configured_run(preset, assignments, config_file)
     graph, store = outline(config), ArtifactStore(default_root())

@@ -17,6 +17,7 @@ from flows.command_options import show_digests
 from flows.request import Request
 from flows.run_graph import stage_steps
 from tasks.estimates.forecast import Forecast, forecast
+from tasks.execution.context import WARNINGS
 from tasks.execution.graph import Graph, Step
 from tasks.execution.plan import check, note_places
 
@@ -64,6 +65,10 @@ def carry_out(store: ArtifactStore, request: Request) -> Graph:
             _account_for(store, steps, error)
         return graph
     typer.echo("Every step is a hit; nothing to run.")
+    for step in steps:
+        manifest = store.read(step.identity.kind, step.identity.key)
+        for text in manifest.summary.get(WARNINGS, ()) if manifest else ():
+            typer.echo(f"warning: {step.name}: {text}", err=True)
     note_places(store, graph)
     request.record(store, graph)
     return graph

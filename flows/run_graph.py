@@ -85,7 +85,8 @@ def lost_detectors(config: RunConfig, digests: DigestMemory, store: ArtifactStor
 def idle_options(configs: Iterable[RunConfig]) -> list[str]:
     """Options that are given and that none of some runs uses, each with what it needs.
 
-    Among them a rule for layouts, where the preset has another one for those that are drawn.
+    Among them a rule for layouts, where the preset has another one for those of the training sets; that of
+    the validation sets is the published protocol's.
     """
     used: dict[str, bool] = {}
     for config in configs:
@@ -98,15 +99,10 @@ def idle_options(configs: Iterable[RunConfig]) -> list[str]:
             if is_given(name):
                 line = f"{name} has no effect without {needed}"
                 used[line] = is_used or used.get(line, False)
-        rules = {
-            "synthesize.train_layouts": config.synthesize.train_layouts,
-            "synthesize.val_layouts": config.synthesize.val_layouts,
-        }
-        kept = [name for name, rule in rules.items() if rule != "run" and not is_given(name)]
-        if kept and is_given("layouts"):
-            used[f"layouts leaves {' and '.join(kept)} as the preset has them: change them too"] = (
-                False
-            )
+        drawn = "synthesize.train_layouts"
+        is_kept = config.synthesize.train_layouts != "run" and not is_given(drawn)
+        if is_kept and is_given("layouts"):
+            used[f"layouts leaves {drawn} as the preset has it: change it too"] = False
     return [line for line, is_used in used.items() if not is_used]
 
 

@@ -241,9 +241,9 @@ def base_folder(tmp_path):
     root = tmp_path / "stable-diffusion"
     for name, content in {
         "scheduler/scheduler_config.json": {"_class_name": "PNDMScheduler", "beta_start": 0.00085},
-        "text_encoder/config.json": {"model_type": "clip_text_model"},
+        "text_encoder/config.json": {"model_type": "clip_text_model", "hidden_size": 768},
         "tokenizer/vocab.json": {},
-        "unet/config.json": {"_class_name": "UNet2DConditionModel"},
+        "unet/config.json": {"cross_attention_dim": 768},
         "vae/config.json": {"_class_name": "AutoencoderKL"},
     }.items():
         (root / name).parent.mkdir(parents=True)

@@ -27,9 +27,10 @@ def require_fit(root: Path) -> None:
     Raises:
         StorageError: it cannot be made or written to, is a bucket shown as a folder, or has no locks.
     """
-    _file_system(root)
-    ArtifactStore(root).create_root()
-    _locks(root)
+    with storage_errors(root):
+        _file_system(root)
+        ArtifactStore(root).create_root()
+        _locks(root)
 
 
 def _writable(root: Path) -> str:
@@ -46,6 +47,8 @@ def _file_system(root: Path) -> str:
     """Refuse a bucket that is shown as a folder."""
     mounts = psutil.disk_partitions(all=True)
     above = [item for item in mounts if root.is_relative_to(item.mountpoint)]
+    if not above:
+        return "unknown"
     mount = max(above, key=lambda item: len(item.mountpoint))
     name = f"{mount.fstype} {mount.device}"
     if mount.fstype.startswith("fuse") and any(bucket in name for bucket in _BUCKETS):
@@ -61,7 +64,7 @@ def _locks(root: Path) -> str:
     cause = "it was held twice"
     with (
         tempfile.NamedTemporaryFile(dir=root, prefix=".doctor-") as file,
-        Path(file.name).open() as again,
+        Path(file.name).open("r+b") as again,  # NFS takes no exclusive lock of what is only read
     ):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -16,21 +16,23 @@ MODEL_PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
 AUTOENCODERS = ("AutoencoderKL", "PatchAutoencoder")
 """Classes; the second is that of the small models that the project makes."""
 
-_DIFFUSERS = tuple(
-    f"diffusion_pytorch_model.{end}"
-    for end in ("safetensors", "bin", "safetensors.index.json", "bin.index.json")
+_DIFFUSERS = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "diffusion_pytorch_model.bin",
+    "diffusion_pytorch_model.bin.index.json",
 )
 _WEIGHTS = {
     "unet": _DIFFUSERS,
     "vae": _DIFFUSERS,
     "text_encoder": (
         "model.safetensors",
-        "pytorch_model.bin",
         "model.safetensors.index.json",
+        "pytorch_model.bin",
         "pytorch_model.bin.index.json",
     ),
 }
-"""The files of which each part has one; those of a variant, such as `fp16`, are not loaded."""
+"""The files of which the first that a part has is loaded; those of a variant, such as `fp16`, are not."""
 
 _AGAIN = "download it again"
 _INDEX = "model_index.json"
@@ -83,8 +85,9 @@ def require_stable_diffusion(folder: Path) -> None:
             f"train_generator.base_model {folder} is no Stable Diffusion folder: it has no "
             + ", ".join(missing)
         )
-    files = ("vae/config.json", "scheduler/scheduler_config.json", "text_encoder/config.json")
-    require_family(str(folder), *(_json(folder / name) for name in files))
+    unet, vae, text = (_json(folder / name / "config.json") for name in _WEIGHTS)
+    require_family(str(folder), vae, _json(folder / "scheduler" / "scheduler_config.json"), text)
+    require_architecture(unet, vae, text.get("text_config") or text)
     require_whole_weights(folder)
 
 
@@ -116,26 +119,58 @@ def require_family(
         )
 
 
+def require_architecture(
+    unet: Mapping[str, Any], vae: Mapping[str, Any], text: Mapping[str, Any]
+) -> None:
+    """Refuse parts that do not fit together as those of Stable Diffusion v1 do.
+
+    Args:
+        unet: configuration of that part, and so on; what it leaves out is the library's default.
+
+    Raises:
+        InvalidModel: they are of another architecture.
+    """
+    latent_channels = vae.get("latent_channels", 4)
+    for name, found, needed in (
+        ("input channels of the UNet", unet.get("in_channels", 4), latent_channels),
+        ("output channels of the UNet", unet.get("out_channels", 4), latent_channels),
+        (
+            "cross_attention_dim of the UNet",
+            unet.get("cross_attention_dim", 1280),
+            text.get("hidden_size", 512),
+        ),
+        ("addition_embed_type of the UNet", unet.get("addition_embed_type"), None),
+        ("class_embed_type of the UNet", unet.get("class_embed_type"), None),
+    ):
+        if found != needed:
+            raise InvalidModel(
+                f"the base model is not of Stable Diffusion v1's architecture: {name} is {found} and "
+                f"must be {needed}"
+            )
+
+
 def require_whole_weights(folder: Path) -> None:
-    """Refuse what a broken download leaves; of each file the header is read.
+    """Refuse what a broken download leaves of the weights that are loaded; of each file the header is read.
 
     Raises:
         InvalidModel: a file of weights is missing or cut short, or an index names one that is not there.
     """
     for part, names in _WEIGHTS.items():
-        files = sorted((folder / part).iterdir()) if (folder / part).is_dir() else []
-        if not any(path.name in names for path in files):
-            raise InvalidModel(f"{folder / part} has no {' or '.join(names[:2])}: {_AGAIN}")
-        for path in files:
-            if path.name.endswith(".index.json"):
-                parts = set(_json(path).get("weight_map", {}).values())
-                missing = sorted(name for name in parts if not (path.parent / name).exists())
-                if missing:
-                    raise InvalidModel(
-                        f"{path} names {', '.join(missing)}, which is missing: {_AGAIN}"
-                    )
-            elif damage := _damage(path):
-                raise InvalidModel(f"{path} is cut short or damaged ({damage}): {_AGAIN}")
+        there = [path for name in names if (path := folder / part / name).exists()]
+        if not there:
+            raise InvalidModel(f"{folder / part} has no {' or '.join(names[::2])}: {_AGAIN}")
+        path, files = there[0], [there[0]]
+        if path.suffix == ".json":
+            shards = _json(path).get("weight_map")
+            if not isinstance(shards, dict) or not shards:
+                raise InvalidModel(f"{path} is missing or damaged (no weight_map): {_AGAIN}")
+            files = [path.parent / name for name in sorted(set(shards.values()))]
+            missing = [file.name for file in files if not file.exists()]
+            if missing:
+                raise InvalidModel(f"{path} names {', '.join(missing)}, which is missing: {_AGAIN}")
+        for file in files:
+            if damage := _damage(file):
+                raise InvalidModel(f"{file} is cut short or damaged ({damage}): {_AGAIN}")
 
 
 def _damage(path: Path) -> str | None:
@@ -146,12 +181,9 @@ def _damage(path: Path) -> str | None:
                 return None
         except SafetensorError as error:
             return str(error)
-    if path.suffix == ".bin":
-        with path.open("rb") as file:
-            start = file.read(2)
-        if not start or (start == b"PK" and not is_zipfile(path)):
-            return "torch's archive has no end"
-    return None
+    with path.open("rb") as file:
+        is_pickle = file.read(2) == b"\x80\x02"  # as torch wrote them before its archives
+    return None if is_pickle or is_zipfile(path) else "torch's archive has no end"
 
 
 def _json(path: Path) -> Mapping[str, Any]:

@@ -33,7 +33,12 @@ from models.generator.conditioning import (
     add_layout_tokens,
     widen_input,
 )
-from models.generator.hub import AUTOENCODERS, require_family, require_whole_weights
+from models.generator.hub import (
+    AUTOENCODERS,
+    require_architecture,
+    require_family,
+    require_whole_weights,
+)
 from models.generator.options import NewModelConfig
 from models.precision import Precision
 
@@ -295,7 +300,7 @@ def prepare_generator(
         InvalidModel: the base model is of another architecture than Stable Diffusion v1, or its
             tokenizer has location tokens of another grid.
     """
-    _check_architecture(model)
+    require_architecture(model.unet.config, model.vae.config, model.text_encoder.config.to_dict())
     if resolution % model.vae_scale_factor:
         raise InvalidConfig(
             f"resolution {resolution} is not a multiple of the autoencoder's factor "
@@ -314,22 +319,6 @@ def prepare_generator(
     if encoder.canvas_channels:
         widen_input(model.unet, encoder.canvas_channels)
     return Generator(model, encoder)
-
-
-def _check_architecture(model: StableDiffusion) -> None:
-    unet, text, vae = model.unet.config, model.text_encoder.config, model.vae.config
-    for name, found, needed in (
-        ("input channels of the UNet", unet.in_channels, vae.latent_channels),
-        ("output channels of the UNet", unet.out_channels, vae.latent_channels),
-        ("cross_attention_dim of the UNet", unet.cross_attention_dim, text.hidden_size),
-        ("addition_embed_type of the UNet", unet.addition_embed_type, None),
-        ("class_embed_type of the UNet", unet.class_embed_type, None),
-    ):
-        if found != needed:
-            raise InvalidModel(
-                f"the base model is not of Stable Diffusion v1's architecture: {name} is {found} and "
-                f"must be {needed}"
-            )
 
 
 def save_generator(generator: Generator, folder: Path) -> None:

@@ -146,13 +146,13 @@ def score_intervals(
         score_threshold: of recall, and so is `iou_threshold`.
 
     Returns:
-        None of them where there are less than two layouts, or no box.
+        None of them where there are less than two layouts with boxes.
     """
     image_ids = np.sort([item["id"] for item in truth["images"]])
     boxes = truth_boxes(truth)
     counts = np.array([len(boxes[key][0]) for key in image_ids.tolist()])
     clusters = np.array([layouts[key] for key in image_ids.tolist()])
-    if len(np.unique(clusters)) < 2 or not counts.any():
+    if len(np.unique(clusters[counts > 0])) < 2:
         return {}
     of_image = np.repeat(np.arange(len(image_ids)), counts)
     found = boxes_found(

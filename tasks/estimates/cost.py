@@ -4,6 +4,7 @@ Each device turns work into seconds by few rates. Those of a GPU are data sheets
 measured on one (docs/gpu.md) where it does not say otherwise. Those of a CPU are measured on it, or assumed.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -119,8 +120,12 @@ def half_peak(name: str) -> float | None:
 
     >>> half_peak("NVIDIA GeForce RTX 4090") / 1e12
     165.0
+    >>> half_peak("NVIDIA RTX A4000") is half_peak("T400 4GB") is half_peak("NVIDIA L40") is None
+    True
     """
-    return next((peak for part, peak in HALF_PEAKS.items() if part in name), None)
+    return next(
+        (peak for part, peak in HALF_PEAKS.items() if re.search(rf"\b{part}\b", name)), None
+    )
 
 
 def relative_speed(names: Iterable[str]) -> float | None:

@@ -2,8 +2,7 @@
 
 import math
 import shutil
-import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,15 +10,13 @@ import psutil
 
 from data.artifacts.digests import DigestMemory
 from models.counts import known_counts
+from models.nvidia import Gpu, known_gpus
 from models.precision import visible_gpus
 from tasks.estimates.cost import ASSUMED_CORE, Cpu, Device, Gpus, relative_speed, schedule
 from tasks.estimates.data_size import data_sizes
 from tasks.estimates.work import Facts, work_of
 from tasks.execution.graph import Graph, Step
 from tasks.execution.machine import available_cores
-
-_DRIVER = Path("/proc/driver/nvidia/gpus")
-"""Where NVIDIA's driver says which GPUs there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +91,17 @@ def forecast(graph: Graph, steps: Sequence[Step], digests: DigestMemory) -> Fore
     found = {step.identity.reference: work_of(step, facts) for step in steps}
     works = {reference: work for reference, work in found.items() if work}
     gpus = visible_gpus()
-    device: Device = gpus_here() if gpus else Cpu(available_cores(), ASSUMED_CORE)
+    known = known_gpus(gpus) if gpus else {}
+    speed = _relative_speed(gpus, known) or 1.0
+    device: Device = Gpus(len(gpus), speed) if gpus else Cpu(available_cores(), ASSUMED_CORE)
     planned = schedule(steps, works, device)
     return Forecast(
         num_steps=len(steps),
-        machine=_gpu_names(gpus) if gpus else f"{available_cores()} cores",
+        machine=_gpus_in_words(gpus, known) if gpus else f"{available_cores()} cores",
         seconds=planned.seconds,
         memory=None if gpus else planned.memory,
         gpu_memory=max((w.least_gpu_memory for w in works.values()), default=0) if gpus else 0,
-        gpu_there=_gpu_memory() if gpus else math.inf,
+        gpu_there=min((gpu.memory for gpu in known.values()), default=math.inf),
         disk=sum(w.stored for w in works.values())
         + max((w.scratch for w in works.values()), default=0),
         unknown=tuple(s.name for s in steps if s.identity.reference not in works),
@@ -120,36 +119,20 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.3g} h"
 
 
-def gpus_here(driver: Path = _DRIVER) -> Gpus:
-    """The GPUs that this process sees, as fast as the slowest of the machine; unknown ones as an H100."""
-    return Gpus(len(visible_gpus()), relative_speed(_models(driver)) or 1.0)
+def gpus_here() -> Gpus:
+    """The GPUs that this process sees, each as fast as the slowest of them; unknown ones as an H100."""
+    names = visible_gpus()
+    return Gpus(len(names), _relative_speed(names, known_gpus(names)) or 1.0)
 
 
-def _gpu_names(gpus: Sequence[str], driver: Path = _DRIVER) -> str:
-    """How many GPUs, and what NVIDIA's driver calls them."""
-    models = _models(driver)
-    named = ", ".join(sorted(models)) or "unknown"
-    taken = "" if relative_speed(models) else ", each taken for an H100"
-    return f"{len(gpus)} GPUs ({named}){taken}"
+def _relative_speed(names: Sequence[str], known: Mapping[str, Gpu]) -> float | None:
+    return relative_speed(known[name].model if name in known else "" for name in names)
 
 
-def _models(driver: Path) -> set[str]:
-    return {_model(path) for path in driver.glob("*/information")}
-
-
-def _gpu_memory() -> float:
-    """Bytes that the smallest GPU has, by NVIDIA's command; infinite where that does not say."""
-    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    try:
-        said = subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL, timeout=10)  # noqa: S603  # fixed arguments
-        return min(map(int, said.split())) * 2**20
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return math.inf
-
-
-def _model(information: Path) -> str:
-    lines: Iterable[str] = information.read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("Model")), "")
+def _gpus_in_words(names: Sequence[str], known: Mapping[str, Gpu]) -> str:
+    models = ", ".join(sorted({gpu.model for gpu in known.values()})) or "unknown"
+    taken = "" if _relative_speed(names, known) else ", each taken for an H100"
+    return f"{len(names)} GPUs ({models}){taken}"
 
 
 def _gb(size: float) -> str:

@@ -2,17 +2,18 @@
 
 import math
 import os
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from data.artifacts.store import holder, sign
+from models.nvidia import Gpu, known_gpus
 
-HOST_LOCKS = Path(tempfile.gettempdir()) / "detdiffusion-gpus"
+HOST_LOCKS = Path("/tmp/detdiffusion-gpus")  # noqa: S108  # of all users, whatever their TMPDIR
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_TO_GATHER = 0.3
@@ -94,7 +95,8 @@ class Machine:
         """Wait for a share of the cores, at least one, and for GPUs; nobody else has them meanwhile.
 
         Args:
-            place: of those that wait the one of the lowest place is served first.
+            place: of those that wait the one of the lowest place is served first; not while it waits for
+                another run.
             on_wait: called each second while other runs have the GPUs, with who has one of them; what it
                 raises ends the waiting.
         """
@@ -103,31 +105,24 @@ class Machine:
             self._waiting.append(place)
         time.sleep(_SECONDS_TO_GATHER)
         with ExitStack() as claims:
-            with self._changed:
-                try:
-                    part = self._part(wanted, place, num_gpus, claims, on_wait)
-                finally:
-                    self._waiting.remove(place)
-                    self._changed.notify_all()
-                self._free_cores -= wanted
-                self._free_gpus -= set(part.gpus)
+            part = self._part(wanted, place, num_gpus, claims)
+            while isinstance(part, str):
+                on_wait(part)
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+                with self._changed:
+                    self._waiting.append(place)
+                part = self._part(wanted, place, num_gpus, claims)
             try:
                 yield part
             finally:
+                claims.close()  # before another step of this run may look
                 with self._changed:
                     self._free_cores += wanted
                     self._free_gpus |= set(part.gpus)
                     self._changed.notify_all()
 
-    def _part(
-        self,
-        cores: int,
-        place: int,
-        num_gpus: int,
-        claims: ExitStack,
-        on_wait: Callable[[str], None],
-    ) -> Part:
-        """Wait for a part of the machine, and claim its GPUs among the runs of the host."""
+    def _part(self, cores: int, place: int, num_gpus: int, claims: ExitStack) -> Part | str:
+        """Wait for one's turn and take a part of the machine; or say which run has its GPUs."""
 
         def is_free() -> bool:
             return (
@@ -136,15 +131,20 @@ class Machine:
                 and len(self._free_gpus) >= num_gpus
             )
 
-        while True:
-            self._changed.wait_for(is_free)
-            free = [name for name in self.gpus if name in self._free_gpus]
-            claimed, others = self._claimed(free, num_gpus, claims)
-            if len(claimed) == num_gpus:
+        with self._changed:
+            try:
+                self._changed.wait_for(is_free)
+                free = [name for name in self.gpus if name in self._free_gpus]
+                claimed, others = self._claimed(free, num_gpus, claims)
+                if len(claimed) < num_gpus:
+                    claims.close()
+                    return others[0]
+                self._free_cores -= cores
+                self._free_gpus -= set(claimed)
                 return Part(cores, tuple(claimed))
-            claims.close()
-            on_wait(others[0])
-            self._changed.wait(_SECONDS_BETWEEN_LOOKS)
+            finally:
+                self._waiting.remove(place)
+                self._changed.notify_all()
 
     def _claimed(
         self, names: Sequence[str], number: int, claims: ExitStack
@@ -160,12 +160,15 @@ class Machine:
             self._locks.mkdir(parents=True, exist_ok=True)
             self._locks.chmod(0o777)
         for name in names:
-            path = self._locks / name.replace("/", "_")  # as in MIG-GPU-…/1/0
-            lock = FileLock(path, mode=0o666, on_acquired=sign)
+            gpu = self._known.get(name)
+            file = gpu.uuid if gpu else name.replace("/", "_")  # as in MIG-GPU-…/1/0
+            lock = FileLock(self._locks / file, mode=0o666, on_acquired=sign)
             try:
                 claims.enter_context(lock.acquire(blocking=False))
             except Timeout:
-                others.append(holder(lock))
+                others.append("another run")
+                with suppress(OSError):
+                    others[-1] = holder(lock)
             except OSError:  # where no lock can be, GPUs are shared unseen
                 claimed.append(name)
             else:
@@ -173,3 +176,8 @@ class Machine:
             if len(claimed) == number:
                 break
         return claimed, others
+
+    @cached_property
+    def _known(self) -> Mapping[str, Gpu]:
+        """Of the GPUs those that the driver knows: runs may call one of them by several names."""
+        return known_gpus(self.gpus)

@@ -277,7 +277,7 @@ def join(work: Path) -> None:
             f"{work}: no training waits there for other hosts. Its log says when it does"
         )
     facts = json.loads(shared.read_text())
-    require_versions(facts.pop(_VERSIONS), "this host")
+    require_versions(facts.pop(_VERSIONS, {}), "this host")
     context = TypeAdapter(Context).validate_python(facts | {"progress": silent})
     _train_in_workers(context, is_first_host=False)
 

@@ -149,7 +149,8 @@ images score, as many of them: less cannot be asked for.</p>
 {% endfor %}
 <p class="note">Real and generated images are held against the same boxes. Protocol layout: the boxes that
 were asked for, and all detections. Protocol lama: all that is labelled in the real image, and confident
-detections. Detectors drop the weakest themselves.</p>
+detections. Detectors drop the weakest themselves. Intervals (95%) are over the layouts: how far others would
+change the scores of this generator by this scorer.</p>
 
 {% for gallery in galleries %}<h2>{{ gallery.title }}</h2>
 <p>{{ gallery.text }}</p>

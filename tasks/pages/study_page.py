@@ -204,7 +204,10 @@ def own_numbers(numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A study's own numbers, a row each, with their intervals."""
     limits = {f"{name}{end}" for name in numbers for end in ("_low", "_high")}
     return [
-        {"number": name, "": _with_interval(numbers, name) or shown_number(value)}
+        {
+            "number": name,
+            "": _with_interval(numbers, name, sign=name.startswith("gain_")) or shown_number(value),
+        }
         for name, value in numbers.items()
         if name not in limits
     ]
@@ -215,7 +218,7 @@ def best_in_words(numbers: Mapping[str, Any]) -> str | None:
     if "best_arm" not in numbers:
         return None
     run, _, arm = numbers["best_arm"].partition(": ")
-    gain = _with_interval(numbers, "gain_best") or shown_number(numbers["gain_best"])
+    gain = _with_interval(numbers, "gain_best", sign=True) or shown_number(numbers["gain_best"])
     worth = float(numbers["worth_best"] or 0)
     like = f", as good as {worth:.0f} more real images" if 0 < worth < math.inf else ""
     return (
@@ -224,9 +227,9 @@ def best_in_words(numbers: Mapping[str, Any]) -> str | None:
     )
 
 
-def _with_interval(numbers: Mapping[str, Any], name: str) -> str | None:
+def _with_interval(numbers: Mapping[str, Any], name: str, *, sign: bool) -> str | None:
     found: list[Any] = [numbers.get(f"{name}{end}") for end in ("", "_low", "_high")]
-    return None if None in found else format_interval(Interval(*map(float, found)), sign=True)
+    return None if None in found else format_interval(Interval(*map(float, found)), sign=sign)
 
 
 def _number_table(runs: Runs) -> list[dict[str, Any]]:

@@ -153,8 +153,10 @@ def test_the_remote_store_is_killed(
         process = place.start(**there)
         place.wait_until(process, (place.root / ".work" / "train-generator").exists)
         server.kill()
+        killed = time.monotonic()
         assert process.wait() == 0, place.output
-    assert "the run goes on without its remote" in place.output
+    told = place.output.count("the run goes on without its remote")
+    assert 1 <= told <= (time.monotonic() - killed) / 60 + 1
     ends_the_same(place)
     with server:
         assert place.start("push", **there).wait() == 0, place.output

@@ -523,20 +523,18 @@ def test_what_cannot_work_is_refused_before_anything_runs(overrides, error, mess
 
 
 @pytest.mark.parametrize(
-    ("overrides", "left"),
+    ("overrides", "is_told"),
     [
-        ({}, None),
-        ({"layouts": {"max_objects": 20}}, "synthesize.train_layouts and synthesize.val_layouts"),
-        ({"layouts": "lama-val"}, "synthesize.train_layouts and synthesize.val_layouts"),
-        (
-            {"layouts": {"max_objects": 20}, "synthesize": {"val_layouts": "run"}},
-            "synthesize.train_layouts",
-        ),
+        ({}, False),
+        ({"layouts": {"max_objects": 20}}, True),
+        ({"layouts": "lama-val"}, True),
+        ({"layouts": {"max_objects": 20}, "synthesize": {"val_layouts": "run"}}, True),
+        ({"layouts": {"max_objects": 20}, "synthesize": {"train_layouts": "run"}}, False),
     ],
 )
-def test_a_rule_for_layouts_that_does_not_reach_those_drawn_is_named(overrides, left):
-    line = f"layouts leaves {left} as the preset has them: change them too"
-    assert idle_options([build_run("coco-512", overrides)]) == ([line] if left else [])
+def test_a_rule_for_layouts_that_does_not_reach_those_drawn_is_named(overrides, is_told):
+    line = "layouts leaves synthesize.train_layouts as the preset has it: change it too"
+    assert idle_options([build_run("coco-512", overrides)]) == ([line] if is_told else [])
     assert idle_options([build_run("fine-tune", overrides)]) == []
 
 

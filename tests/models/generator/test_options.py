@@ -135,11 +135,31 @@ def test_an_index_that_names_a_missing_file_is_refused(in_two_files, refused):
     assert "index.json names w-2-of-2.safetensors, which is missing: download it again" in refused()
 
 
-@pytest.mark.parametrize("content", ["", '{"weight_map": {"a"', "[]"])
+@pytest.mark.parametrize("content", ["", '{"weight_map": {"a"', "[]", "{}", '{"weight_map": 5}'])
 def test_an_index_that_is_cut_short_is_refused(in_two_files, refused, content):
     path = in_two_files / "diffusion_pytorch_model.safetensors.index.json"
     path.write_text(content)
     assert f"{path} is missing or damaged" in refused()
+
+
+@pytest.mark.parametrize(
+    "content", [b"version https://git-lfs.github.com/spec/v1", b"<!DOCTYPE html>"]
+)
+def test_what_stands_for_weights_is_refused(base_folder, refused, content):
+    path = base_folder / "vae" / "diffusion_pytorch_model.bin"
+    path.with_suffix(".safetensors").unlink()
+    path.write_bytes(content)
+    assert f"{path} is cut short or damaged" in refused()
+    torch.save({"weight": torch.zeros(9)}, path, _use_new_zipfile_serialization=False)
+    foreign(GeneratorConfig(base_model=str(base_folder)))
+
+
+def test_files_beside_the_weights_that_are_loaded_are_no_matter(base_folder):
+    part = base_folder / "unet"
+    (part / "diffusion_pytorch_model.bin.index.json").write_text('{"weight_map": {"a": "gone"}}')
+    (part / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"pointer")
+    (part / "diffusion_pytorch_model.non_ema.bin").write_bytes(b"")
+    foreign(GeneratorConfig(base_model=str(base_folder)))
 
 
 def test_a_part_with_weights_of_a_variant_alone_is_refused(base_folder, refused):
@@ -168,6 +188,32 @@ def test_another_family_is_refused_before_anything_is_made(
 ):
     (base_folder / file).write_text(json.dumps(content))
     assert message in refused()
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("unet/config.json", {"in_channels": 9}, "input channels of the UNet is 9 and must be 4"),
+        ("unet/config.json", {"cross_attention_dim": 2048}, "is 2048 and must be 768"),
+        (
+            "unet/config.json",
+            {"addition_embed_type": "text_time"},
+            "addition_embed_type of the UNet",
+        ),
+        (
+            "vae/config.json",
+            {"latent_channels": 16},
+            "input channels of the UNet is 4 and must be 16",
+        ),
+    ],
+)
+def test_another_architecture_is_refused_before_anything_is_made(
+    base_folder, file, change, message
+):
+    path = base_folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InvalidModel, match=message):
+        foreign(GeneratorConfig(base_model=str(base_folder)))
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 from dataclasses import replace
 from typing import get_args
@@ -18,9 +17,10 @@ from flows.run_config import build_run, has_data
 from flows.run_graph import outline
 from models.counts import known_counts
 from models.generator.options import GeneratorConfig
+from models.nvidia import Gpu
 from tasks.estimates.cost import ASSUMED_CORE, Cpu, Gpus, schedule
 from tasks.estimates.data_size import COCO, data_sizes
-from tasks.estimates.forecast import _gpu_memory, _gpu_names, forecast, gpus_here
+from tasks.estimates.forecast import forecast, gpus_here
 from tasks.estimates.work import START_SECONDS, Facts, Work, work_of
 
 
@@ -214,37 +214,28 @@ def test_too_little_disk_or_memory_is_named(monkeypatch, tmp_path):
     assert "needs 24.0 GB of a GPU's memory at least, and there are 16.0 GB" in line
 
 
+H100, T4 = Gpu("GPU-a", "NVIDIA H100 80GB HBM3", 80e9), Gpu("GPU-b", "Tesla T4", 16e9)
+ODD = Gpu("GPU-c", "Odd 7", math.inf)
+
+
 @pytest.mark.parametrize(
-    ("names", "speed", "taken"),
+    ("known", "speed", "memory", "said"),
     [
-        (["NVIDIA H100 80GB HBM3"], 1.0, ""),
-        (["NVIDIA H100 80GB HBM3", "Tesla T4"], 65 / 989, ""),
-        (["NVIDIA A100-SXM4-80GB", "Odd 7"], 1.0, ", each taken for an H100"),
-        ([], 1.0, ", each taken for an H100"),
+        ({"0": H100, "1": H100}, 1.0, 80e9, "2 GPUs (NVIDIA H100 80GB HBM3)"),
+        ({"0": H100, "1": T4}, 65 / 989, 16e9, "2 GPUs (NVIDIA H100 80GB HBM3, Tesla T4)"),
+        ({"0": T4, "1": ODD}, 1.0, 16e9, "2 GPUs (Odd 7, Tesla T4), each taken for an H100"),
+        ({"0": T4}, 1.0, 16e9, "2 GPUs (Tesla T4), each taken for an H100"),
+        ({}, 1.0, math.inf, "2 GPUs (unknown), each taken for an H100"),
     ],
 )
-def test_a_gpu_is_as_fast_as_its_data_sheet_says(monkeypatch, tmp_path, names, speed, taken):
+def test_a_gpu_is_as_fast_as_its_data_sheet_says(monkeypatch, known, speed, memory, said):
     monkeypatch.setattr("tasks.estimates.forecast.visible_gpus", lambda: ("0", "1"))
-    for number, name in enumerate(names):
-        (tmp_path / str(number)).mkdir()
-        (tmp_path / str(number) / "information").write_text(f"Model: \t\t {name}\nIRQ: 7\n")
-    gpus = gpus_here(tmp_path)
-    assert (gpus.count, gpus.speed) == (2, pytest.approx(speed))
-    named = ", ".join(sorted(names)) or "unknown"
-    assert _gpu_names(("0", "1"), tmp_path) == f"2 GPUs ({named}){taken}"
+    monkeypatch.setattr("tasks.estimates.forecast.known_gpus", lambda names: known)
+    assert gpus_here() == Gpus(2, pytest.approx(speed))
     graph, found = works("coco-512")
+    expected = forecast(graph, list(graph), DigestMemory())
+    assert (expected.machine, expected.gpu_there) == (said, memory)
     step = graph.find("train generator")
     work = found[step.identity.reference]
     fast, slow = Gpus(1).seconds(step, work), Gpus(1, 0.1).seconds(step, work)
     assert slow == pytest.approx(10 * fast, rel=0.01)
-
-
-@pytest.mark.parametrize(
-    ("said", "smallest"), [("81559\n24576\n", 24576 * 2**20), ("[N/A]", math.inf)]
-)
-def test_the_smallest_gpu_counts_where_it_is_known(monkeypatch, tmp_path, said, smallest):
-    command = tmp_path / "nvidia-smi"
-    command.write_text(f"#!/bin/sh\nprintf '{said}'")
-    command.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert _gpu_memory() == smallest

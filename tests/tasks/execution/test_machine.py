@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from models.nvidia import Gpu
 from tasks.execution.machine import Machine, available_cores
 
 
@@ -163,6 +164,55 @@ def test_a_step_that_waits_for_a_gpu_gets_it_when_the_other_run_is_done():
         assert part.gpus == ("0",)
     thread.join(20)
     assert len(told) >= 1
+
+
+def test_a_gpu_that_another_run_calls_otherwise_is_the_same(monkeypatch):
+    gpu = Gpu("GPU-1a2b-77", "H100", 80e9)
+    monkeypatch.setattr(
+        "tasks.execution.machine.known_gpus", lambda names: dict.fromkeys(names, gpu)
+    )
+    told, one, two = [], Machine(1, ["0"]), Machine(1, ["GPU-1a2b"])
+    with (
+        one.take(1.0, 0, 1),
+        pytest.raises(InterruptedError),
+        two.take(1.0, 0, 1, told_once(told)),
+    ):
+        pass
+    assert len(told) == 2
+
+
+def test_a_step_that_needs_no_gpu_does_not_stand_behind_one_that_waits_for_another_run():
+    one, two = Machine(2, ["0"]), Machine(2, ["0"])
+    waiting, done = threading.Event(), threading.Event()
+
+    def wait():
+        with two.take(0.5, 0, 1, lambda who: waiting.set()):
+            done.set()
+
+    thread = threading.Thread(target=wait)
+    with one.take(0.5, 0, 1):
+        thread.start()
+        assert waiting.wait(20)
+        with two.take(1.0, 1) as part:
+            assert part.cores == 2
+        assert not done.is_set()
+    thread.join(20)
+    assert done.is_set()
+
+
+def test_a_step_never_meets_a_lock_of_its_own_run():
+    machine, told = Machine(2, ["0"]), []
+
+    def work(place):
+        with machine.take(0.5, place, 1, told.append):
+            pass
+
+    threads = [threading.Thread(target=work, args=(place,)) for place in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert told == []
 
 
 def test_names_of_parts_of_gpus_are_no_folders(tmp_path):
