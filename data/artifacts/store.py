@@ -168,7 +168,8 @@ class ArtifactStore:
             manifest = Manifest.model_validate_json(text)
         except (OSError, ValidationError, UnicodeDecodeError):
             return None
-        return manifest if manifest.identity.reference == f"{kind}/{key}" else None
+        meant = {manifest.reference, manifest.identity.reference}
+        return manifest if meant == {f"{kind}/{key}"} else None
 
     def lookup(self, kind: str, key: str) -> Manifest | None:
         """Return the manifest of an intact artifact, None if it is absent or damaged."""

@@ -40,6 +40,14 @@ def test_a_published_artifact_is_a_hit_and_its_work_is_gone(store):
     assert not (store.root / ".work" / "kind" / manifest.key).exists()
 
 
+@pytest.mark.parametrize("change", [{"key": "0" * 32}, {"kind": "other"}, {"options": {"a": 2}}])
+def test_a_manifest_that_says_it_is_of_another_artifact_is_none(store, change):
+    manifest = publish(store)
+    path = store.path("kind", manifest.key) / "manifest.json"
+    path.write_text(manifest.model_copy(update=change).model_dump_json())
+    assert store.read("kind", manifest.key) is None
+
+
 def test_a_log_is_kept_beside_what_the_manifest_records(store):
     (store.work("kind", identity().key) / "log.txt").write_text("a warning")
     manifest = publish(store)

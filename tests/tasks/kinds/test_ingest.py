@@ -1,7 +1,10 @@
 """The step `ingest` over a data set whose images are cut."""
 
+import json
+
 from data.ingest.options import IngestConfig, SplitConfig, TileConfig
 from data.layouts.layout import read_layouts
+from data.progress import silent
 from data.vocabulary.tables import Dataset
 from tasks.execution.context import StepContext
 from tasks.kinds.ingest import run
@@ -28,10 +31,23 @@ def test_tiles_take_the_place_of_images(tiled, tmp_path):
     ends = [report for report in reports if report[0] == 7]
     assert ends == [(7, 7, "images"), (7, 7, "images cut")] * 2
     assert "whole images" in (out / "card.md").read_text()
-    told = [f"{row['count']} × {row['reason']}" for row in summary["refused"]]
-    assert told
-    for text, expected in zip(summary["warnings"], told, strict=True):
-        assert text.startswith(f"left out or mended: {expected} (")
+
+
+def test_what_is_left_out_is_told_by_reason(tiled, tmp_path):
+    source = tiled.folder.parent
+    document = json.loads((source / "val.json").read_text())
+    image = document["images"][0]
+    document["images"].append(image | {"id": 999, "file_name": "gone.png"})
+    (tmp_path / "val.json").write_text(json.dumps(document))
+    val = SplitConfig(instances=tmp_path / "val.json", images=source / "val")
+    train = SplitConfig(instances=source / "train.json", images=source / "train")
+    out = tmp_path / "ingest" / "key"
+    out.mkdir(parents=True)
+    step = StepContext(
+        IngestConfig(train=train, val=val), {}, out, tmp_path, "key", tmp_path, 1, silent
+    )
+    (text,) = run(step)["warnings"]
+    assert text == "left out or mended: 1 × image file missing (val/gone.png)"
 
 
 def test_keys_of_data_sets_that_are_not_cut_stay():
