@@ -137,6 +137,7 @@ def test_ray_dies(new_place, ends_the_same, noted, victim):
             place.kill(process)
         case "the run ended":
             process.terminate()
+            process.wait(30)
             place.wait_for_end(30)
     ends_the_same(place)
     noted(f"Ray: {victim}", 1, time.monotonic() - started, "without synthetic sets, report")
