@@ -91,19 +91,20 @@ def idle_options(configs: Iterable[RunConfig]) -> list[str]:
     used: dict[str, bool] = {}
     for config in configs:
         given = changes_to_preset(config)
-
-        def is_given(name: str, names: Collection[str] = given.keys()) -> bool:
-            return any(f"{item}.".startswith(f"{name}.") for item in names)
-
         for name, (is_used, needed) in _uses(config).items():
-            if is_given(name):
+            if _is_given(name, given):
                 line = f"{name} has no effect without {needed}"
                 used[line] = is_used or used.get(line, False)
         drawn = "synthesize.train_layouts"
-        is_kept = config.synthesize.train_layouts != "run" and not is_given(drawn)
-        if is_kept and is_given("layouts"):
+        is_kept = config.synthesize.train_layouts != "run" and not _is_given(drawn, given)
+        if is_kept and _is_given("layouts", given):
             used[f"layouts leaves {drawn} as the preset has it: change it too"] = False
     return [line for line, is_used in used.items() if not is_used]
+
+
+def _is_given(name: str, given: Collection[str]) -> bool:
+    """Whether an option, or one of a group, is among dotted names."""
+    return any(f"{item}.".startswith(f"{name}.") for item in given)
 
 
 def _uses(config: RunConfig) -> dict[str, tuple[bool, str]]:

@@ -191,9 +191,7 @@ def draw_canvas(
     for index in order.unbind(dim=1):
         share = coverage[batch, index][:, None]
         alike = constant[batch, index][..., None, None].expand(-1, -1, height, width)
-        painted = torch.cat(
-            [alike, geometry[batch, index]], dim=1
-        )  # of many classes all would be large
+        painted = torch.cat([alike, geometry[batch, index]], dim=1)  # of all objects it is large
         canvas = canvas + share * (painted - canvas)
     return canvas
 

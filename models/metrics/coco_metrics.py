@@ -120,16 +120,26 @@ def detection_recall(
         truth: image id to boxes (num_boxes, 4), xyxy, and their category ids.
         detections: table with the columns of `data.vocabulary.tables.DETECTIONS`, all of one split.
     """
-    counts = [len(boxes) for boxes, _ in truth.values()]
-    found = boxes_found(
+    limits = {"score_threshold": score_threshold, "iou_threshold": iou_threshold}
+    return float(truths_found(truth, detections, **limits).mean())
+
+
+def truths_found(
+    truth: Mapping[int, tuple[np.ndarray, np.ndarray]],
+    detections: pa.Table,
+    *,
+    score_threshold: float,
+    iou_threshold: float,
+) -> Bool[np.ndarray, " num_boxes"]:
+    """Which true boxes `detection_recall` counts, image by image in the order of the truth."""
+    return boxes_found(
         np.concatenate([boxes for boxes, _ in truth.values()]),
-        np.repeat(list(truth), counts),
+        np.repeat(list(truth), [len(boxes) for boxes, _ in truth.values()]),
         np.concatenate([labels for _, labels in truth.values()]),
         detections,
         score_threshold=score_threshold,
         iou_threshold=iou_threshold,
     )
-    return float(found.mean())
 
 
 def boxes_found(

@@ -21,12 +21,12 @@ from models.metrics.coco_metrics import (
     CocoMetrics,
     CocoTruth,
     annotations_by_image,
-    boxes_found,
     coco_metrics,
     coco_results,
     read_truth,
     renumbered,
     truth_boxes,
+    truths_found,
 )
 from models.metrics.distances import jackknife_intervals
 from models.metrics.image_bootstrap import match_detections, weighted_precisions
@@ -148,25 +148,18 @@ def score_intervals(
     Returns:
         None of them where there are less than two layouts with boxes.
     """
-    image_ids = np.sort([item["id"] for item in truth["images"]])
-    boxes = truth_boxes(truth)
-    counts = np.array([len(boxes[key][0]) for key in image_ids.tolist()])
-    clusters = np.array([layouts[key] for key in image_ids.tolist()])
+    boxes = dict(sorted(truth_boxes(truth).items()))
+    image_ids = list(boxes)
+    counts = np.array([len(of_image) for of_image, _ in boxes.values()])
+    clusters = np.array([layouts[key] for key in image_ids])
     if len(np.unique(clusters[counts > 0])) < 2:
         return {}
-    of_image = np.repeat(np.arange(len(image_ids)), counts)
-    found = boxes_found(
-        np.concatenate([boxes[key][0] for key in image_ids.tolist()]),
-        image_ids[of_image],
-        np.concatenate([boxes[key][1] for key in image_ids.tolist()]),
-        detections,
-        score_threshold=score_threshold,
-        iou_threshold=iou_threshold,
-    )
-    hits = np.bincount(of_image, found, len(image_ids))
+    limits = {"score_threshold": score_threshold, "iou_threshold": iou_threshold}
+    found = truths_found(boxes, detections, **limits)
+    hits = np.bincount(np.repeat(np.arange(len(boxes)), counts), found, len(boxes))
     confident = detections.filter(pc.field("score") >= SCORE_THRESHOLDS[protocol])
-    known = image_ids.tolist()
-    matched = match_detections(truth, coco_results(confident, known), known, np.array([0.5, 0.75]))
+    results = coco_results(confident, image_ids)
+    matched = match_detections(truth, results, image_ids, np.array([0.5, 0.75]))
 
     def scores(kept: Int[np.ndarray, " kept"]) -> tuple[float, ...]:
         weights = np.bincount(kept, minlength=len(image_ids)).astype(np.float64)
