@@ -92,8 +92,7 @@ def forecast(graph: Graph, steps: Sequence[Step], digests: DigestMemory) -> Fore
     works = {reference: work for reference, work in found.items() if work}
     gpus = visible_gpus()
     known = known_gpus(gpus) if gpus else {}
-    speed = _relative_speed(gpus, known) or 1.0
-    device: Device = Gpus(len(gpus), speed) if gpus else Cpu(available_cores(), ASSUMED_CORE)
+    device: Device = _device(gpus, known) if gpus else Cpu(available_cores(), ASSUMED_CORE)
     planned = schedule(steps, works, device)
     return Forecast(
         num_steps=len(steps),
@@ -122,7 +121,11 @@ def duration(seconds: float) -> str:
 def gpus_here() -> Gpus:
     """The GPUs that this process sees, each as fast as the slowest of them; unknown ones as an H100."""
     names = visible_gpus()
-    return Gpus(len(names), _relative_speed(names, known_gpus(names)) or 1.0)
+    return _device(names, known_gpus(names))
+
+
+def _device(names: Sequence[str], known: Mapping[str, Gpu]) -> Gpus:
+    return Gpus(len(names), _relative_speed(names, known) or 1.0)
 
 
 def _relative_speed(names: Sequence[str], known: Mapping[str, Gpu]) -> float | None:
