@@ -27,7 +27,7 @@ from data.errors import (
     PipelineError,
 )
 from data.orphans import end_with_parent
-from flows import cost_command, remote_commands, store_commands
+from flows import cost_command, gc_commands, remote_commands, store_commands
 from flows.command_options import (
     FileOption,
     PresetArgument,
@@ -43,7 +43,7 @@ from flows.nodes import REPORT
 from flows.obtaining import carry_out, checked_graph
 from flows.plateau import doubling, length_option, real_alone, validated
 from flows.request import Request
-from flows.results import flat_results, newest_artifact, newest_reports
+from flows.results import flat_results, newest_artifact, newest_reports, reading
 from flows.run_config import RunConfig
 from flows.run_graph import stage_steps
 from flows.studies import CONCLUSION, read_study
@@ -63,6 +63,7 @@ app = typer.Typer(
 )
 app.add_typer(cost_command.app)
 app.add_typer(store_commands.app)
+app.add_typer(gc_commands.app)
 app.add_typer(remote_commands.app)
 
 _DEVICE_SIZES = (80, 40, 24, 16, 8)
@@ -277,7 +278,7 @@ def report(
     store = ArtifactStore(default_root())
     record, reports = newest_reports(store, study_name)
     if as_json:
-        results = flat_results(store, record, reports)
+        results = flat_results(reading(store), record, reports)
         typer.echo(json.dumps(results, indent=1))
         return
     for name, manifest in reports.items():

@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
+from data.artifacts.bucket import CONTENDERS
 from data.artifacts.fitness import CHECKS, require_fit
 from data.artifacts.inventory import artifacts, find, require_store
 from data.artifacts.records import Record, add_record, read_records
-from data.artifacts.remote import CONTENDERS, Remote, default_remote, required_remote
+from data.artifacts.remote import Remote, default_remote, required_remote
 from data.artifacts.store import ArtifactStore, default_root
 from data.errors import ArtifactMissing, PipelineError, RemoteConflict, RemoteDamaged
 from flows.command_options import tracked
@@ -165,5 +166,5 @@ def _remote_state(*, contest: bool) -> str:
     mirror.check()
     if not contest:
         return f"{mirror.url} answers and honours conditions"
-    mirror.contest()
+    mirror.bucket.contest()
     return f"{mirror.url} answers, and of {CONTENDERS} that created one object at once one did"

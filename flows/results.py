@@ -11,6 +11,8 @@ from data.errors import ArtifactMissing
 from flows.nodes import REPORT
 from flows.studies import CONCLUSION
 
+Read = Callable[[str], Manifest | None]
+
 
 def newest_reports(
     store: ArtifactStore, study: str | None = None
@@ -28,7 +30,7 @@ def newest_reports(
             continue
         if study is not None and (record.what, record.name) != ("study", study):
             continue
-        if there := reports_of(store, record):
+        if there := reports_of(reading(store), record):
             return record, there
     if study is not None:
         raise ArtifactMissing(
@@ -37,17 +39,24 @@ def newest_reports(
     raise ArtifactMissing(f"no finished run under {store.root}: run `detdiffusion run demo` first")
 
 
-def reports_of(store: ArtifactStore, record: Record) -> dict[str, Manifest]:
-    """The reports of a run or study by the names of their steps; none where one is not there."""
+def reading(store: ArtifactStore) -> Read:
+    """Reads manifests of a store by their artifacts' `kind/key`."""
+    return lambda reference: store.read(*reference.split("/"))
+
+
+def reports_of(read: Read, record: Record) -> dict[str, Manifest]:
+    """The reports of a run or study by the names of their steps; none where one is not there.
+
+    Args:
+        read: an artifact's manifest, by its `kind/key`.
+    """
     steps = [step for step in record.steps if step.kind in {"report", "conclude"}]
-    found = {name: store.read(step.kind, step.key) for step in steps for name in step.names}
+    found = {name: read(step.reference) for step in steps for name in step.names}
     there = {name: manifest for name, manifest in found.items() if manifest is not None}
     return there if len(there) == len(found) else {}
 
 
-def flat_results(
-    store: ArtifactStore, record: Record, reports: Mapping[str, Manifest]
-) -> dict[str, float]:
+def flat_results(read: Read, record: Record, reports: Mapping[str, Manifest]) -> dict[str, float]:
     """A run's numbers with its cost; a study's answers, and its runs' numbers after the run's name.
 
     `seconds_total` is the sum of the steps' wall-clock times when they were made, `seconds_wall` the time in
@@ -59,8 +68,7 @@ def flat_results(
         for name, manifest in reports.items()
         for key, value in manifest.summary["results"].items()
     }
-    found = filter(None, (store.read(step.kind, step.key) for step in record.steps))
-    steps = list(found)
+    steps = list(filter(None, (read(step.reference) for step in record.steps)))
     return {
         **results,
         "seconds_total": round(sum(item.seconds for item in steps), 1),

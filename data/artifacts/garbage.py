@@ -1,10 +1,12 @@
 """Garbage collection: what nothing keeps goes to the trash, and is deleted by the next one."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from data.artifacts.inventory import artifacts, made_at, require_store, tree, unfinished
+from data.artifacts.records import read_records
 from data.artifacts.roots import Keep, Roots
 from data.artifacts.store import WORK_FOLDER, ArtifactStore
 from data.artifacts.trash import Removal, opened
@@ -49,7 +51,33 @@ def garbage(store: ArtifactStore, keep: Keep, free: int | None = None) -> list[G
         if changed <= since and (store.has(*item.split("/")) or item not in kept):
             found.append(Garbage(item, f"{WORK_FOLDER}/{item}", size, changed))
     found.sort(key=lambda item: item.changed)
-    return found if free is None else list(_first(found, free))
+    return first(found, free)
+
+
+def cached(
+    store: ArtifactStore, keep: Keep, mirrored: AbstractSet[str], free: int
+) -> list[Garbage]:
+    """Find what only runs need and the mirror has too, the longest unused first.
+
+    Args:
+        mirrored: `kind/key` of what is whole there.
+        free: bytes that suffice.
+
+    Raises:
+        PipelineError: what a run or an artifact needs is not known.
+    """
+    kept = Roots(store, replace(keep, runs=0)).kept(datetime.now(UTC))
+    used: dict[str, float] = {}
+    for record in read_records(store.root):
+        for step in record.steps:
+            used.setdefault(step.reference, datetime.fromisoformat(record.created_at).timestamp())
+    found = [
+        Garbage(item, item, tree(store.root / item)[0], max(made, used.get(item, 0.0)))
+        for item in artifacts(store.root)
+        if item in mirrored and item not in kept
+        for made in [made_at(store.root, item)]
+    ]
+    return first(sorted(found, key=lambda item: item.changed), free)
 
 
 def collect(store: ArtifactStore, keep: Keep, found: Sequence[Garbage]) -> list[Garbage]:
@@ -86,10 +114,12 @@ def _is_needed(store: ArtifactStore, roots: Roots, item: Garbage, now: datetime)
     return not is_left and item.reference in roots.kept(now, item.reference)
 
 
-def _first(found: Sequence[Garbage], free: int) -> Iterator[Garbage]:
-    """As many as free so many bytes."""
+def first(found: Iterable[Garbage], free: int | None) -> list[Garbage]:
+    """As many as free so many bytes; all where that is None."""
+    chosen, freed = [], 0
     for item in found:
-        if free <= 0:
-            return
-        yield item
-        free -= item.bytes
+        if free is not None and freed >= free:
+            break
+        chosen.append(item)
+        freed += item.bytes
+    return chosen

@@ -12,7 +12,7 @@ from data.artifacts.records import record_files
 from data.artifacts.store import WORK_FOLDER
 from data.errors import ArtifactMissing
 
-_KEY = re.compile(r"[0-9a-f]{32}")
+KEY = re.compile(r"[0-9a-f]{32}")
 _DIGITS = 8
 """Of a key, at least, where people read it."""
 
@@ -37,7 +37,7 @@ def artifacts(root: Path) -> list[str]:
         for kind in folders(root)
         if not kind.startswith(".")
         for key in folders(root / kind)
-        if _KEY.fullmatch(key)
+        if KEY.fullmatch(key)
     ]
 
 

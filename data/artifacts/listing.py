@@ -1,13 +1,13 @@
 """What there is in a store, how it is, and who uses it."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Literal
 
 from data.artifacts.inventory import artifacts, made_at, tree, unfinished
 from data.artifacts.records import Record
-from data.artifacts.roots import pinned
 from data.artifacts.store import WORK_FOLDER, ArtifactStore
 
 State = Literal["ok", "damaged", "unfinished", "unused"]
@@ -36,11 +36,35 @@ class Listed:
     pinned: bool
 
 
-def listed(store: ArtifactStore, records: Iterable[Record]) -> list[Listed]:
-    """All artifacts and all work folders, the newest first.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An artifact, or what there is of one, as `Listed` has it."""
+
+    reference: str
+    state: State
+    bytes: int
+    changed: float
+
+
+def in_store(store: ArtifactStore) -> Iterator[Found]:
+    """All artifacts of a store, and all its work folders."""
+    for reference in unfinished(store.root):
+        yield Found(reference, "unfinished", *tree(store.root / WORK_FOLDER / reference))
+    for reference in artifacts(store.root):
+        manifest = store.read(*reference.split("/"))
+        state: State = "damaged" if manifest is None or store.wrong_sizes(manifest) else "ok"
+        size, _ = tree(store.root / reference)
+        yield Found(reference, state, size, made_at(store.root, reference))
+
+
+def listed(
+    found: Iterable[Found], records: Iterable[Record], pins: AbstractSet[str]
+) -> list[Listed]:
+    """What was found, the newest first, and who uses it.
 
     Args:
-        records: of the store, the newest first.
+        records: of the same place, the newest first.
+        pins: likewise.
     """
     runs: dict[str, list[Record]] = defaultdict(list)
     steps: dict[str, str] = {}
@@ -48,26 +72,16 @@ def listed(store: ArtifactStore, records: Iterable[Record]) -> list[Listed]:
         for step in record.steps:
             runs[step.reference].append(record)
             steps.setdefault(step.reference, step.names[0])
-    pins = pinned(store.root)
-
-    def entry(reference: str, state: State, size: int, changed: float) -> Listed:
-        return Listed(
-            reference,
-            "unused" if state == "ok" and reference not in runs else state,
-            size,
-            changed,
-            steps.get(reference, ""),
-            tuple(runs.get(reference, ())),
-            reference in pins,
+    entries = (
+        Listed(
+            item.reference,
+            "unused" if item.state == "ok" and item.reference not in runs else item.state,
+            item.bytes,
+            item.changed,
+            steps.get(item.reference, ""),
+            tuple(runs.get(item.reference, ())),
+            item.reference in pins,
         )
-
-    found = [
-        entry(reference, "unfinished", *tree(store.root / WORK_FOLDER / reference))
-        for reference in unfinished(store.root)
-    ]
-    for reference in artifacts(store.root):
-        manifest = store.read(*reference.split("/"))
-        state: State = "damaged" if manifest is None or store.wrong_sizes(manifest) else "ok"
-        size, _ = tree(store.root / reference)
-        found.append(entry(reference, state, size, made_at(store.root, reference)))
-    return sorted(found, key=lambda item: item.changed, reverse=True)
+        for item in found
+    )
+    return sorted(entries, key=lambda item: item.changed, reverse=True)

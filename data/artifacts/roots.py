@@ -1,6 +1,7 @@
 """What keeps artifacts: runs, pins, their age, work on them; and all that those are made from."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
@@ -12,7 +13,7 @@ from data.artifacts.records import RECORDS_FOLDER, Record, read_record, record_f
 from data.artifacts.store import ArtifactStore, storage_errors
 from data.errors import InvalidManifest, InvalidRecord
 
-_PINS = "pins"
+PINS_FOLDER = "pins"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ def pin(root: Path, reference: str) -> None:
     Raises:
         StorageError: the store cannot be written to.
     """
-    path = root / _PINS / reference
+    path = root / PINS_FOLDER / reference
     with storage_errors(root):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -47,17 +48,83 @@ def unpin(root: Path, reference: str) -> None:
         StorageError: the store cannot be written to.
     """
     with storage_errors(root):
-        (root / _PINS / reference).unlink(missing_ok=True)
+        (root / PINS_FOLDER / reference).unlink(missing_ok=True)
 
 
 def pinned(root: Path) -> set[str]:
     """What is pinned, as `pin` was given it."""
-    folder = root / _PINS
+    folder = root / PINS_FOLDER
     return {str(path.relative_to(folder)) for path in folder.glob("*/*")}
 
 
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What a store, or its mirror, has, as far as it decides what is kept.
+
+    Attributes:
+        changed: seconds since the epoch at which each artifact, `kind/key`, was put there.
+        inputs: `kind/key` of what each was made from.
+        records: the newest first.
+        pins: as `pin` was given them.
+        locked: `kind/key` of what somebody works on.
+    """
+
+    changed: Mapping[str, float]
+    inputs: Mapping[str, Sequence[str]]
+    records: Sequence[Record]
+    pins: AbstractSet[str]
+    locked: AbstractSet[str] = frozenset()
+
+
+def kept(there: Holdings, keep: Keep, now: datetime) -> dict[str, str]:
+    """What must stay, `kind/key`, and one reason for each.
+
+    Args:
+        now: with time zone.
+
+    Raises:
+        InvalidRecord: what any one run needs is not known.
+    """
+    found = dict.fromkeys(there.locked, "somebody works on it")
+    found |= dict.fromkeys(there.pins & there.changed.keys(), "pinned")
+    for record, reason in _kept_records(there, keep, now):
+        for step in record.steps:
+            found.setdefault(step.reference, reason)
+    since = (now - keep.grace).timestamp()
+    for reference, changed in there.changed.items():
+        if changed > since:
+            found.setdefault(reference, "younger than the grace")
+    waiting = list(found)
+    for reference in waiting:  # which grows meanwhile
+        for source in there.inputs.get(reference, ()):
+            if source not in found:
+                found[source] = f"{reference} is made from it"
+                waiting.append(source)
+    return found
+
+
+def _kept_records(there: Holdings, keep: Keep, now: datetime) -> Iterator[tuple[Record, str]]:
+    known = {f"{RECORDS_FOLDER}/{record.id}" for record in there.records}
+    for name in there.pins - known:
+        if name.startswith(f"{RECORDS_FOLDER}/"):
+            raise InvalidRecord(f"{name} is pinned and there is no such record: unpin it")
+    newest: dict[tuple[str, str, str | None], set[frozenset[str]]] = {}
+    for record in there.records:
+        steps = frozenset(step.reference for step in record.steps)
+        different = newest.setdefault((record.what, record.name, record.stage), set())
+        if len(different) < keep.runs:
+            different.add(steps)
+            yield record, f"one of the newest runs of {record.name}, {record.id}"
+        elif f"{RECORDS_FOLDER}/{record.id}" in there.pins:
+            yield record, f"the run {record.id} is pinned"
+        elif datetime.fromisoformat(record.created_at) > now - keep.grace:
+            yield record, f"the run {record.id} is younger than the grace"
+        elif steps & there.locked:
+            yield record, f"somebody works on the run {record.id}"
+
+
 class Roots:
-    """What keeps artifacts; may be asked again while others go on with their work."""
+    """What keeps the artifacts of a store; may be asked again while others go on with their work."""
 
     def __init__(self, store: ArtifactStore, keep: Keep):
         self._store = store
@@ -76,48 +143,16 @@ class Roots:
             InvalidManifest: what any one artifact needs is not known.
             InvalidRecord: what any one run needs is not known.
         """
-        there = artifacts(self._store.root)
-        changed = {reference: made_at(self._store.root, reference) for reference in there}
-        inputs = {reference: self._inputs(reference, changed[reference]) for reference in there}
-        pins, locked = pinned(self._store.root), self._store.locked() - {holding}
-        kept = dict.fromkeys(locked, "somebody works on it")
-        kept |= dict.fromkeys(pins.intersection(there), "pinned")
-        for record, reason in self._kept_records(now, pins, locked):
-            for step in record.steps:
-                kept.setdefault(step.reference, reason)
-        since = (now - self._keep.grace).timestamp()
-        for reference in there:
-            if changed[reference] > since:
-                kept.setdefault(reference, "younger than the grace")
-        waiting = list(kept)
-        for reference in waiting:  # which grows meanwhile
-            for source in inputs.get(reference, ()):
-                if source not in kept:
-                    kept[source] = f"{reference} is made from it"
-                    waiting.append(source)
-        return kept
-
-    def _kept_records(
-        self, now: datetime, pins: set[str], locked: set[str]
-    ) -> Iterator[tuple[Record, str]]:
-        records = [self._record(path) for path in record_files(self._store.root)]
-        known = {f"{RECORDS_FOLDER}/{record.id}" for record in records}
-        for name in pins - known:
-            if name.startswith(f"{RECORDS_FOLDER}/"):
-                raise InvalidRecord(f"{name} is pinned and there is no such record: unpin it")
-        newest: dict[tuple[str, str, str | None], set[frozenset[str]]] = {}
-        for record in records:
-            steps = frozenset(step.reference for step in record.steps)
-            different = newest.setdefault((record.what, record.name, record.stage), set())
-            if len(different) < self._keep.runs:
-                different.add(steps)
-                yield record, f"one of the newest runs of {record.name}, {record.id}"
-            elif f"{RECORDS_FOLDER}/{record.id}" in pins:
-                yield record, f"the run {record.id} is pinned"
-            elif datetime.fromisoformat(record.created_at) > now - self._keep.grace:
-                yield record, f"the run {record.id} is younger than the grace"
-            elif steps & locked:
-                yield record, f"somebody works on the run {record.id}"
+        root = self._store.root
+        changed = {reference: made_at(root, reference) for reference in artifacts(root)}
+        there = Holdings(
+            changed=changed,
+            inputs={item: self._inputs(item, when) for item, when in changed.items()},
+            records=[self._record(path) for path in record_files(root)],
+            pins=pinned(root),
+            locked=self._store.locked() - {holding},
+        )
+        return kept(there, self._keep, now)
 
     def _read_inputs(self, reference: str, changed: float) -> list[str]:
         """`kind/key` of an artifact's inputs; of another at another time of change."""

@@ -83,7 +83,7 @@ def path_of(root, graph, name):
 
 
 def test_a_cold_run_makes_every_artifact_and_the_report(root, graph, cold, manifest):
-    from flows.results import flat_results, newest_reports
+    from flows.results import flat_results, newest_reports, reading
 
     store = ArtifactStore(root)
     assert all(store.lookup(step.kind.name, step.identity.key) for step in graph)
@@ -91,7 +91,7 @@ def test_a_cold_run_makes_every_artifact_and_the_report(root, graph, cold, manif
     record, reports = newest_reports(store)
     assert reports == {"report": manifest}
     assert record.options["preset"] == "smoke"
-    results = flat_results(store, record, reports)
+    results = flat_results(reading(store), record, reports)
     expected = {
         "detector_map50_real", "score_ap50_real", "score_ap50_origin", "score_ap50_easy",
         "score_ap50_hard", "recall_easy", "recall_origin", "recall_hard", "map_real",

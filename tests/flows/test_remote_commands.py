@@ -55,7 +55,7 @@ def test_a_run_goes_from_one_machine_to_another(made, call, tmp_path):
     assert call("two", "pull")[1].startswith("no run is on the remote: `detdiffusion push`")
     assert call("one", "push") == (0, f"{len(graph)} pushed\n")
     assert call("one", "push") == (0, f"{len(graph)} there already\n")
-    (run,) = json.loads(call("two", "ls", "--remote", "--json")[1])
+    (run,) = json.loads(call("two", "ls", "--remote", "--runs", "--json")[1])
     assert (run["id"], run["present"], run["missing"]) == (newest, len(graph), 0)
     assert call("two", "plan", "smoke")[1].count("a run pulls it") == len(graph)
     assert "a run takes it from the remote" in call("two", "why", "ingest", "smoke")[1]
@@ -66,7 +66,83 @@ def test_a_run_goes_from_one_machine_to_another(made, call, tmp_path):
     status, out = call("one", "push", oldest)
     assert status == 0
     assert " not made" in out
-    assert call("two", "ls", "--remote")[1].count("smoke") == 2
+    assert call("two", "ls", "--remote", "--runs")[1].count("smoke") == 2
+
+
+def test_what_is_there_is_looked_at_as_in_a_store(made, call, tmp_path):
+    store, graph = made
+    newest, oldest = [record.id for record in read_records(store.root)]
+    call("one", "push", newest)
+    call("one", "push", oldest)
+    rows = json.loads(call("two", "ls", "--remote", "--json")[1])
+    assert {f"{row['kind']}/{row['key']}" for row in rows} == {*graph.steps}
+    assert {row["state"] for row in rows} == {"ok"}
+    label = graph.find("label attributes").identity
+    out = call("two", "why", label.key, "--remote")[1]
+    assert f"kept by gc: one of the newest runs of smoke, {newest}" in out
+    assert "input of train-generator/" in out
+    status, out = call("two", "diff", oldest, newest, "--remote")
+    assert status == 1
+    assert "train_detector.num_iterations: 9 → 8" in out
+    assert call("two", "verify", "--remote") == (
+        0,
+        f"{len(graph)} artifacts looked at, 0 damaged\n",
+    )
+    file = next((tmp_path / "mirror" / label.reference).glob("*/file"))
+    file.write_text("CONTENT")
+    assert call("two", "verify", "--remote", "--fast")[0] == 0
+    status, out = call("two", "verify", "--remote", "--repair", label.key)
+    assert status == 1
+    assert f"damaged: {(tmp_path / 'mirror').as_uri()}/{label.reference}/file" in out
+    assert "1 have lost their damaged files there: `detdiffusion push`" in out
+    assert "1 pushed" in call("one", "push", label.key)[1]
+    assert call("two", "verify", "--remote")[0] == 0
+    assert "--rebuild goes not with --remote" in call("two", "verify", "--remote", "--rebuild")[1]
+
+
+def test_what_no_run_needs_goes_from_the_remote(made, call, tmp_path):
+    _, graph = made
+    call("one", "push")
+    label = graph.find("label attributes").identity
+    assert call("two", "pin", label.key, "--remote") == (0, f"pinned: {label.reference}\n")
+    everything = ("gc", "--remote", "--keep", 0, "--grace", "0s")
+    status, out = call("two", *everything)
+    assert status == 0
+    assert "nothing was done" in out
+    moved = call("two", *everything, "--apply")[1].count(" yes ")
+    rows = json.loads(call("two", "ls", "--remote", "--json")[1])
+    kinds = {"ingest", "train-detector", "detect", "label-attributes"}
+    assert {row["kind"] for row in rows} == kinds
+    assert moved == len(graph) - len(rows)
+    assert call("two", "unpin", label.key, "--remote")[0] == 0
+    assert call("two", *everything, "--apply")[1].count(" yes ") == len(rows)
+    assert "deleted from .trash: 0B" not in call("two", *everything, "--apply")[1]
+    assert not [*(tmp_path / "mirror").glob("*/*/*/file")]
+
+
+def test_a_store_gets_no_larger_than_its_limit_by_what_the_remote_has(made, call, tmp_path):
+    _, graph = made
+    one = ArtifactStore(tmp_path / "one")
+    call("one", "push")
+    scorer, label = (graph.find(name).identity for name in ("train scorer", "label attributes"))
+    shutil.rmtree(tmp_path / "mirror" / scorer.reference)
+    call("one", "pin", label.key)
+    assert "moved to .trash: 0B" in call("one", "gc", "--limit", "1G", "--apply")[1]
+    limit = ("gc", "--limit", "1K", "--grace", "0s")
+    assert call("one", *limit, "--keep", 9)[1].count("│") > len(graph)
+    assert one.has(label.kind, label.key)
+    status, out = call("one", *limit, "--apply")
+    assert status == 0
+    assert "over the limit stay: young, pinned, in use or not on the remote" in out
+    left = json.loads(call("one", "ls", "--json")[1])
+    keys = {row["key"] for row in left}
+    assert {scorer.key, label.key, graph.find("ingest").identity.key} <= keys
+    status, out = call("one", "pull")
+    assert f"{len(graph) - len(left)} pulled" in out
+    assert f"{len(left)} there already" in out
+    status, out = call("one", "gc", "--limit", "1G", "--free", "1G")
+    assert (status, "--limit goes neither with --remote nor with --free" in out) == (1, True)
+    assert "--limit 'lots': write a size" in call("one", "gc", "--limit", "lots")[1]
 
 
 def test_with_an_artifact_comes_the_record_of_the_newest_run_that_has_it(made, call, tmp_path):
@@ -115,7 +191,7 @@ def test_what_is_refused_is_named_and_the_rest_goes_on(made, call, tmp_path):
 
 def test_without_a_remote_the_commands_say_which_variable(call, monkeypatch):
     monkeypatch.delenv("DETDIFFUSION_REMOTE")
-    for arguments in (("push",), ("pull",), ("ls", "--remote")):
+    for arguments in (("push",), ("pull",), ("ls", "--remote"), ("gc", "--remote")):
         status, out = call("one", *arguments)
         assert status == 1
         assert "no remote: set DETDIFFUSION_REMOTE, for instance to s3://bucket/prefix" in out

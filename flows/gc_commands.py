@@ -1,0 +1,153 @@
+"""The commands that say what of the artifact store, or of its mirror, may go and what stays."""
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import Annotated
+
+import typer
+from pydantic import ByteSize, TypeAdapter, ValidationError
+from rich.table import Table
+
+from data.artifacts.garbage import Garbage, cached, first
+from data.artifacts.inventory import find, short_keys, tree
+from data.artifacts.records import RECORDS_FOLDER, Record
+from data.artifacts.remote import required_remote
+from data.artifacts.remote_contents import RemoteContents
+from data.artifacts.roots import Keep
+from data.artifacts.store_contents import StoreContents
+from data.errors import InvalidConfig
+from flows.command_options import print_table
+from flows.store_options import SECONDS, RemoteOption, age, opened, short_name, size
+
+app = typer.Typer()
+
+
+@app.command()
+def gc(
+    *,
+    keep: Annotated[
+        int, typer.Option(min=0, help="Newest runs of each preset and study that are kept.")
+    ] = Keep().runs,
+    grace: Annotated[
+        str, typer.Option(help="What is younger is kept, e.g. 30min, 24h, 7d.")
+    ] = "24h",
+    free: Annotated[
+        str | None, typer.Option(help="Enough is freed then, the oldest first, e.g. 50G.")
+    ] = None,
+    limit: Annotated[
+        str | None,
+        typer.Option(
+            help="Enough is freed that the store is no larger, e.g. 500G; if need be what the remote has "
+            "goes too, the longest unused first, and a run pulls it again."
+        ),
+    ] = None,
+    remote: RemoteOption = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Do it, do not only say it.")] = False,
+) -> None:
+    """Remove what no kept run, no pin and no work in progress needs; without --apply say what it is.
+
+    It is moved to the folder .trash, which the next `gc --apply` empties; that of the remote as far as it has
+    lain there for the grace.
+    """
+    if limit is not None and (remote or free is not None):
+        raise InvalidConfig("--limit goes neither with --remote nor with --free")
+    contents, kept = opened(remote=remote), Keep(keep, _duration(grace))
+    earlier = sum(item.bytes for item in contents.earlier(kept))
+    found = contents.garbage(kept, None if free is None else _bytes("--free", free))
+    if limit is not None and isinstance(contents, StoreContents):
+        found, kept = _down_to(_bytes("--limit", limit), contents, kept, found, earlier)
+    done = {item.path for item in contents.collect(kept, found)} if apply else set()
+    _show(contents.records(), found, done if apply else None)
+    total = size(sum(item.bytes for item in found if not apply or item.path in done))
+    if apply:
+        typer.echo(f"moved to .trash: {total}, which a later `gc --apply` deletes")
+        typer.echo(f"deleted from .trash: {size(earlier)}")
+    else:
+        typer.echo(f"to be moved to .trash: {total}; to be deleted from it: {size(earlier)}")
+        typer.echo("nothing was done: that takes --apply")
+
+
+def _down_to(
+    limit: int, contents: StoreContents, keep: Keep, found: Sequence[Garbage], earlier: int
+) -> tuple[list[Garbage], Keep]:
+    """The garbage that brings the store to a size, if need be with what the remote has; what is kept then."""
+    over = tree(contents.store.root)[0] - earlier - limit
+    chosen = first(found, over)
+    over -= sum(item.bytes for item in chosen)
+    if over <= 0:
+        return chosen, keep
+    mirror = RemoteContents(required_remote())
+    whole = {item.reference for item in mirror.found() if item.state == "ok"}
+    more = cached(contents.store, keep, whole - {item.reference for item in chosen}, over)
+    if (left := over - sum(item.bytes for item in more)) > 0:
+        typer.echo(f"{size(left)} over the limit stay: young, pinned, in use or not on the remote")
+    return chosen + more, replace(keep, runs=0)
+
+
+def _show(
+    records: Sequence[Record], found: Sequence[Garbage], done: Collection[str] | None
+) -> None:
+    """Print what may go, or what of it has gone, by what the newest run calls it."""
+    if not found:
+        return
+    steps = {step.reference: step.names[0] for record in reversed(records) for step in record.steps}
+    short = short_keys({item.reference for item in found})
+    table = Table("step", "artifact", "size", "age", *(["moved"] if done is not None else []))
+    for item in found:
+        name = item.path.replace(item.reference, short_name(item.reference, short[item.reference]))
+        moved = [] if done is None else ["yes" if item.path in done else "no, in use"]
+        table.add_row(
+            steps.get(item.reference, ""), name, size(item.bytes), age(item.changed), *moved
+        )
+    print_table(table)
+
+
+@app.command("pin")
+def add_pin(
+    what: Annotated[str, typer.Argument(metavar="KEY|RUN")], *, remote: RemoteOption = False
+) -> None:
+    """Keep an artifact or a run, and all that it is made from, until it is unpinned."""
+    contents = opened(remote=remote)
+    ids = [record.id for record in contents.records()]
+    name = _pin_name(find(what, contents.artifacts, ids))
+    contents.pin(name)
+    typer.echo(f"pinned: {name}")
+
+
+@app.command("unpin")
+def remove_pin(
+    what: Annotated[str, typer.Argument(metavar="KEY|RUN")], *, remote: RemoteOption = False
+) -> None:
+    """Take a pin away."""
+    contents = opened(remote=remote)
+    pins = contents.pins()
+    ids = {name.partition("/")[2] for name in pins if name.startswith(f"{RECORDS_FOLDER}/")}
+    keys = {name for name in pins if not name.startswith(f"{RECORDS_FOLDER}/")}
+    name = _pin_name(find(what, keys, ids))
+    contents.unpin(name)
+    typer.echo(f"no longer pinned: {name}")
+
+
+def _pin_name(found: str) -> str:
+    return found if "/" in found else f"{RECORDS_FOLDER}/{found}"
+
+
+def _duration(text: str) -> timedelta:
+    """A length of time.
+
+    >>> _duration("36h"), _duration("30min")
+    (datetime.timedelta(days=1, seconds=43200), datetime.timedelta(seconds=1800))
+    """
+    match = re.fullmatch(r"(\d+)(s|min|h|d|w)", text)
+    if match is None:
+        raise InvalidConfig(f"--grace {text!r}: write a number with s, min, h, d or w, e.g. 24h")
+    return timedelta(seconds=int(match[1]) * SECONDS[match[2]])
+
+
+def _bytes(option: str, text: str) -> int:
+    try:
+        return TypeAdapter(ByteSize).validate_python(text)
+    except ValidationError as error:
+        raise InvalidConfig(f"{option} {text!r}: write a size, e.g. 50G or 500M") from error
