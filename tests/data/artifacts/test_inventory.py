@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from data.artifacts.identity import StepIdentity
 from data.artifacts.inventory import find, short_keys
-from data.artifacts.listing import listed
+from data.artifacts.listing import in_store, listed
 from data.artifacts.records import RecordedStep, read_records, write_record
-from data.artifacts.roots import pin
+from data.artifacts.roots import pin, pinned
 from data.artifacts.store import ArtifactStore
 from data.artifacts.verification import damaged_files, remove_damaged, sampled
 from data.errors import ArtifactMissing
@@ -60,7 +60,7 @@ def test_a_listing_says_how_each_is_and_who_uses_it(publish, store):
     step = RecordedStep(names=("a step",), stages=("s",), kind="kind", key=used.key)
     record = write_record(store.root, "run", "demo", {}, (step,))
     pin(store.root, used.reference)
-    found = listed(store, read_records(store.root))
+    found = listed(in_store(store), read_records(store.root), pinned(store.root))
     assert [(item.reference, item.state) for item in found] == [
         (unfinished.reference, "unfinished"),
         (damaged.reference, "damaged"),
