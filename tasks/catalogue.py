@@ -138,7 +138,7 @@ KINDS: dict[str, Kind] = {
             "tasks.kinds.compare",
             ComparisonOptions,
             {"ingest": "one", "trained": "many", "found": "many"},
-            {"step": 5},
+            {"step": 6},
             preload=False,
         ),
         Kind(

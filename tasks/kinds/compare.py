@@ -93,7 +93,8 @@ def answer(contrast: Contrast) -> str:
     detector = "" if contrast.detector == MAIN else f" with {contrast.detector}"
     text = f"{contrast.of} against {contrast.versus}{detector}: {gain} mAP over {seeds}: "
     if contrast.verdict != "cannot tell":
-        return f"{text}it {contrast.verdict}"
+        alone = " with this seed, others may say otherwise" if len(contrast.seeds) == 1 else ""
+        return f"{text}it {contrast.verdict}{alone}"
     if len(contrast.seeds) == 1:
         return f"{text}cannot tell at this size; one seed does not say how many would"
     if contrast.seeds_needed is None:

@@ -36,6 +36,23 @@ def in_tiles(dataset, is_found):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("scores", "end"),
+    [
+        ((0.54,), "it helps with this seed, others may say otherwise"),
+        ((0.46,), "it costs with this seed, others may say otherwise"),
+        ((0.51,), "cannot tell at this size; one seed does not say how many would"),
+        ((0.54, 0.541), "it helps"),
+        ((0.46, 0.459), "it costs"),
+        ((0.51, 0.50, 0.52), "cannot tell at this size; about 10 seeds would tell"),
+        ((0.49, 0.51), "cannot tell at this size, nor with a thousand seeds"),
+    ],
+)
+def test_an_answer_promises_no_more_than_was_seen(rows, scores, end):
+    (text,) = rows.comparison({"real": (0.5, 0.5, 0.5)[: len(scores)], "real+hard": scores}).answers
+    assert text.rpartition(" mAP over ")[2].partition(": ")[2] == end
+
+
 @pytest.fixture
 def context(tiled, tmp_path):
     """Two arms: one detector finds everything, the other nothing in one image of three."""
