@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from models.passes import Speed
-from tasks.estimates.work import START_SECONDS, Work
+from tasks.estimates.rates import START_SECONDS
+from tasks.estimates.work import Work
 from tasks.execution.graph import Step
 
 HALF_PEAKS = {

@@ -32,106 +32,9 @@ from models.generator.options import (
 )
 from models.metrics.options import FeatureOptions
 from models.passes import ModelCount, Pass
+from tasks.estimates import rates
 from tasks.estimates.data_size import PNG_BYTES, DataSize
 from tasks.execution.graph import Graph, Step
-
-_PROCESS_BYTES = 700_000_000
-"""Memory of a step's process that has loaded the models' libraries; in the demo 0.70 to 0.80 GB."""
-
-_LIGHT_PROCESS_BYTES = 300_000_000
-"""Memory of one that has not; likewise 0.21 to 0.34 GB."""
-
-START_SECONDS = 1.0
-"""Of a step's process; the smallest steps of the demo take 1.0 s."""
-
-_READ_SECONDS = 0.0012
-"""To open and convert a small image, without its pixels: features of 3,500 Scenes."""
-
-_PIXEL_SECONDS = 2e-8
-"""To decode, resize and convert a pixel: an assumption, of Pillow's JPEG decoder and its bicubic filter."""
-
-_FIND_SECONDS = 0.0025
-"""To choose an image's boxes from a detector's outputs and to collect them: detections in 3,500 Scenes."""
-
-_LOSS_SECONDS = 0.0035
-"""To assign an image's boxes to a detector's outputs and back, and to augment it: training on Scenes."""
-
-_BATCH_SECONDS = 0.001
-"""To assemble what the generator is trained on of an image: prompt, canvas, masks."""
-
-_SCENE_PIXEL_SECONDS = 6.6e-6
-"""To draw a pixel of Scenes, labels included: 4,000 images of 64 pixels a side in 54 s on 2 cores."""
-
-_CHECK_SECONDS = 0.004
-"""To look at a user's image at ingest: an assumption."""
-
-_OBJECT_SECONDS = 1.3e-5
-"""To read an object, its mask drawn: 860,001 in 11 s (docs/measured.md, benchmarks/ingest.py)."""
-
-_LABEL_SECONDS = 0.0004
-"""To match an image's boxes: attributes of 4,000 Scenes in 1.7 s."""
-
-_MEASURE_SECONDS = 0.003
-"""To measure what a judge finds in an image: 2,344 of them in 7.2 s."""
-
-_COMPARE_SECONDS = 0.008
-"""To compare an image's detections, resampled: 2 detectors on 500 images in 8.3 s."""
-
-_REPORT_SECONDS = 5.0
-"""To draw the report's pictures and curves."""
-
-_REPORT_BYTES = 1_600_000
-
-_BACKWARD_TOO = 3
-"""A pass forward and backward takes as much as so many forward."""
-
-_OPTIMIZER_BYTES = 60
-"""Of memory read and written for a trained parameter in a step: AdamW's moments, clipping, the average."""
-
-_OPTIMIZER_KERNELS = 12
-"""Operators for a trained tensor in a step, likewise."""
-
-_STATE_BYTES = 20
-"""In memory and in a checkpoint for a trained parameter: weight, gradient, two moments, average; float32."""
-
-_SAVED_BY_8_BITS = 6
-"""Bytes of a trained parameter, in a GPU's memory, where its moments have 8 bits in place of 32."""
-
-_CHECKPOINTS = 3
-"""Kept at once of a training: two, and the one that is written."""
-
-_WEIGHT_BYTES = 4
-"""Of a parameter in a file."""
-
-_RGB_BYTES = 3
-"""Of a pixel in memory."""
-
-_SCENE_PNG = 1.0
-"""Bytes of a pixel of a Scene in a PNG file: 4 kB for 64 × 64."""
-
-_OBJECT_BYTES = 140
-"""Of an object in an ingested data set, tables and COCO file: 31,885 of Scenes take 4.3 MB."""
-
-_SCENE_OBJECT_BYTES = 520
-"""The same with Scenes' own COCO files."""
-
-_ATTRIBUTE_BYTES = 20
-"""Of an object with its attribute."""
-
-_DETECTIONS_BYTES, _STRONG_DETECTIONS_BYTES = 1000, 290
-"""Of an image's detections: 430 to 2,200 in the demo, by detector; and of those above a threshold."""
-
-_TABLES_BYTES = 25_000
-"""Of small tables and a card."""
-
-_INCEPTION_FLOPS = 2 * 5.7e9
-"""InceptionV3 of an image of 299 × 299: torchvision's table of models, 5.71 G multiply-adds."""
-
-_FEATURE_BYTES = {"inception": 4 * 2048, "random": 5 * 123}
-"""Of an image's features in Parquet."""
-
-_CHOSEN_3_TO_8 = {"train": 47_429 / 118_287, "val": 3_097 / 5_000}
-"""Share of COCO's images that have 3 to 8 objects, by the papers' counts (docs/method.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +73,7 @@ class Work:
     read: float = 0
     stored: float = 0
     scratch: float = 0
-    memory: float = _LIGHT_PROCESS_BYTES
+    memory: float = rates.LIGHT_PROCESS_BYTES
     least_gpu_memory: float = 0
 
 
@@ -275,12 +178,12 @@ def _num_chosen(data: DataSize, split: Split, protocol: Protocol) -> float:
     """Images whose layout a protocol chooses, estimated: all, or COCO's share of 3 to 8 objects."""
     share = 1.0
     if protocol.min_objects >= 3 and protocol.max_objects:
-        share = _CHOSEN_3_TO_8.get(split, 1.0)
+        share = rates.CHOSEN_3_TO_8.get(split, 1.0)
     return data.images.get(split, 0) * share
 
 
 def _seconds_to_read(count: float, pixels: float) -> float:
-    return count * (_READ_SECONDS + pixels * _PIXEL_SECONDS)
+    return count * (rates.READ_SECONDS + pixels * rates.PIXEL_SECONDS)
 
 
 def _ingest(step: Step, facts: Facts) -> Work:
@@ -289,17 +192,17 @@ def _ingest(step: Step, facts: Facts) -> Work:
     objects = images * data.objects
     if data.is_drawn:
         return Work(
-            core_seconds=images * data.pixels * _SCENE_PIXEL_SECONDS,
-            stored=images * data.pixels * _SCENE_PNG + objects * _SCENE_OBJECT_BYTES,
+            core_seconds=images * data.pixels * rates.SCENE_PIXEL_SECONDS,
+            stored=images * data.pixels * rates.SCENE_PNG + objects * rates.SCENE_OBJECT_BYTES,
         )
     options, whole = step.options, data.whole or data
     tiles = images * data.pixels * PNG_BYTES if data.whole else 0.0
     images = sum(whole.images.values())
     is_quick = isinstance(options, IngestConfig) and not (options.check_images or options.tile)
     looked_at = 0 if is_quick else images
-    seconds = looked_at * _CHECK_SECONDS + images * whole.objects * _OBJECT_SECONDS
+    seconds = looked_at * rates.CHECK_SECONDS + images * whole.objects * rates.OBJECT_SECONDS
     read = looked_at * whole.file_bytes
-    return Work(core_seconds=seconds, read=read, stored=objects * _OBJECT_BYTES + tiles)
+    return Work(core_seconds=seconds, read=read, stored=objects * rates.OBJECT_BYTES + tiles)
 
 
 def _train_detector(step: Step, facts: Facts) -> Work:
@@ -313,25 +216,25 @@ def _train_detector(step: Step, facts: Facts) -> Work:
     images = iterations * options.batch_size
     passes = _passes(count.passes["train"], images, options.batch_size)
     passes += _updates(count, iterations)
-    state = count.trained * _STATE_BYTES
+    state = count.trained * rates.STATE_BYTES
     return Work(
         **passes.parts(),
-        core_seconds=_seconds_to_read(images, data.pixels) + images * _LOSS_SECONDS,
+        core_seconds=_seconds_to_read(images, data.pixels) + images * rates.LOSS_SECONDS,
         read=images * data.file_bytes,
-        stored=count.parameters * _WEIGHT_BYTES,
-        scratch=_CHECKPOINTS * state,
-        memory=_PROCESS_BYTES + state + options.batch_size * count.passes["train"].held,
+        stored=count.parameters * rates.WEIGHT_BYTES,
+        scratch=rates.CHECKPOINTS * state,
+        memory=rates.PROCESS_BYTES + state + options.batch_size * count.passes["train"].held,
     )
 
 
 def _updates(count: ModelCount, steps: float) -> _Passes:
     """What the optimiser does."""
-    traffic = count.trained * _OPTIMIZER_BYTES
-    return _Passes(0, steps * traffic, steps * count.tensors * _OPTIMIZER_KERNELS)
+    traffic = count.trained * rates.OPTIMIZER_BYTES
+    return _Passes(0, steps * traffic, steps * count.tensors * rates.OPTIMIZER_KERNELS)
 
 
 def _import_detector(step: Step, facts: Facts) -> Work:
-    return Work(stored=_count(step, facts).parameters * _WEIGHT_BYTES)
+    return Work(stored=_count(step, facts).parameters * rates.WEIGHT_BYTES)
 
 
 def _detect(step: Step, facts: Facts) -> Work:
@@ -339,13 +242,13 @@ def _detect(step: Step, facts: Facts) -> Work:
     data, count, images = _data(step, facts), _count(step, facts), _num_images(step, facts)
     forward = count.passes["forward"]
     batch = min(options.batch_size, max(round(images), 1))
-    kept = _STRONG_DETECTIONS_BYTES if options.score_threshold else _DETECTIONS_BYTES
+    kept = rates.STRONG_DETECTIONS_BYTES if options.score_threshold else rates.DETECTIONS_BYTES
     return Work(
         **_passes(forward, images, batch).parts(),
-        core_seconds=_seconds_to_read(images, data.pixels) + images * _FIND_SECONDS,
+        core_seconds=_seconds_to_read(images, data.pixels) + images * rates.FIND_SECONDS,
         read=images * data.file_bytes,
         stored=images * kept,
-        memory=_PROCESS_BYTES + count.parameters * _WEIGHT_BYTES + batch * forward.held,
+        memory=rates.PROCESS_BYTES + count.parameters * rates.WEIGHT_BYTES + batch * forward.held,
     )
 
 
@@ -354,9 +257,9 @@ def _of_detections(step: Step, facts: Facts) -> Work:
     data = _data(step, facts)
     images = sum(data.images.values())
     return Work(
-        core_seconds=images * _LABEL_SECONDS,
-        stored=images * data.objects * _ATTRIBUTE_BYTES,
-        memory=_PROCESS_BYTES,
+        core_seconds=images * rates.LABEL_SECONDS,
+        stored=images * data.objects * rates.ATTRIBUTE_BYTES,
+        memory=rates.PROCESS_BYTES,
     )
 
 
@@ -373,22 +276,22 @@ def _train_generator(step: Step, facts: Facts) -> Work:
     encoded = 2 * trained_on if kept else seen
     passes += _passes(encode, encoded, options.batch_size)
     if isinstance(options.base_model, NewModelConfig) and "pretrained" not in step.inputs:
-        learnt = _BACKWARD_TOO * options.base_model.decoder_steps * DECODER_BATCH_SIZE
+        learnt = rates.BACKWARD_TOO * options.base_model.decoder_steps * DECODER_BATCH_SIZE
         passes += _passes(count.passes["decode"], learnt, DECODER_BATCH_SIZE)
     if options.probe.interval:
         drawn = options.num_steps // options.probe.interval * options.probe.num_layouts
         passes += _drawing(count, drawn, options.probe.sampling)
     pixels = options.resolution**2
     latents = encoded * _latent_bytes(options) if kept else 0
-    state = count.trained * _STATE_BYTES
-    saved = _SAVED_BY_8_BITS if options.optimizer == "adamw-8bit" else 0
+    state = count.trained * rates.STATE_BYTES
+    saved = rates.SAVED_BY_8_BITS if options.optimizer == "adamw-8bit" else 0
     return Work(
         **passes.parts(),
-        core_seconds=_seconds_to_read(encoded / 2, data.pixels) + seen * _BATCH_SECONDS,
+        core_seconds=_seconds_to_read(encoded / 2, data.pixels) + seen * rates.BATCH_SECONDS,
         read=encoded / 2 * data.file_bytes,
-        stored=count.parameters * _WEIGHT_BYTES + 64 * pixels * PNG_BYTES,
-        scratch=_CHECKPOINTS * state + latents,
-        memory=_PROCESS_BYTES + state + options.batch_size * count.passes["train"].held,
+        stored=count.parameters * rates.WEIGHT_BYTES + 64 * pixels * PNG_BYTES,
+        scratch=rates.CHECKPOINTS * state + latents,
+        memory=rates.PROCESS_BYTES + state + options.batch_size * count.passes["train"].held,
         least_gpu_memory=count.least_gpu_memory - saved * count.trained,
     )
 
@@ -414,9 +317,9 @@ def _synthesize(step: Step, facts: Facts) -> Work:
     options = cast("SyntheticSetOptions", step.options)
     data, images = _data(step, facts), _num_drawn(step, facts)
     if options.drawn_by == "scenes":
-        stored = images * (data.pixels * _SCENE_PNG + data.objects * _OBJECT_BYTES)
-        seconds = images * data.pixels * _SCENE_PIXEL_SECONDS
-        return Work(core_seconds=seconds, stored=stored, memory=_PROCESS_BYTES)
+        stored = images * (data.pixels * rates.SCENE_PNG + data.objects * rates.OBJECT_BYTES)
+        seconds = images * data.pixels * rates.SCENE_PIXEL_SECONDS
+        return Work(core_seconds=seconds, stored=stored, memory=rates.PROCESS_BYTES)
     count = _count(step, facts)
     resolution = cast("GeneratorConfig", step.inputs["generator"].options).resolution
     pixels = data.pixels if options.image_size == "source" else min(resolution**2, data.pixels)
@@ -425,8 +328,8 @@ def _synthesize(step: Step, facts: Facts) -> Work:
     return Work(
         **_drawing(count, images, options.sampling, options.strength).parts(),
         core_seconds=_seconds_to_read(images, pixels),
-        stored=images * (pixels * PNG_BYTES + data.objects * _OBJECT_BYTES),
-        memory=_PROCESS_BYTES + count.parameters * _WEIGHT_BYTES + held,
+        stored=images * (pixels * PNG_BYTES + data.objects * rates.OBJECT_BYTES),
+        memory=rates.PROCESS_BYTES + count.parameters * rates.WEIGHT_BYTES + held,
     )
 
 
@@ -437,23 +340,23 @@ def _image_features(step: Step, facts: Facts) -> Work:
         flops=images * _extractor_flops(options),
         core_seconds=_seconds_to_read(images, data.pixels),
         read=images * data.file_bytes,
-        stored=images * _FEATURE_BYTES[options.extractor],
-        memory=_PROCESS_BYTES,
+        stored=images * rates.FEATURE_BYTES[options.extractor],
+        memory=rates.PROCESS_BYTES,
     )
 
 
 def _extractor_flops(options: FeatureOptions) -> float:
     """Of an image; the random network has 3 × 3 convolutions to 27, 32 and 64 channels, halved between."""
     if options.extractor == "inception":
-        return _INCEPTION_FLOPS
+        return rates.INCEPTION_FLOPS
     return 2 * 9 * options.resolution**2 * (3 * 27 + 27 * 32 / 4 + 32 * 64 / 16)
 
 
 def _of_labels(step: Step, facts: Facts) -> Work:
     """Tables of labels of a set: verified, or pseudo-labels."""
     images = _num_images_of_labels(step, facts)
-    stored = images * _data(step, facts).objects * _OBJECT_BYTES
-    return Work(core_seconds=images * _LABEL_SECONDS, stored=stored)
+    stored = images * _data(step, facts).objects * rates.OBJECT_BYTES
+    return Work(core_seconds=images * rates.LABEL_SECONDS, stored=stored)
 
 
 def _num_images_of_labels(step: Step, facts: Facts) -> float:
@@ -465,18 +368,18 @@ def _num_images_of_labels(step: Step, facts: Facts) -> float:
 def _measure(step: Step, facts: Facts) -> Work:
     scored = [item for name, item in step.inputs.items() if name.startswith("scores/")]
     images = sum(_num_images(item, facts) for item in scored)
-    return Work(core_seconds=images * _MEASURE_SECONDS, stored=_TABLES_BYTES)
+    return Work(core_seconds=images * rates.MEASURE_SECONDS, stored=rates.TABLES_BYTES)
 
 
 def _compare(step: Step, facts: Facts) -> Work:
     found = [item for name, item in step.inputs.items() if name.startswith("found/")]
     images = sum(_num_images(item, facts) for item in found)
-    return Work(core_seconds=images * _COMPARE_SECONDS, stored=_TABLES_BYTES)
+    return Work(core_seconds=images * rates.COMPARE_SECONDS, stored=rates.TABLES_BYTES)
 
 
 def _pages(step: Step, facts: Facts) -> Work:
     """A page with pictures."""
-    return Work(core_seconds=_REPORT_SECONDS, stored=_REPORT_BYTES)
+    return Work(core_seconds=rates.REPORT_SECONDS, stored=rates.REPORT_BYTES)
 
 
 _FORMULAS: Mapping[str, Callable[[Step, Facts], Work]] = {

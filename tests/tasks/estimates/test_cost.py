@@ -21,7 +21,8 @@ from models.nvidia import Gpu
 from tasks.estimates.cost import ASSUMED_CORE, Cpu, Gpus, schedule
 from tasks.estimates.data_size import COCO, data_sizes
 from tasks.estimates.forecast import forecast, gpus_here
-from tasks.estimates.work import START_SECONDS, Facts, Work, work_of
+from tasks.estimates.rates import START_SECONDS
+from tasks.estimates.work import Facts, Work, work_of
 
 
 def works(preset="demo", overrides=None):
