@@ -29,6 +29,8 @@ from tasks.execution.executors import Executor, LocalExecutor, Prepare, Worker
 logger = logging.getLogger(__name__)
 
 _MAX_TRIES = 3
+_PATIENCE = 60.0
+"""Seconds in which workers begin where there is room for them."""
 
 ItemT = TypeVar("ItemT")
 OptionsT = TypeVar("OptionsT", bound=ShardedOptions)
@@ -91,8 +93,9 @@ def run_shards(
             closing(_made(executor, partial(_ShardMaker, prepare), missing, name)) as made,
         ):
             for shard in made:
-                done += len(shard.items)
-                context.progress(done, len(items), unit)
+                done += len(shard.items) if shard else 0
+                waiting = "" if shard else ", no worker has begun yet: is the cluster busy?"
+                context.progress(done, len(items), f"{unit}{waiting}")
     return [shard.folder for shard in shards]
 
 
@@ -145,8 +148,11 @@ def _made(
     prepare: Prepare,
     missing: Sequence[_Shard[ItemT]],
     name: Callable[[ItemT], object],
-) -> Generator[_Shard[ItemT]]:
-    """Let workers make shards; yields each when it is there. No worker is left at the end."""
+) -> Generator[_Shard[ItemT] | None]:
+    """Let workers make shards; yields each when it is there, and None as long as no worker begins.
+
+    No worker is left at the end.
+    """
     todo = deque(missing)
     tries: Counter[Path | None] = Counter()
     workers: set[Worker] = set()
@@ -165,7 +171,10 @@ def _made(
             while todo and idle:
                 worker, shard = idle.pop(), todo.popleft()
                 busy[worker.do(shard)] = worker, shard
-            for future in wait(busy, return_when=FIRST_COMPLETED).done:
+            has_begun = any(shard for _, shard in busy.values())
+            settled = wait(busy, None if has_begun else _PATIENCE, FIRST_COMPLETED).done
+            yield from () if settled else (None,)
+            for future in settled:
                 worker, made = busy.pop(future)
                 if error := future.exception():
                     _check(error, made, tries, name)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import BrokenExecutor, Future
 from contextlib import contextmanager
 from functools import partial
@@ -192,6 +193,32 @@ class Scripted:
 def made_by(loads, work):
     missing = [_Shard([number], work / str(number)) for number in range(3)]
     return [shard.items for shard in _made(Scripted(loads), None, missing, str)]
+
+
+def test_a_cluster_without_room_is_told_until_workers_begin(work, monkeypatch):
+    class Busy(Scripted):
+        def begin(self):
+            future = Future()
+            threading.Timer(0.5, future.set_result, [None]).start()
+            return future
+
+        def do(self, shard):
+            shard.folder.mkdir()
+            return self._outcome(True)
+
+    @contextmanager
+    def busy(*arguments, **options):
+        yield Busy([])
+
+    monkeypatch.setattr("tasks.execution.shards._PATIENCE", 0.2)
+    monkeypatch.setattr("tasks.execution.shards._executor", busy)
+    reports = []
+    made(work, Execution(), reports=reports)
+    assert [status for _, _, status in reports] == [
+        "numbers",
+        *["numbers, no worker has begun yet: is the cluster busy?"] * 2,
+        *["numbers"] * 6,
+    ]
 
 
 def test_workers_that_are_lost_before_they_begin_end_a_step_if_it_is_three_in_a_row(work):
