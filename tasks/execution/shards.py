@@ -94,7 +94,7 @@ def run_shards(
         ):
             for shard in made:
                 done += len(shard.items) if shard else 0
-                waiting = "" if shard else ", no worker has begun yet: is the cluster busy?"
+                waiting = "" if shard else ", waiting for workers to find room and load"
                 context.progress(done, len(items), f"{unit}{waiting}")
     return [shard.folder for shard in shards]
 

@@ -216,7 +216,7 @@ def test_a_cluster_without_room_is_told_until_workers_begin(work, monkeypatch):
     made(work, Execution(), reports=reports)
     assert [status for _, _, status in reports] == [
         "numbers",
-        *["numbers, no worker has begun yet: is the cluster busy?"] * 2,
+        *["numbers, waiting for workers to find room and load"] * 2,
         *["numbers"] * 6,
     ]
 
