@@ -193,6 +193,8 @@ def _show_results(store: ArtifactStore, manifest: Manifest) -> None:
     folder = store.root / manifest.reference
     for name, value in manifest.summary.get("results", {}).items():
         typer.echo(f"{name:>26}  {format_value(value)}")
+    for text in manifest.summary.get("answers", ()):
+        typer.echo(f"{'answer':>26}  {text}")
     page = next(folder.glob("*.html"), folder)
     typer.echo(f"{'report' if page.is_file() else 'artifact':>26}  {page}")
 

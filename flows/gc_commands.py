@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from datetime import timedelta
 from typing import Annotated
 
@@ -13,15 +12,18 @@ from rich.table import Table
 from data.artifacts.garbage import Garbage, cached, first
 from data.artifacts.inventory import find, short_keys, tree
 from data.artifacts.records import RECORDS_FOLDER, Record
-from data.artifacts.remote import required_remote
+from data.artifacts.remote import default_remote
 from data.artifacts.remote_contents import RemoteContents
 from data.artifacts.roots import Keep
+from data.artifacts.store import ArtifactStore, default_root
 from data.artifacts.store_contents import StoreContents
 from data.errors import InvalidConfig
 from flows.command_options import print_table
-from flows.store_options import SECONDS, RemoteOption, age, opened, short_name, size
+from flows.store_common import SECONDS, RemoteOption, age, opened, short_name, size
 
 app = typer.Typer()
+
+_LONGEST = 100 * 365 * SECONDS["d"]
 
 
 @app.command()
@@ -39,8 +41,8 @@ def gc(
     limit: Annotated[
         str | None,
         typer.Option(
-            help="Enough is freed that the store is no larger, e.g. 500G; if need be what the remote has "
-            "goes too, the longest unused first, and a run pulls it again."
+            help="The store shall be no larger, e.g. 500G: the oldest goes first, and if need be what the "
+            "remote has too, the longest unused first, which a run pulls again."
         ),
     ] = None,
     remote: RemoteOption = False,
@@ -48,42 +50,54 @@ def gc(
 ) -> None:
     """Remove what no kept run, no pin and no work in progress needs; without --apply say what it is.
 
-    It is moved to the folder .trash, which the next `gc --apply` empties; that of the remote as far as it has
-    lain there for the grace.
+    It is moved to the folder .trash, which the next `gc --apply` empties; that of the remote of what has lain
+    there for the grace. What --limit takes of what the remote has is deleted at once.
     """
     if limit is not None and (remote or free is not None):
         raise InvalidConfig("--limit goes neither with --remote nor with --free")
     contents, kept = opened(remote=remote), Keep(keep, _duration(grace))
     earlier = sum(item.bytes for item in contents.earlier(kept))
     found = contents.garbage(kept, None if free is None else _bytes("--free", free))
-    if limit is not None and isinstance(contents, StoreContents):
-        found, kept = _down_to(_bytes("--limit", limit), contents, kept, found, earlier)
-    done = {item.path for item in contents.collect(kept, found)} if apply else set()
-    _show(contents.records(), found, done if apply else None)
-    total = size(sum(item.bytes for item in found if not apply or item.path in done))
-    if apply:
-        typer.echo(f"moved to .trash: {total}, which a later `gc --apply` deletes")
-        typer.echo(f"deleted from .trash: {size(earlier)}")
-    else:
-        typer.echo(f"to be moved to .trash: {total}; to be deleted from it: {size(earlier)}")
+    cached: list[Garbage] = []
+    if limit is not None:
+        found, cached = _down_to(_bytes("--limit", limit), kept, found, earlier)
+    done: set[str] = set()
+    if apply and isinstance(contents, StoreContents):
+        done = {item.path for item in contents.collect(kept, found, cached)}
+    elif apply:
+        done = {item.path for item in contents.collect(kept, found)}
+    _show(contents.records(), found + cached, done if apply else None)
+    trash = f".trash of {contents.place}"
+    moved, freed = (
+        size(sum(item.bytes for item in items if not apply or item.path in done))
+        for items in (found, cached)
+    )
+    what = ("moved", "deleted") if apply else ("to be moved", "to be deleted")
+    typer.echo(f"{what[0]} to {trash}: {moved}")
+    if limit is not None:
+        typer.echo(f"{what[1]}, for the remote has it: {freed}")
+    typer.echo(f"{what[1]} from {trash}: {size(earlier)}")
+    if not apply:
         typer.echo("nothing was done: that takes --apply")
 
 
 def _down_to(
-    limit: int, contents: StoreContents, keep: Keep, found: Sequence[Garbage], earlier: int
-) -> tuple[list[Garbage], Keep]:
-    """The garbage that brings the store to a size, if need be with what the remote has; what is kept then."""
-    over = tree(contents.store.root)[0] - earlier - limit
+    limit: int, keep: Keep, found: Sequence[Garbage], earlier: int
+) -> tuple[list[Garbage], list[Garbage]]:
+    """What brings the store to a size: of the garbage, and if need be of what the remote has too."""
+    store = ArtifactStore(default_root())
+    over = tree(store.root)[0] - earlier - limit
     chosen = first(found, over)
     over -= sum(item.bytes for item in chosen)
-    if over <= 0:
-        return chosen, keep
-    mirror = RemoteContents(required_remote())
-    whole = {item.reference for item in mirror.found() if item.state == "ok"}
-    more = cached(contents.store, keep, whole - {item.reference for item in chosen}, over)
+    remote = default_remote() if over > 0 else None
+    if remote:
+        mirrored = RemoteContents(remote).backs_up(store, keep)
+        more = cached(store, keep, mirrored - {item.path for item in chosen}, over)
+    else:
+        more = []
     if (left := over - sum(item.bytes for item in more)) > 0:
-        typer.echo(f"{size(left)} over the limit stay: young, pinned, in use or not on the remote")
-    return chosen + more, replace(keep, runs=0)
+        typer.echo(f"{size(left)} over the limit stay: young, pinned, in use or not on a remote")
+    return chosen, more
 
 
 def _show(
@@ -143,7 +157,10 @@ def _duration(text: str) -> timedelta:
     match = re.fullmatch(r"(\d+)(s|min|h|d|w)", text)
     if match is None:
         raise InvalidConfig(f"--grace {text!r}: write a number with s, min, h, d or w, e.g. 24h")
-    return timedelta(seconds=int(match[1]) * SECONDS[match[2]])
+    seconds = int(match[1]) * SECONDS[match[2]]
+    if seconds > _LONGEST:
+        raise InvalidConfig(f"--grace {text!r} is more than a hundred years")
+    return timedelta(seconds=seconds)
 
 
 def _bytes(option: str, text: str) -> int:

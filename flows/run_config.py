@@ -235,7 +235,9 @@ class EvaluationConfig(_Section):
         default_factory=dict,
         description="More judges, by a name of yours, given likewise; null: not this.",
     )
-    batch_size: int = Field(32, ge=1, description="Images that a detector looks at at once.")
+    batch_size: Annotated[int, RuntimeOnly] = Field(
+        32, ge=1, description="Images that a detector looks at at once."
+    )
 
     @field_validator("scorers")
     @classmethod

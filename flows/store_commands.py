@@ -40,7 +40,7 @@ from flows.command_options import (
 )
 from flows.rebuilding import rebuilt_differences
 from flows.results import Read, flat_results, reports_of
-from flows.store_options import Contents, JsonOption, RemoteOption, age, opened, short_name, size
+from flows.store_common import Contents, JsonOption, RemoteOption, age, opened, short_name, size
 from tasks.execution.plan import Planner
 
 app = typer.Typer()
@@ -155,6 +155,8 @@ def why(
     remote: RemoteOption = False,
 ) -> None:
     """Say why a run would make a step or not; or, of a key, why its artifact is kept."""
+    if remote and not _KEY.fullmatch(what):
+        raise InvalidConfig("--remote goes with a key alone: of a step `plan` says what is there")
     if _KEY.fullmatch(what):
         _show_keepers(opened(remote=remote), what)
         return
@@ -178,7 +180,7 @@ def why(
 
 def _show_keepers(contents: Contents, text: str) -> None:
     reference = find(text, contents.references)
-    reason = contents.kept(Keep()).get(reference, "nothing, `detdiffusion gc` would remove it")
+    reason = contents.kept(Keep()).get(reference, "nothing, it would be removed")
     typer.echo(f"{reference}\n  kept by gc: {reason}")
     for record in contents.records():
         for step in record.steps:
@@ -294,7 +296,7 @@ def verify(
     for reference in tracked(chosen, "verify"):
         files = contents.damage(reference, fast=fast)
         for name in files:
-            typer.echo(f"damaged: {contents.place}/{reference}/{name}")
+            typer.echo(f"damaged: {contents.where(reference, name)}")
         damaged += [reference] * bool(files)
     typer.echo(f"{len(chosen)} artifacts looked at, {len(damaged)} damaged")
     if repair and damaged:

@@ -154,7 +154,7 @@ KINDS: dict[str, Kind] = {
                 "sets": "many",
                 "scores": "many",
             },
-            {"step": 2},
+            {"step": 3},
             preload=False,
             timed=frozenset({"card.md", "report.html"}),
         ),

@@ -100,19 +100,23 @@ class Bucket:
                 return None
 
     def parts(self, name: str, size: int) -> Iterator[bytes]:
-        """An object's content, of so many bytes, in parts of at most `PART` bytes."""
+        """An object's content, of so many bytes, in parts of at most `PART` bytes; ends where it is gone."""
         for start in range(0, size, PART):
             with self._errors():
-                length = min(PART, size - start)
-                part = self._objects.get_range(name, start=start, length=length)
+                try:
+                    length = min(PART, size - start)
+                    part = self._objects.get_range(name, start=start, length=length)
+                except FileNotFoundError:
+                    return
             yield bytes(part)
 
     def listed(self, prefix: str | None = None) -> dict[str, Entry]:
         """All objects of a prefix, or all that there are, by the rest of their names."""
         with self._errors():
             found = (item for page in self._objects.list(prefix, chunk_size=1000) for item in page)
+            above = f"{prefix}/" if prefix else ""
             return {
-                item["path"].removeprefix(f"{prefix}/"): Entry(
+                item["path"].removeprefix(above): Entry(
                     item["size"], item["last_modified"].timestamp()
                 )
                 for item in found

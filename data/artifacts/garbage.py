@@ -9,7 +9,7 @@ from data.artifacts.inventory import artifacts, made_at, require_store, tree, un
 from data.artifacts.records import read_records
 from data.artifacts.roots import Keep, Roots
 from data.artifacts.store import WORK_FOLDER, ArtifactStore
-from data.artifacts.trash import Removal, opened
+from data.artifacts.trash import Removal, Trash, opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +57,10 @@ def garbage(store: ArtifactStore, keep: Keep, free: int | None = None) -> list[G
 def cached(
     store: ArtifactStore, keep: Keep, mirrored: AbstractSet[str], free: int
 ) -> list[Garbage]:
-    """Find what only runs need and the mirror has too, the longest unused first.
+    """Find what the mirror has too and runs alone need, the longest unused first.
 
     Args:
-        mirrored: `kind/key` of what is whole there.
+        mirrored: `kind/key` of what may be had from there again.
         free: bytes that suffice.
 
     Raises:
@@ -71,19 +71,24 @@ def cached(
     for record in read_records(store.root):
         for step in record.steps:
             used.setdefault(step.reference, datetime.fromisoformat(record.created_at).timestamp())
-    found = [
-        Garbage(item, item, tree(store.root / item)[0], max(made, used.get(item, 0.0)))
-        for item in artifacts(store.root)
-        if item in mirrored and item not in kept
-        for made in [made_at(store.root, item)]
-    ]
+    found = []
+    for item in artifacts(store.root):
+        if item in mirrored and item not in kept:
+            changed = max(made_at(store.root, item), used.get(item, 0.0))
+            found.append(Garbage(item, item, tree(store.root / item)[0], changed))
     return first(sorted(found, key=lambda item: item.changed), free)
 
 
-def collect(store: ArtifactStore, keep: Keep, found: Sequence[Garbage]) -> list[Garbage]:
+def collect(
+    store: ArtifactStore, keep: Keep, found: Sequence[Garbage], cached: Sequence[Garbage] = ()
+) -> list[Garbage]:
     """Delete what an earlier collection found, and move to the trash what this one did.
 
     Each is looked at again, under its lock: what somebody works on or has come to need stays.
+
+    Args:
+        found: by `garbage`.
+        cached: by the function of this name; that runs need them does not keep them.
 
     Returns:
         What was moved.
@@ -91,21 +96,28 @@ def collect(store: ArtifactStore, keep: Keep, found: Sequence[Garbage]) -> list[
     Raises:
         PipelineError: what a run or an artifact needs is not known, or the trash cannot be used.
     """
-    roots, moved = Roots(store, keep), []
+    roots = Roots(store, keep)
+    without_runs = Roots(store, replace(keep, runs=0))
     with opened(store) as trash:
         roots.kept(datetime.now(UTC))  # before anything is deleted
         trash.empty()
-        for item in found:
-            with store.lock_if_free(*item.reference.split("/")) as is_free:
-                now = datetime.now(UTC)
-                if not is_free or _is_needed(store, roots, item, now):
-                    continue
-                if (store.root / item.path).is_dir():
-                    trash.move(
-                        item.path, Removal(item.reference, now.isoformat(), "collected by gc")
-                    )
-                    moved.append(item)
+        moved = [item for item in found if _moved(store, roots, trash, item)]
+        for item in cached:
+            if _moved(store, without_runs, trash, item):
+                trash.delete(item.path)  # the mirror has it
+                moved.append(item)
     return moved
+
+
+def _moved(store: ArtifactStore, roots: Roots, trash: Trash, item: Garbage) -> bool:
+    """Move something to the trash, if nothing keeps it."""
+    with store.lock_if_free(*item.reference.split("/")) as is_free:
+        now = datetime.now(UTC)
+        is_there = (store.root / item.path).is_dir()
+        if not (is_free and is_there) or _is_needed(store, roots, item, now):
+            return False
+        trash.move(item.path, Removal(item.reference, now.isoformat(), "collected by gc"))
+        return True
 
 
 def _is_needed(store: ArtifactStore, roots: Roots, item: Garbage, now: datetime) -> bool:

@@ -22,10 +22,19 @@ from data.artifacts.records import RECORDS_FOLDER, Record, add_record, parse_rec
 from data.artifacts.roots import PINS_FOLDER
 from data.artifacts.store import ArtifactStore, is_intact, storage_errors
 from data.artifacts.trash import TRASH_FOLDER
-from data.errors import ArtifactMissing, InvalidConfig, RemoteConflict, RemoteDamaged
+from data.errors import (
+    ArtifactMissing,
+    InvalidConfig,
+    RemoteConflict,
+    RemoteDamaged,
+    ServiceUnavailable,
+)
 from data.progress import Progress, silent
 
 _THREADS = 4
+_TRIES = 3
+"""To push what a collection takes away meanwhile."""
+
 _SECONDS_BETWEEN_REPORTS = 1.0
 
 _T = TypeVar("_T")
@@ -70,6 +79,8 @@ class Remote:
     def push(self, store: ArtifactStore, manifest: Manifest, progress: Progress = silent) -> bool:
         """Put a local artifact there; what an interrupted push has put there already stays.
 
+        Of that one file is put again, before all others: no collection takes what is young for given up.
+
         Returns:
             Whether it was not there.
 
@@ -89,20 +100,27 @@ class Remote:
         if there is not None and not lacking:
             return False
         self.bucket.probe()
-        lacking = lacking or list(manifest.files)[:1]  # one is young: no gc takes all for given up
 
-        def put(name: str) -> None:
-            path = folder / name
-            if not is_intact(path, manifest.files[name]):
+        def put(file: str) -> None:
+            path = folder / file
+            if not is_intact(path, manifest.files[file]):
                 raise ArtifactMissing(
                     f"{path} is missing or damaged and is not pushed: run again, which makes it anew"
                 )
-            self.bucket.put(f"{prefix}/{name}", path)
+            self.bucket.put(f"{prefix}/{file}", path)
 
-        _each(put, lacking, progress, "files pushed")
-        if there is None:
-            self._agree(manifest, self.bucket.create(name, own))
-        return True
+        smallest = sorted(manifest.files, key=lambda file: manifest.files[file].size)[:1]
+        _each(put, smallest, progress, "files pushed")
+        lacking = [file for file in lacking if file not in smallest]
+        for _ in range(_TRIES):
+            _each(put, lacking, progress, "files pushed")
+            self._agree(manifest, self.bucket.create(name, there or own))
+            lacking = wrong_sizes(manifest, self.bucket.listed(prefix))
+            if not lacking:
+                return True
+        raise ServiceUnavailable(
+            f"{self.url}/{prefix} loses files while it is pushed: push again when nobody collects there"
+        )
 
     def pull(
         self, store: ArtifactStore, kind: str, key: str, progress: Progress = silent
@@ -119,8 +137,8 @@ class Remote:
             return None
         manifest = self.parsed(f"{kind}/{key}", text)
         prefix = f"{manifest.reference}/{attempt(text)}"
-        for name in wrong_sizes(manifest, self.bucket.listed(prefix)):
-            raise self._damaged(f"{prefix}/{name}")
+        if wrong := wrong_sizes(manifest, self.bucket.listed(prefix)):
+            raise self._damaged(f"{prefix}/{wrong[0]}")
         out = store.work(kind, key) / attempt(text)
 
         with storage_errors(store.root):
@@ -186,7 +204,7 @@ class Remote:
         Raises:
             ServiceUnavailable: the mirror cannot be used.
         """
-        names = self.bucket.listed(RECORDS_FOLDER)
+        names = (name for name in self.bucket.listed(RECORDS_FOLDER) if name.endswith(".json"))
         return sorted((name.removesuffix(".json") for name in names), reverse=True)
 
     def record(self, run: str) -> Record:
@@ -243,7 +261,7 @@ class Remote:
             manifest = None
         if (
             manifest is None
-            or manifest.reference != reference
+            or {manifest.reference, manifest.identity.reference} != {reference}
             or any({"..", "/"}.intersection(PurePosixPath(name).parts) for name in manifest.files)
         ):
             raise self._damaged(f"{reference}/{MANIFEST_NAME}")

@@ -7,12 +7,12 @@ that never came to its end.
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import cache
 
-from data.artifacts.bucket import Entry
+from data.artifacts.bucket import VARIABLE, Entry
 from data.artifacts.garbage import Garbage, first
 from data.artifacts.inventory import KEY
 from data.artifacts.listing import Found, State
@@ -20,8 +20,9 @@ from data.artifacts.manifest import MANIFEST_NAME, Manifest
 from data.artifacts.records import Record
 from data.artifacts.remote import Remote, attempt, wrong_sizes
 from data.artifacts.roots import PINS_FOLDER, Holdings, Keep, kept
+from data.artifacts.store import ArtifactStore
 from data.artifacts.trash import TRASH_FOLDER
-from data.errors import RemoteDamaged
+from data.errors import ArtifactMissing, RemoteDamaged
 
 _THREADS = 8
 
@@ -34,20 +35,27 @@ class RemoteContents:
     Attributes:
         place: the mirror's address.
         repaired: what `repair` has done with artifacts.
+
+    Raises:
+        ArtifactMissing: no run is recorded there, so that it may be anything.
     """
 
     def __init__(self, remote: Remote):
         self.place = remote.url
-        self.repaired = (
-            "have lost their damaged files there: `detdiffusion push` puts them there again"
-        )
+        self.repaired = "taken away there: pushed by a machine that has them they are there again"
         self._remote = remote
         self._bucket = remote.bucket
         self._changed: dict[str, float] = {}
         self._attempts: dict[tuple[str, str], dict[str, Entry]] = defaultdict(dict)
         self._trashed: dict[tuple[str, str], float] = {}
-        self._text = cache(lambda item: self._bucket.read(f"{item}/{MANIFEST_NAME}") or b"")
+        self._text = cache(lambda item: self._bucket.read(f"{item}/{MANIFEST_NAME}"))
         self._record = cache(remote.record)  # never changed
+        self.read = cache(self._read)
+        if not remote.record_ids():
+            raise ArtifactMissing(
+                f"no run is recorded on {remote.url}: `detdiffusion push` puts one there, or correct "
+                f"{VARIABLE}"
+            )
         for name, entry in self._bucket.listed().items():
             match name.split("/"):
                 case [kind, key, item] if KEY.fullmatch(key) and item == MANIFEST_NAME:
@@ -73,22 +81,16 @@ class RemoteContents:
         Raises:
             InvalidRecord: one is damaged, or of a newer version of this program.
         """
-        return [self._record(run) for run in self._remote.record_ids()]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return list(pool.map(self._record, self._remote.record_ids()))
 
     def pins(self) -> set[str]:
         """What is pinned there now, as `pin` was given it."""
         return set(self._bucket.listed(PINS_FOLDER))
 
-    def read(self, reference: str) -> Manifest | None:
-        """An artifact's manifest; None where it is missing or cannot be read."""
-        try:
-            return self._remote.parsed(reference, self._text(reference))
-        except RemoteDamaged:
-            return None
-
     def found(self) -> Iterator[Found]:
         """All artifacts, and pushes that did not come to their end."""
-        for reference, manifest in zip(self.artifacts, self._manifests(), strict=True):
+        for reference, manifest in self._manifests():
             files = self._files(reference)
             is_whole = manifest is not None and not wrong_sizes(manifest, files)
             state: State = "ok" if is_whole else "damaged"
@@ -103,37 +105,50 @@ class RemoteContents:
         Args:
             fast: look at sizes alone.
         """
-        manifest = self.read(reference)
-        if manifest is None:
-            return [MANIFEST_NAME]
-        wrong = wrong_sizes(manifest, self._files(reference))
-        right = [name for name in manifest.files if name not in wrong and not fast]
-        prefix = f"{reference}/{attempt(self._text(reference))}"
+        text = self._text(reference)
+        return self._damage(reference, text, self._files(reference), fast=fast) if text else []
 
-        def is_intact(name: str) -> bool:
-            digest = hashlib.sha256()
-            for part in self._bucket.parts(f"{prefix}/{name}", manifest.files[name].size):
-                digest.update(part)
-            return digest.hexdigest() == manifest.files[name].sha256
-
-        with ThreadPoolExecutor(_THREADS) as pool:
-            intact = pool.map(is_intact, right)
-            return wrong + [
-                name for name, is_well in zip(right, intact, strict=True) if not is_well
-            ]
+    def where(self, reference: str, name: str) -> str:
+        """Address of an artifact's file."""
+        text = self._text(reference)
+        inner = f"{attempt(text)}/" if text and name != MANIFEST_NAME else ""
+        return f"{self.place}/{reference}/{inner}{name}"
 
     def repair(self, references: Iterable[str]) -> list[str]:
-        """Delete the damaged files of artifacts, which the next push of them puts there again."""
+        """Move artifacts that are still damaged to the trash, and delete their damaged files.
+
+        Whoever has one pushes no more than those.
+
+        Returns:
+            Those that were moved.
+        """
         done = []
         for reference in references:
-            names, files = self.damage(reference), self._files(reference)
-            prefix = f"{reference}/{attempt(self._text(reference))}"
-            if MANIFEST_NAME in names:
-                self._trash(reference)
-            elif there := [f"{prefix}/{name}" for name in names if name in files]:
-                self._bucket.delete(there)
-            done.append(reference)
+            text = self._bucket.read(f"{reference}/{MANIFEST_NAME}")
+            if text is None:
+                continue
+            prefix = f"{reference}/{attempt(text)}"
+            files = self._bucket.listed(prefix)
+            if names := self._damage(reference, text, files, fast=False):
+                self._move(reference, text)
+                if there := [f"{prefix}/{name}" for name in names if name in files]:
+                    self._bucket.delete(there)
+                done.append(reference)
         return done
+
+    def backs_up(self, store: ArtifactStore, keep: Keep) -> set[str]:
+        """Artifacts of a store, `kind/key`, that are whole here, have the same files, and are kept.
+
+        Raises:
+            PipelineError: what a run or an artifact needs is not known.
+        """
+        whole = {item.reference for item in self.found() if item.state == "ok"}
+        found = set()
+        for reference in whole & self.kept(keep).keys():
+            here, there = self.read(reference), store.read(*reference.split("/"))
+            if here and there and here.files == there.files:
+                found.add(reference)
+        return found
 
     def kept(self, keep: Keep) -> dict[str, str]:
         """What must stay, `kind/key`, and one reason for each.
@@ -142,10 +157,9 @@ class RemoteContents:
             InvalidRecord: what any one run needs is not known.
             RemoteDamaged: what any one artifact needs is not known.
         """
-        pairs = zip(self.artifacts, self._manifests(), strict=True)
         there = Holdings(
             changed=self._changed,
-            inputs={item: self._inputs(item, manifest) for item, manifest in pairs},
+            inputs={item: self._inputs(item, manifest) for item, manifest in self._manifests()},
             records=self.records(),
             pins=self.pins(),
         )
@@ -169,19 +183,20 @@ class RemoteContents:
         return first(sorted(found, key=lambda item: item.changed), free)
 
     def earlier(self, keep: Keep) -> list[Garbage]:
-        """Find the files of what was moved to the trash, or pushed in part, before the grace."""
+        """Find what was moved to the trash, or pushed in part, before the grace."""
         since = (datetime.now(UTC) - keep.grace).timestamp()
-        return [
-            Garbage(place[0], "/".join(place), _size(files), changed)
-            for place, files in self._attempts.items()
-            if not self._is_current(*place)
-            and (changed := max(_newest(files), self._trashed.get(place, 0))) <= since
-        ]
+        found = []
+        for place in {*self._attempts, *self._trashed}:
+            files = self._attempts.get(place, {})
+            changed = max(_newest(files), self._trashed.get(place, 0))
+            if changed <= since and not self._is_current(*place):
+                found.append(Garbage(place[0], "/".join(place), _size(files), changed))
+        return found
 
     def collect(self, keep: Keep, found: Iterable[Garbage]) -> list[Garbage]:
         """Delete what `earlier` finds, and move to the trash what `garbage` found.
 
-        Each is looked at again: what has come to be needed, or was pushed again, stays.
+        Each is looked at again: what a run or a pin has come to need, or was pushed again, stays.
 
         Returns:
             What was moved.
@@ -197,11 +212,14 @@ class RemoteContents:
             if _newest(files) <= item.changed and attempt(text) != number:
                 self._bucket.delete([f"{item.path}/{name}" for name in files])
                 self._bucket.delete([_trashed(reference, number)])
-        return [
-            item
-            for item in found
-            if item.reference not in self.kept(keep) and self._trash(item.reference)
-        ]
+        moved = []
+        for item in found:
+            known, name = self._text(item.reference), f"{item.reference}/{MANIFEST_NAME}"
+            is_same = known is not None and self._bucket.read(name) == known
+            if known and is_same and item.reference not in self.kept(keep):
+                self._move(item.reference, known)
+                moved.append(item)
+        return moved
 
     def pin(self, reference: str) -> None:
         """Keep an artifact (`kind/key`) or a run (`runs/id`) there, and all that it is made from."""
@@ -211,32 +229,64 @@ class RemoteContents:
         """Take a pin away, if there is one."""
         self._bucket.delete([f"{PINS_FOLDER}/{reference}"])
 
-    def _trash(self, reference: str) -> bool:
-        """Move a manifest to the trash, unless it has become another's."""
-        name, text = f"{reference}/{MANIFEST_NAME}", self._text(reference)
-        if self._bucket.read(name) != text:
-            return False
+    def _move(self, reference: str, text: bytes) -> None:
+        """Move a manifest to the trash."""
         self._bucket.put(_trashed(reference, attempt(text)), text)
-        self._bucket.delete([name])
-        return True
+        self._bucket.delete([f"{reference}/{MANIFEST_NAME}"])
 
-    def _manifests(self) -> list[Manifest | None]:
+    def _damage(
+        self, reference: str, text: bytes, files: Mapping[str, Entry], *, fast: bool
+    ) -> list[str]:
+        manifest = self._parsed(reference, text)
+        if manifest is None:
+            return [MANIFEST_NAME]
+        wrong = wrong_sizes(manifest, files)
+        right = [name for name in manifest.files if name not in wrong and not fast]
+        prefix = f"{reference}/{attempt(text)}"
+
+        def is_intact(name: str) -> bool:
+            digest = hashlib.sha256()
+            for part in self._bucket.parts(f"{prefix}/{name}", manifest.files[name].size):
+                digest.update(part)
+            return digest.hexdigest() == manifest.files[name].sha256
+
         with ThreadPoolExecutor(_THREADS) as pool:
-            return list(pool.map(self.read, self.artifacts))
+            intact = dict(zip(right, pool.map(is_intact, right), strict=True))
+        return wrong + [name for name in right if not intact[name]]
+
+    def _read(self, reference: str) -> Manifest | None:
+        """An artifact's manifest; None where it is missing or cannot be read."""
+        text = self._text(reference)
+        return self._parsed(reference, text) if text else None
+
+    def _parsed(self, reference: str, text: bytes) -> Manifest | None:
+        try:
+            return self._remote.parsed(reference, text)
+        except RemoteDamaged:
+            return None
+
+    def _manifests(self) -> list[tuple[str, Manifest | None]]:
+        """Of all artifacts that are still there."""
+        with ThreadPoolExecutor(_THREADS) as pool:
+            found = zip(self.artifacts, pool.map(self.read, self.artifacts), strict=True)
+            return [(item, manifest) for item, manifest in found if self._text(item) is not None]
 
     def _inputs(self, reference: str, manifest: Manifest | None) -> list[str]:
         if manifest is not None:
             return list(manifest.inputs.values())
         raise RemoteDamaged(
-            f"{self._remote.url}/{reference}/{MANIFEST_NAME} cannot be read, so nobody knows what it needs: "
+            f"{self.place}/{reference}/{MANIFEST_NAME} cannot be read, so nobody knows what it needs: "
             "`detdiffusion verify --remote --repair` moves it away"
         )
 
     def _is_current(self, reference: str, number: str) -> bool:
-        return reference in self._changed and attempt(self._text(reference)) == number
+        text = self._text(reference) if reference in self._changed else None
+        return text is not None and attempt(text) == number
 
     def _files(self, reference: str) -> dict[str, Entry]:
-        return self._attempts.get((reference, attempt(self._text(reference))), {})
+        """Of the artifact's manifest, as they were listed."""
+        text = self._text(reference)
+        return {} if text is None else self._attempts.get((reference, attempt(text)), {})
 
 
 def _trashed(reference: str, number: str) -> str:

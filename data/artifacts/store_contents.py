@@ -69,6 +69,10 @@ class StoreContents:
         """
         return damaged_files(self.store, reference, fast=fast)
 
+    def where(self, reference: str, name: str) -> str:
+        """Path of an artifact's file."""
+        return f"{self.place}/{reference}/{name}"
+
     def repair(self, references: Collection[str]) -> list[str]:
         """Move damaged artifacts to the trash, so that they are made again.
 
@@ -104,8 +108,13 @@ class StoreContents:
         names = [f"{TRASH_FOLDER}/{name}" for name in folders(self.store.root / TRASH_FOLDER)]
         return [Garbage("", name, *tree(self.store.root / name)) for name in names]
 
-    def collect(self, keep: Keep, found: Sequence[Garbage]) -> list[Garbage]:
+    def collect(
+        self, keep: Keep, found: Sequence[Garbage], cached: Sequence[Garbage] = ()
+    ) -> list[Garbage]:
         """Delete what `earlier` finds, and move to the trash what `garbage` found.
+
+        Args:
+            cached: what the mirror has too: deleted at once, though runs need it.
 
         Returns:
             What was moved.
@@ -113,7 +122,7 @@ class StoreContents:
         Raises:
             PipelineError: what a run or an artifact needs is not known, or the trash cannot be used.
         """
-        return collect(self.store, keep, found)
+        return collect(self.store, keep, found, cached)
 
     def pin(self, reference: str) -> None:
         """Keep an artifact (`kind/key`) or a run (`runs/id`), and all that it is made from."""

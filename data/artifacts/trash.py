@@ -60,6 +60,10 @@ class Trash:
             os.fsync(log.fileno())
         (self.root / path).rename(target)
 
+    def delete(self, path: str) -> None:
+        """Delete what was moved here."""
+        shutil.rmtree(self.batch / path)
+
     def empty(self) -> None:
         """Delete what is here from earlier."""
         for name in folders(self.batch.parent):

@@ -68,9 +68,6 @@ CHECKPOINTS = 3
 WEIGHT_BYTES = 4
 """Of a parameter in a file."""
 
-RGB_BYTES = 3
-"""Of a pixel in memory."""
-
 SCENE_PNG = 1.0
 """Bytes of a pixel of a Scene in a PNG file: 4 kB for 64 × 64."""
 

@@ -8,7 +8,7 @@ import errno
 import logging
 import shutil
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -158,29 +158,23 @@ def _made(
     workers: set[Worker] = set()
     idle: list[Worker] = []
     busy: dict[Future[None], tuple[Worker, _Shard[ItemT] | None]] = {}
-
-    def begin() -> None:
-        worker = executor.new_worker(prepare)
-        workers.add(worker)
-        busy[worker.begin()] = worker, None
-
     try:
-        for _ in range(executor.num_workers):
-            begin()
         while todo or any(shard for _, shard in busy.values()):
+            while len(workers) < executor.num_workers:
+                worker = executor.new_worker(prepare)
+                workers.add(worker)
+                busy[worker.begin()] = worker, None
             while todo and idle:
                 worker, shard = idle.pop(), todo.popleft()
                 busy[worker.do(shard)] = worker, shard
-            has_begun = any(shard for _, shard in busy.values())
-            settled = wait(busy, None if has_begun else _PATIENCE, FIRST_COMPLETED).done
-            yield from () if settled else (None,)
+            while not (settled := _settled(busy)):
+                yield None
             for future in settled:
                 worker, made = busy.pop(future)
                 if error := future.exception():
                     _check(error, made, tries, name)
                     workers.discard(worker)
                     worker.end()
-                    begin()
                 else:
                     idle.append(worker)
                     tries[None] = 0
@@ -191,6 +185,12 @@ def _made(
     finally:
         for worker in workers:
             worker.end()
+
+
+def _settled(busy: Mapping[Future[None], tuple[Worker, _Shard[ItemT] | None]]) -> set[Future[None]]:
+    """Calls that have ended; none where for a while no worker has begun."""
+    has_begun = any(shard for _, shard in busy.values())
+    return wait(busy, None if has_begun else _PATIENCE, FIRST_COMPLETED).done
 
 
 def _check(

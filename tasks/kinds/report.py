@@ -76,7 +76,7 @@ def run(context: Context) -> Summary:
     report = _report(context, _galleries(context, dataset, sets, layouts))
     write_report(context.out / "report.html", report)
     write_card(context.out, "Evaluation", *card_sections(report), *_card_picture(layouts))
-    return {"results": report.results}
+    return {"results": report.results, "answers": report.answers}
 
 
 def _report(context: Context, galleries: Sequence[Gallery]) -> Report:

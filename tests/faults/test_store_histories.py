@@ -79,6 +79,7 @@ class Histories(RuleBasedStateMachine):
         self.damaged, self.unreadable, self.number = set(), set(), 0
         self.mirror, self.pushed = Path(tempfile.mkdtemp()), set()
         self.record([], "empty", OLD)
+        shutil.copytree(self.store.root / "runs", self.mirror / "runs")
 
     def teardown(self):
         shutil.rmtree(self.store.root)

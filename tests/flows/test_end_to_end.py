@@ -83,6 +83,9 @@ def path_of(root, graph, name):
 
 
 def test_a_cold_run_makes_every_artifact_and_the_report(root, graph, cold, manifest):
+    from typer.testing import CliRunner
+
+    from flows.command_line import app
     from flows.results import flat_results, newest_reports, reading
 
     store = ArtifactStore(root)
@@ -106,6 +109,10 @@ def test_a_cold_run_makes_every_artifact_and_the_report(root, graph, cold, manif
     assert 0 < results["seconds_wall"] < results["seconds_total"]
     assert results["peak_memory_gb"] < 6
     page = (root / manifest.reference / "report.html").read_text()
+    (answer,) = manifest.summary["answers"]
+    assert answer in page
+    shown = CliRunner(env={"DETDIFFUSION_HOME": str(root)}).invoke(app, ["report"]).output
+    assert f"answer  {answer}\n" in shown
     assert page.count("data:image") > 4
 
 

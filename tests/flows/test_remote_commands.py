@@ -93,8 +93,8 @@ def test_what_is_there_is_looked_at_as_in_a_store(made, call, tmp_path):
     assert call("two", "verify", "--remote", "--fast")[0] == 0
     status, out = call("two", "verify", "--remote", "--repair", label.key)
     assert status == 1
-    assert f"damaged: {(tmp_path / 'mirror').as_uri()}/{label.reference}/file" in out
-    assert "1 have lost their damaged files there: `detdiffusion push`" in out
+    assert f"damaged: {file.as_uri()}" in out
+    assert "1 taken away there: pushed by a machine that has them" in out
     assert "1 pushed" in call("one", "push", label.key)[1]
     assert call("two", "verify", "--remote")[0] == 0
     assert "--rebuild goes not with --remote" in call("two", "verify", "--remote", "--rebuild")[1]
@@ -116,7 +116,10 @@ def test_what_no_run_needs_goes_from_the_remote(made, call, tmp_path):
     assert moved == len(graph) - len(rows)
     assert call("two", "unpin", label.key, "--remote")[0] == 0
     assert call("two", *everything, "--apply")[1].count(" yes ") == len(rows)
-    assert "deleted from .trash: 0B" not in call("two", *everything, "--apply")[1]
+    assert (
+        f"deleted from .trash of {(tmp_path / 'mirror').as_uri()}: 0B"
+        not in call("two", *everything, "--apply")[1]
+    )
     assert not [*(tmp_path / "mirror").glob("*/*/*/file")]
 
 
@@ -127,13 +130,14 @@ def test_a_store_gets_no_larger_than_its_limit_by_what_the_remote_has(made, call
     scorer, label = (graph.find(name).identity for name in ("train scorer", "label attributes"))
     shutil.rmtree(tmp_path / "mirror" / scorer.reference)
     call("one", "pin", label.key)
-    assert "moved to .trash: 0B" in call("one", "gc", "--limit", "1G", "--apply")[1]
+    assert "the remote has it: 0B" in call("one", "gc", "--limit", "1G", "--apply")[1]
     limit = ("gc", "--limit", "1K", "--grace", "0s")
-    assert call("one", *limit, "--keep", 9)[1].count("│") > len(graph)
+    assert call("one", *limit)[1].count("│") > len(graph)
     assert one.has(label.kind, label.key)
     status, out = call("one", *limit, "--apply")
     assert status == 0
-    assert "over the limit stay: young, pinned, in use or not on the remote" in out
+    assert "over the limit stay: young, pinned, in use or not on a remote" in out
+    assert not (one.root / ".trash").exists() or not [*(one.root / ".trash").rglob("file")]
     left = json.loads(call("one", "ls", "--json")[1])
     keys = {row["key"] for row in left}
     assert {scorer.key, label.key, graph.find("ingest").identity.key} <= keys
@@ -143,6 +147,13 @@ def test_a_store_gets_no_larger_than_its_limit_by_what_the_remote_has(made, call
     status, out = call("one", "gc", "--limit", "1G", "--free", "1G")
     assert (status, "--limit goes neither with --remote nor with --free" in out) == (1, True)
     assert "--limit 'lots': write a size" in call("one", "gc", "--limit", "lots")[1]
+
+
+def test_a_limit_without_a_remote_frees_what_nothing_needs(call, monkeypatch):
+    monkeypatch.delenv("DETDIFFUSION_REMOTE")
+    out = call("one", "gc", "--limit", "1K", "--grace", "0s")[1]
+    assert "over the limit stay: young, pinned, in use or not on a remote" in out
+    assert "--remote goes with a key alone" in call("one", "why", "ingest", "--remote")[1]
 
 
 def test_with_an_artifact_comes_the_record_of_the_newest_run_that_has_it(made, call, tmp_path):
@@ -163,7 +174,7 @@ def test_steps_and_keys_go_alone(made, call, tmp_path):
     assert call("two", "pull", step.key[:12]) == (0, "1 pulled\n")
     assert ArtifactStore(tmp_path / "two").lookup(step.kind, step.key)
     assert not (tmp_path / "two" / other.reference).exists()
-    assert "nothing in the store begins with 'zz'" in call("two", "pull", "zz")[1]
+    assert "nothing there begins with 'zz'" in call("two", "pull", "zz")[1]
     with ArtifactStore(tmp_path / "two").lock(other.kind, other.key):
         assert call("two", "pull", other.key) == (0, "1 being made here\n")
     (tmp_path / "mirror" / other.reference / "manifest.json").unlink()

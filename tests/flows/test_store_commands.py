@@ -173,11 +173,10 @@ def test_gc_leaves_pins_and_what_is_young(store, graphs):
     assert call("pin", oldest[:4])[0] == 1  # both begin so
     call("pin", oldest)
     assert "pin" in call("ls", "--runs")[1]
-    assert call("gc", "--keep", 1, "--apply")[1].startswith("moved to .trash: 0B")
+    nothing = f"moved to .trash of {store.root}: 0B"
+    assert call("gc", "--keep", 1, "--apply")[1].startswith(nothing)
     assert call("unpin", oldest) == (0, f"no longer pinned: runs/{oldest}\n")
-    assert call("gc", "--keep", 0, "--grace", "200h", "--apply")[1].startswith(
-        "moved to .trash: 0B"
-    )
+    assert call("gc", "--keep", 0, "--grace", "200h", "--apply")[1].startswith(nothing)
     label = graphs[0].find("label attributes").identity
     call("pin", label.key[:8])
     call("gc", "--keep", 0, "--apply")
@@ -200,13 +199,14 @@ def test_gc_stops_at_a_manifest_that_cannot_be_read(store, graphs):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("why", "abcdefabcdef"), "nothing in the store begins with 'abcdefabcdef'"),
+        (("why", "abcdefabcdef"), "nothing there begins with 'abcdefabcdef'"),
         (("why", "no such step", "smoke"), "no step is called 'no such step': `detdiffusion plan`"),
-        (("diff", "", ""), "nothing in the store begins with ''"),
+        (("diff", "", ""), "nothing there begins with ''"),
         (("diff", "2", "2"), "'2' is the beginning of"),
-        (("pin", "zz"), "nothing in the store begins with 'zz'"),
-        (("unpin", "zz"), "nothing in the store begins with 'zz'"),
+        (("pin", "zz"), "nothing there begins with 'zz'"),
+        (("unpin", "zz"), "nothing there begins with 'zz'"),
         (("gc", "--grace", "1 day"), "--grace '1 day': write a number with s, min, h, d or w"),
+        (("gc", "--grace", "40000d"), "--grace '40000d' is more than a hundred years"),
         (("gc", "--free", "lots"), "--free 'lots': write a size, e.g. 50G"),
         (("verify", "--sample", "2/1"), "--sample '2/1': write N/T"),
         (("verify", "--sample", "0.1"), "--sample '0.1': write N/T"),

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from data.artifacts.garbage import collect, garbage
+from data.artifacts.garbage import cached, collect, garbage
 from data.artifacts.identity import StepIdentity
 from data.artifacts.inventory import artifacts, unfinished
 from data.artifacts.records import RecordedStep, record_files, write_record
@@ -251,3 +251,37 @@ def test_a_trash_that_is_a_link_or_in_use_is_refused(publish, store, tmp_path):
     with pytest.raises(StorageError, match="is a link"):
         collected(store)
     assert len(artifacts(store.root)) == 1
+
+
+def test_what_the_mirror_has_goes_the_longest_unused_first(store, publish):
+    keep = Keep(grace=timedelta(0))
+    old, used, young, alone = (
+        publish(store, identity(name), hours).reference
+        for name, hours in (("old", 30), ("used", 40), ("young", 20), ("alone", 50))
+    )
+    record(store.root, [used], hours=10)
+    record(store.root, [old, alone], hours=35)
+    pin(store.root, publish(store, identity("pinned", young), 60).reference)
+    everything = set(artifacts(store.root))
+    found = [item.reference for item in cached(store, keep, everything, 10**9)]
+    assert found == [alone, old, used]
+    assert [item.reference for item in cached(store, keep, everything, 1)] == [alone]
+    assert [item.reference for item in cached(store, keep, {used}, 1)] == [used]
+
+
+def test_what_is_taken_for_cached_is_deleted_at_once_unless_it_has_come_to_be_in_use(
+    store, publish
+):
+    keep = Keep(grace=timedelta(0))
+    free, held, unused = (publish(store, identity(name), OLD).reference for name in "abc")
+    record(store.root, [free])
+    record(store.root, [held])
+    found = garbage(store, keep)
+    assert [item.reference for item in found] == [unused]
+    more = cached(store, keep, {free, held}, 10**9)
+    with store.lock(*held.split("/")):
+        moved = collect(store, keep, found, more)
+    assert {item.reference for item in moved} == {free, unused}
+    assert artifacts(store.root) == [held]
+    trashed = [path for path in (store.root / ".trash").rglob("*") if path.name == "file"]
+    assert [path.parent.name for path in trashed] == [unused.rpartition("/")[2]]

@@ -30,9 +30,9 @@ def test_short_keys_are_the_shortest_by_which_each_is_found(keys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("c", "nothing in the store begins with 'c'"),
-        ("other/a", "nothing in the store begins with 'other/a'"),
-        ("", "nothing in the store"),
+        ("c", "nothing there begins with 'c'"),
+        ("other/a", "nothing there begins with 'other/a'"),
+        ("", "nothing there begins"),
         ("a", "'a' is the beginning of 2 things, k/aa and k/ab"),
         ("2026", "'2026' is the beginning of 2 things"),
     ],

@@ -149,6 +149,29 @@ def test_a_file_of_another_size_is_sent_again(machines, folder):
     assert folder.pull(two, "kind", manifest.key) == manifest
 
 
+def test_a_push_mends_what_a_collection_takes_from_it(machines, folder, tmp_path):
+    """Of a push that was given up long ago, while its manifest is on the way."""
+    manifest = publish(machines[0])
+    create = folder.bucket.create
+
+    def collect_and_create(name, content):
+        for file in (tmp_path / "mirror" / manifest.reference).glob("*/*"):
+            file.unlink() if file.is_file() else shutil.rmtree(file)
+        folder.bucket.create = create
+        return create(name, content)
+
+    folder.bucket.create = collect_and_create
+    assert folder.push(machines[0], manifest)
+    assert folder.pull(machines[1], "kind", manifest.key) == manifest
+
+
+def test_a_push_that_is_taken_from_again_and_again_says_so(machines, folder, tmp_path):
+    manifest = publish(machines[0])
+    folder.bucket.listed = lambda prefix: {}
+    with pytest.raises(ServiceUnavailable, match="loses files while it is pushed"):
+        folder.push(machines[0], manifest)
+
+
 def test_a_lost_answer_to_the_last_write_is_no_conflict(machines, new_remote, s3):
     manifest = publish(machines[0])
     lost = iter(["drop"])

@@ -1,6 +1,7 @@
 """What is looked at, and collected, on a mirror: in a folder, whose files can be made old, and on S3."""
 
 import os
+import shutil
 import time
 import uuid
 from datetime import timedelta
@@ -13,7 +14,7 @@ from data.artifacts.remote import Remote
 from data.artifacts.remote_contents import RemoteContents
 from data.artifacts.roots import Keep
 from data.artifacts.store import ArtifactStore
-from data.errors import InvalidRecord, RemoteDamaged
+from data.errors import ArtifactMissing, InvalidRecord, RemoteDamaged
 
 NOW = Keep(runs=1, grace=timedelta(0))
 
@@ -24,9 +25,12 @@ def store(tmp_path):
 
 
 @pytest.fixture
-def mirror(tmp_path):
+def mirror(store, tmp_path):
+    """A mirror on which one run is recorded, of nothing."""
     (tmp_path / "mirror").mkdir()
-    return Remote((tmp_path / "mirror").as_uri())
+    mirror = Remote((tmp_path / "mirror").as_uri())
+    record(store, mirror, name="empty")
+    return mirror
 
 
 @pytest.fixture
@@ -104,11 +108,43 @@ def test_damage_is_found_by_content_and_the_next_push_mends_it(store, mirror, pu
     assert contents.damage(manifest.reference) == ["file"]
     assert contents.damage(other.reference) == []
     assert not mirror.push(store, manifest)  # as all sizes are right
-    assert contents.repair([manifest.reference]) == [manifest.reference]
-    assert RemoteContents(mirror).damage(manifest.reference, fast=True) == ["file"]
+    assert contents.repair([manifest.reference, other.reference]) == [manifest.reference]
+    assert mirror.has([manifest.reference]) == set()
+    assert not file.exists()
     assert mirror.push(store, manifest)
     assert file.read_text() == "content"
-    assert RemoteContents(mirror).damage(manifest.reference) == []
+    assert contents.damage(manifest.reference) == []
+    assert contents.repair([manifest.reference]) == []  # somebody has pushed it meanwhile
+
+
+def test_what_is_gone_meanwhile_is_neither_damaged_nor_kept(mirror, push, tmp_path):
+    gone, half = push("gone"), push("half gone")
+    contents = RemoteContents(mirror)
+    (tmp_path / "mirror" / gone.reference / "manifest.json").unlink()
+    next((tmp_path / "mirror" / half.reference).glob("*/file")).unlink()
+    assert contents.damage(gone.reference) == []
+    assert contents.damage(half.reference) == ["file"]
+    assert contents.garbage(Keep()) == []
+
+
+def test_a_place_without_a_run_is_left_alone(tmp_path):
+    (tmp_path / "mirror").mkdir()
+    with pytest.raises(ArtifactMissing, match="no run is recorded on file"):
+        RemoteContents(Remote((tmp_path / "mirror").as_uri()))
+
+
+def test_a_store_is_backed_up_by_what_is_kept_and_the_same(store, mirror, push, publish, tmp_path):
+    same, other, unused, loose = push("same"), push("other"), push("unused"), push("loose")
+    cut = push("cut")
+    next((tmp_path / "mirror" / cut.reference).glob("*/file")).write_text("c")
+    run = record(store, mirror, same, other, cut)
+    assert run in mirror.record_ids()
+    shutil.rmtree(store.root / other.reference)
+    publish(store, other.identity, content="made again, otherwise")
+    shutil.rmtree(store.root / loose.reference)
+    grow_old(tmp_path)
+    assert unused.reference in RemoteContents(mirror).artifacts
+    assert RemoteContents(mirror).backs_up(store, NOW) == {same.reference}
 
 
 def test_a_manifest_that_cannot_be_read_stops_a_collection_until_it_is_repaired(
@@ -125,6 +161,18 @@ def test_a_manifest_that_cannot_be_read_stops_a_collection_until_it_is_repaired(
     contents.repair([manifest.reference])
     assert mirror.push(store, manifest)
     assert states(mirror) == {unused.reference: "ok", manifest.reference: "ok"}
+    assert len(files(tmp_path)) == len(before) + 1
+    gc(mirror)
+    gc(mirror)
+    assert not any(name.startswith((".trash", "kind")) for name in files(tmp_path))
+
+
+def test_a_manifest_whose_inputs_are_not_those_of_its_key_is_damaged(mirror, push, tmp_path):
+    base = push("base")
+    manifest = push("child", base)
+    path = tmp_path / "mirror" / manifest.reference / "manifest.json"
+    path.write_text(path.read_text().replace(base.key, f"{int(base.key, 16) ^ 1:032x}"))
+    assert RemoteContents(mirror).damage(manifest.reference) == ["manifest.json"]
 
 
 def test_runs_pins_age_and_inputs_keep(store, mirror, push, tmp_path):
@@ -241,7 +289,8 @@ def test_a_record_that_cannot_be_read_stops_a_collection(store, mirror, push, tm
     gc(mirror)
     push("unused")
     contents = RemoteContents(mirror)
-    (tmp_path / "mirror" / "runs").mkdir()
+    (tmp_path / "mirror" / "runs" / "notes.txt").write_text("of somebody")
+    assert RemoteContents(mirror).records()
     (tmp_path / "mirror" / "runs" / "20260101T000000.0-0.json").write_text("{")
     before = files(tmp_path)
     with pytest.raises(InvalidRecord, match="no record of a run"):
@@ -253,6 +302,7 @@ def test_a_record_that_cannot_be_read_stops_a_collection(store, mirror, push, tm
 
 def test_on_s3_too(store, publish, s3, tmp_path):
     remote = Remote(f"s3://test/{uuid.uuid4().hex}/pre fix")
+    record(store, remote, name="empty")
     manifest = publish(store, StepIdentity("kind", {}, {"value": "s3"}, {}, {}))
     remote.push(store, manifest)
     contents = RemoteContents(remote)

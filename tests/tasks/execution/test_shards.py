@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from concurrent.futures import BrokenExecutor, Future
 from contextlib import contextmanager
 from functools import partial
@@ -196,11 +195,11 @@ def made_by(loads, work):
 
 
 def test_a_cluster_without_room_is_told_until_workers_begin(work, monkeypatch):
+    begun = Future()
+
     class Busy(Scripted):
         def begin(self):
-            future = Future()
-            threading.Timer(0.5, future.set_result, [None]).start()
-            return future
+            return begun
 
         def do(self, shard):
             shard.folder.mkdir()
@@ -210,13 +209,19 @@ def test_a_cluster_without_room_is_told_until_workers_begin(work, monkeypatch):
     def busy(*arguments, **options):
         yield Busy([])
 
-    monkeypatch.setattr("tasks.execution.shards._PATIENCE", 0.2)
+    class Reports(list):
+        def append(self, report):
+            super().append(report)
+            if "waiting" in report[2]:
+                begun.set_result(None)
+
+    monkeypatch.setattr("tasks.execution.shards._PATIENCE", 0.1)
     monkeypatch.setattr("tasks.execution.shards._executor", busy)
-    reports = []
+    reports = Reports()
     made(work, Execution(), reports=reports)
     assert [status for _, _, status in reports] == [
         "numbers",
-        *["numbers, waiting for workers to find room and load"] * 2,
+        "numbers, waiting for workers to find room and load",
         *["numbers"] * 6,
     ]
 
