@@ -1,6 +1,7 @@
 """Training MMDetection detectors with MMEngine's runner; a killed training goes on."""
 
 import logging
+import pickle
 from collections.abc import Callable, Sequence
 from itertools import chain, repeat
 from pathlib import Path
@@ -23,7 +24,7 @@ from models.newest_checkpoint import newest_checkpoint
 logger = logging.getLogger(__name__)
 
 _WORK_FOLDER_SCHEME = "work-folder:"
-"""Checkpoints that this project wrote itself; MMEngine pickles its message hub into them."""
+"""Checkpoints of this training."""
 
 
 class _ProgressHook(Hook):  # type: ignore[misc]  # mmengine is untyped
@@ -80,9 +81,16 @@ class _ResumeHook(Hook):  # type: ignore[misc]  # likewise
 
     MMEngine's loop takes as many batches as there were steps, and drops them; here they are empty, and
     the sampler begins with the next one. Faster R-CNN's boxes are drawn from torch's global generator.
+    What MMEngine smooths for its log is left out: these are objects, for which reading runs code.
     """
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        info = {k: v for k, v in checkpoint["message_hub"]["runtime_info"].items() if k != "eta"}
+        checkpoint["message_hub"] = {
+            "log_scalars": {},
+            "runtime_info": info,
+            "resumed_keys": dict.fromkeys(info, True),
+        }
         checkpoint["random_states"] = {
             "cpu": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all()[:1],
@@ -101,7 +109,13 @@ class _ResumeHook(Hook):  # type: ignore[misc]  # likewise
 
 def _load_own_checkpoint(filename: str, map_location: Any = None) -> Any:
     path = filename.removeprefix(_WORK_FOLDER_SCHEME)
-    return torch.load(path, map_location=map_location, weights_only=False)
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InvalidConfig(
+            f"{path} holds more than tensors and numbers, by a hook or optimiser of the config, and is not "
+            f"read: delete it, and the training begins anew ({error})"
+        ) from error
 
 
 def _num_steps(checkpoint: Path) -> int:

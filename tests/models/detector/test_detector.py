@@ -206,7 +206,7 @@ def test_what_is_exported_is_the_average_of_the_weights(dataset, tmp_path):
     train(dataset, tmp_path / "averaged", averaged.model_copy(update=length))
     train(dataset, tmp_path / "plain", settings(**length))
     first, second = (
-        torch.load(tmp_path / "plain" / "work" / f"iter_{step}.pth", weights_only=False)[
+        torch.load(tmp_path / "plain" / "work" / f"iter_{step}.pth", weights_only=True)[
             "state_dict"
         ]
         for step in (1, 2)
@@ -259,6 +259,15 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
         load_file(tmp_path / name / "out" / "model.safetensors") for name in ("whole", "killed")
     )
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
+
+
+def test_a_checkpoint_is_read_as_tensors_and_numbers(dataset, tmp_path):
+    with pytest.raises(Killed):
+        train(dataset, tmp_path, settings(num_iterations=6), stop_at(5))
+    path = tmp_path / "work" / "iter_4.pth"
+    torch.save(torch.load(path, weights_only=True) | {"of a hook": tmp_path}, path)
+    with pytest.raises(InvalidConfig, match=r"iter_4.pth holds more than tensors and numbers"):
+        train(dataset, tmp_path, settings(num_iterations=6))
 
 
 @pytest.mark.parametrize(("iterations", "warmup"), [(1000, 50), (100, 10), (9, 0)])
