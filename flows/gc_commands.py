@@ -19,7 +19,8 @@ from data.artifacts.store import ArtifactStore, default_root
 from data.artifacts.store_contents import StoreContents
 from data.errors import InvalidConfig
 from flows.command_options import print_table
-from flows.store_common import SECONDS, RemoteOption, age, opened, short_name, size
+from flows.opened_contents import RemoteOption, opened
+from flows.readable import SECONDS, age, short_name, size
 
 app = typer.Typer()
 
@@ -41,8 +42,8 @@ def gc(
     limit: Annotated[
         str | None,
         typer.Option(
-            help="The store shall be no larger, e.g. 500G: the oldest goes first, and if need be what the "
-            "remote has too, the longest unused first, which a run pulls again."
+            help="The store shall be no larger, its .trash left out, e.g. 500G: the oldest goes first, and "
+            "if need be what the remote has too, the longest unused first, which a run pulls again."
         ),
     ] = None,
     remote: RemoteOption = False,
@@ -50,8 +51,8 @@ def gc(
 ) -> None:
     """Remove what no kept run, no pin and no work in progress needs; without --apply say what it is.
 
-    It is moved to the folder .trash, which the next `gc --apply` empties; that of the remote of what has lain
-    there for the grace. What --limit takes of what the remote has is deleted at once.
+    It is moved to the folder .trash, which the next `gc --apply` empties; on the remote it deletes only what
+    has lain there longer than --grace. What --limit takes because the remote has it is deleted at once.
     """
     if limit is not None and (remote or free is not None):
         raise InvalidConfig("--limit goes neither with --remote nor with --free")

@@ -38,9 +38,10 @@ from flows.command_options import (
     shown_progress,
     tracked,
 )
+from flows.opened_contents import Contents, JsonOption, RemoteOption, opened
+from flows.readable import age, short_name, size
 from flows.rebuilding import rebuilt_differences
 from flows.results import Read, flat_results, reports_of
-from flows.store_common import Contents, JsonOption, RemoteOption, age, opened, short_name, size
 from tasks.execution.plan import Planner
 
 app = typer.Typer()

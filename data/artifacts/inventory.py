@@ -70,7 +70,7 @@ def find(text: str, references: Collection[str], ids: Collection[str] = ()) -> s
     found += [item for item in ids if item.startswith(text)]
     if not text or not found:
         raise ArtifactMissing(
-            f"nothing there begins with {text!r}: `detdiffusion ls` shows what there is"
+            f"nothing there begins with {text!r}: `detdiffusion ls` (--remote) shows what there is"
         )
     if len(found) > 1:
         raise ArtifactMissing(

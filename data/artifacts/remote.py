@@ -79,7 +79,7 @@ class Remote:
     def push(self, store: ArtifactStore, manifest: Manifest, progress: Progress = silent) -> bool:
         """Put a local artifact there; what an interrupted push has put there already stays.
 
-        Of that one file is put again, before all others: no collection takes what is young for given up.
+        The smallest file is put again first, so that no collection takes the rest for given up.
 
         Returns:
             Whether it was not there.
@@ -91,7 +91,10 @@ class Remote:
         """
         name = f"{manifest.reference}/{MANIFEST_NAME}"
         folder = store.root / manifest.reference
-        own = (folder / MANIFEST_NAME).read_bytes()
+        try:
+            own = (folder / MANIFEST_NAME).read_bytes()
+        except OSError as error:
+            raise _not_pushed(folder / MANIFEST_NAME) from error
         there = self.bucket.read(name)
         if there is not None:
             self._agree(manifest, there)
@@ -104,9 +107,7 @@ class Remote:
         def put(file: str) -> None:
             path = folder / file
             if not is_intact(path, manifest.files[file]):
-                raise ArtifactMissing(
-                    f"{path} is missing or damaged and is not pushed: run again, which makes it anew"
-                )
+                raise _not_pushed(path)
             self.bucket.put(f"{prefix}/{file}", path)
 
         smallest = sorted(manifest.files, key=lambda file: manifest.files[file].size)[:1]
@@ -272,6 +273,12 @@ class Remote:
             f"{self.url}/{name} is missing or not what was put there: `detdiffusion verify --remote "
             "--repair`, then push from a machine that has the artifact"
         )
+
+
+def _not_pushed(path: Path) -> ArtifactMissing:
+    return ArtifactMissing(
+        f"{path} is missing or damaged and is not pushed: run again, which makes it anew"
+    )
 
 
 def attempt(manifest: bytes) -> str:

@@ -2,15 +2,17 @@
 
 First an artifact's manifest goes, to `.trash/<kind>/<key>/<attempt>.json`: the artifact is gone at once, and
 no pull that has begun is cut off. Its files go when that has lain there for the grace, like those of a push
-that never came to its end.
+that never came to its end. Storage has no locks: a push that begins and ends within the moment in which old
+files of its own are deleted says that it is done, and `verify` finds what it lacks.
 """
 
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
-from functools import cache
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from functools import cache, cached_property
 
 from data.artifacts.bucket import VARIABLE, Entry
 from data.artifacts.garbage import Garbage, first
@@ -62,7 +64,7 @@ class RemoteContents:
                     self._changed[f"{kind}/{key}"] = entry.changed
                 case [kind, key, item, *rest] if KEY.fullmatch(key) and KEY.fullmatch(item):
                     self._attempts[f"{kind}/{key}", item]["/".join(rest)] = entry
-                case [folder, kind, key, item] if folder == TRASH_FOLDER:
+                case [folder, kind, key, item] if folder == TRASH_FOLDER and KEY.fullmatch(key):
                     self._trashed[f"{kind}/{key}", item.removesuffix(".json")] = entry.changed
 
     @property
@@ -90,7 +92,7 @@ class RemoteContents:
 
     def found(self) -> Iterator[Found]:
         """All artifacts, and pushes that did not come to their end."""
-        for reference, manifest in self._manifests():
+        for reference, manifest in self._manifests:
             files = self._files(reference)
             is_whole = manifest is not None and not wrong_sizes(manifest, files)
             state: State = "ok" if is_whole else "damaged"
@@ -115,9 +117,9 @@ class RemoteContents:
         return f"{self.place}/{reference}/{inner}{name}"
 
     def repair(self, references: Iterable[str]) -> list[str]:
-        """Move artifacts that are still damaged to the trash, and delete their damaged files.
+        """Delete the damaged files of artifacts that are still damaged, and move these to the trash.
 
-        Whoever has one pushes no more than those.
+        A machine that pushed or pulled one sends little more than those files when it pushes it again.
 
         Returns:
             Those that were moved.
@@ -130,9 +132,11 @@ class RemoteContents:
             prefix = f"{reference}/{attempt(text)}"
             files = self._bucket.listed(prefix)
             if names := self._damage(reference, text, files, fast=False):
-                self._move(reference, text)
                 if there := [f"{prefix}/{name}" for name in names if name in files]:
-                    self._bucket.delete(there)
+                    self._bucket.delete(
+                        there
+                    )  # first: a push must not find them and take them for whole
+                self._move(reference, text)
                 done.append(reference)
         return done
 
@@ -144,7 +148,7 @@ class RemoteContents:
         """
         whole = {item.reference for item in self.found() if item.state == "ok"}
         found = set()
-        for reference in whole & self.kept(keep).keys():
+        for reference in whole & self.kept(replace(keep, grace=timedelta(0))).keys():
             here, there = self.read(reference), store.read(*reference.split("/"))
             if here and there and here.files == there.files:
                 found.add(reference)
@@ -159,7 +163,7 @@ class RemoteContents:
         """
         there = Holdings(
             changed=self._changed,
-            inputs={item: self._inputs(item, manifest) for item, manifest in self._manifests()},
+            inputs={item: self._inputs(item, manifest) for item, manifest in self._manifests},
             records=self.records(),
             pins=self.pins(),
         )
@@ -196,7 +200,7 @@ class RemoteContents:
     def collect(self, keep: Keep, found: Iterable[Garbage]) -> list[Garbage]:
         """Delete what `earlier` finds, and move to the trash what `garbage` found.
 
-        Each is looked at again: what a run or a pin has come to need, or was pushed again, stays.
+        Each is looked at again: what a run or a pin has come to need, or was pushed again otherwise, stays.
 
         Returns:
             What was moved.
@@ -265,6 +269,7 @@ class RemoteContents:
         except RemoteDamaged:
             return None
 
+    @cached_property
     def _manifests(self) -> list[tuple[str, Manifest | None]]:
         """Of all artifacts that are still there."""
         with ThreadPoolExecutor(_THREADS) as pool:

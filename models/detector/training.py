@@ -97,10 +97,9 @@ class _ResumeHook(Hook):  # type: ignore[misc]  # likewise
         }
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        states = checkpoint.get("random_states")
-        if states:  # checkpoints of earlier versions have none
-            torch.set_rng_state(states["cpu"].cpu())
-            torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
+        states = checkpoint["random_states"]
+        torch.set_rng_state(states["cpu"].cpu())
+        torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
 
     def before_train(self, runner: Runner) -> None:
         loop = runner.train_loop
@@ -113,8 +112,9 @@ def _load_own_checkpoint(filename: str, map_location: Any = None) -> Any:
         return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise InvalidConfig(
-            f"{path} holds more than tensors and numbers, by a hook or optimiser of the config, and is not "
-            f"read: delete it, and the training begins anew ({error})"
+            f"{path} holds more than tensors and numbers, by an earlier version or a hook or optimiser of "
+            "the config, and is not read: delete it and the iter_*.pth beside it, and the training begins "
+            f"anew ({error})"
         ) from error
 
 
@@ -156,7 +156,7 @@ def train_detector(
         The learning rate, as it was after the warm-up.
 
     Raises:
-        InvalidConfig: the config name or an override does not exist.
+        InvalidConfig: the config name or an override does not exist, or a checkpoint holds objects.
         InvalidModel: nothing in the checkpoint to start from fits.
     """
     register_all_modules(init_default_scope=True)

@@ -185,7 +185,7 @@ class Workshop:
             return None
         try:
             return do(remote, *args, **kwargs)
-        except (RemoteConflict, RemoteDamaged) as error:
+        except (ArtifactMissing, RemoteConflict, RemoteDamaged) as error:
             logger.warning("%s", error)
         except ServiceUnavailable as error:
             now = time.monotonic()

@@ -144,7 +144,7 @@ class Collect:
 class Repair(Pull):
     def prepare(self, root):
         super().prepare(root)
-        next((root / "mirror" / "kind").glob("*/*/first")).write_text("FIRST OF A")
+        next((root / "mirror" / "kind").glob("*/*/second")).write_text("SECOND OF A")
 
     def run(self, remote, root):
         contents = RemoteContents(remote)

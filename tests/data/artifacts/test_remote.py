@@ -149,6 +149,15 @@ def test_a_file_of_another_size_is_sent_again(machines, folder):
     assert folder.pull(two, "kind", manifest.key) == manifest
 
 
+def test_what_is_collected_here_before_it_is_pushed_is_told_as_such(machines, folder):
+    manifest = publish(machines[0])
+    shutil.rmtree(machines[0].root / manifest.reference)
+    with pytest.raises(
+        ArtifactMissing, match=r"manifest.json is missing or damaged and is not pushed"
+    ):
+        folder.push(machines[0], manifest)
+
+
 def test_a_push_mends_what_a_collection_takes_from_it(machines, folder, tmp_path):
     """Of a push that was given up long ago, while its manifest is on the way."""
     manifest = publish(machines[0])

@@ -145,6 +145,9 @@ def test_a_store_is_backed_up_by_what_is_kept_and_the_same(store, mirror, push, 
     grow_old(tmp_path)
     assert unused.reference in RemoteContents(mirror).artifacts
     assert RemoteContents(mirror).backs_up(store, NOW) == {same.reference}
+    young = push("young")
+    assert young.reference in RemoteContents(mirror).kept(Keep())
+    assert RemoteContents(mirror).backs_up(store, Keep(runs=1)) == {same.reference}
 
 
 def test_a_manifest_that_cannot_be_read_stops_a_collection_until_it_is_repaired(
