@@ -315,6 +315,8 @@ def test_objects_of_other_images_are_pasted(dataset, tmp_path, masks):
     from data.coco.export import export_objects
     from models.detector.mmdetection import DATASETS
 
+    register_all_modules(init_default_scope=True)
+
     annotations = dataset.instances_file("train")
     if masks:
         annotations = tmp_path / "objects.json"
