@@ -37,11 +37,11 @@ hypothesis.settings.register_profile("loaded machine", deadline=None)
 hypothesis.settings.load_profile("loaded machine")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def fork_server():
     """Starts processes that have imported what the steps need, in a tenth of a second.
 
-    It is the server that runs in this process have, too.
+    There is one for all tests of this process, whoever needs it first, and it keeps what it began with.
     """
     import multiprocessing
 
@@ -49,7 +49,9 @@ def fork_server():
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(sorted({k.module for k in KINDS.values() if k.preload}))
-    return context
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("multiprocessing.set_forkserver_preload", lambda modules: None)
+        yield context
 
 
 @pytest.fixture(autouse=True)

@@ -194,15 +194,16 @@ def report_context(dataset, rows, folder, **options):
 
 
 def test_the_page_shows_everything_of_a_run(context):
-    assert json.loads((context.work / "summary.json").read_text()) == {
-        "results": {
-            "kid_hard": 0.5,
-            "frechet_hard": None,
-            "map_real": 0.555,
-            "worth_real_hard": "inf",
-        }
+    summary = json.loads((context.work / "summary.json").read_text())
+    assert summary["results"] == {
+        "kid_hard": 0.5,
+        "frechet_hard": None,
+        "map_real": 0.555,
+        "worth_real_hard": "inf",
     }
     page = (context.out / "report.html").read_text()
+    assert summary["answers"][0].endswith("it helps")
+    assert all(answer in page for answer in summary["answers"])
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     assert len(page) < 3_000_000
     headings = re.findall(r"<h2>([^<]*)</h2>", page)
