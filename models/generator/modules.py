@@ -161,6 +161,9 @@ def save_base_model(model: StableDiffusion, folder: Path) -> None:
     """Write a folder that `load_base_model` and diffusers read, of equal bytes wherever it is written."""
     for module in (model.unet, model.vae):
         module.register_to_config(_name_or_path=None)  # diffusers notes the folder that it read
+    words = model.tokenizer.backend_tokenizer  # which notes how it was called last
+    words.no_padding()
+    words.no_truncation()
     model.tokenizer.save_pretrained(folder / "tokenizer")
     model.text_encoder.save_pretrained(folder / "text_encoder")
     model.unet.save_pretrained(folder / "unet")

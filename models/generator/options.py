@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CODE_VERSION = 4
+CODE_VERSION = 5
 """Of conditioning, training and sampling; bumped by hand when what they make changes."""
 
 ImageSize = Literal["generator", "source"]

@@ -55,11 +55,15 @@ def test_a_half_precision_folder_has_full_master_weights(saved):
 
 
 def test_a_generator_is_the_same_bytes_wherever_it_is_written(saved, tmp_path):
+    """Whatever it has read: a training that was killed at its end has no prompt left to read."""
     _, folder = saved
     other = shutil.copytree(folder, tmp_path / "another place")
     copies = [tmp_path / "first", tmp_path / "second"]
     for source, copy in zip((folder, other), copies, strict=True):
-        save_generator(load_generator(source), copy)
+        generator = load_generator(source)
+        if source == other:
+            generator.model.tokenizer(["some words"], padding="max_length", truncation=True)
+        save_generator(generator, copy)
     first, second = (
         {path.relative_to(copy): path.read_bytes() for path in copy.rglob("*") if path.is_file()}
         for copy in copies
