@@ -43,7 +43,7 @@ from flows.nodes import REPORT
 from flows.obtaining import carry_out, checked_graph
 from flows.plateau import doubling, length_option, real_alone, validated
 from flows.request import Request
-from flows.results import flat_results, newest_artifact, newest_reports, reading
+from flows.results import flat_results, newest_artifact, newest_reports
 from flows.run_config import RunConfig
 from flows.run_graph import stage_steps
 from flows.studies import CONCLUSION, read_study
@@ -280,7 +280,7 @@ def report(
     store = ArtifactStore(default_root())
     record, reports = newest_reports(store, study_name)
     if as_json:
-        results = flat_results(reading(store), record, reports)
+        results = flat_results(store.manifest, record, reports)
         typer.echo(json.dumps(results, indent=1))
         return
     for name, manifest in reports.items():

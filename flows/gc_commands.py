@@ -57,8 +57,8 @@ def gc(
     if limit is not None and (remote or free is not None):
         raise InvalidConfig("--limit goes neither with --remote nor with --free")
     contents, kept = opened(remote=remote), Keep(keep, _duration(grace))
-    earlier = sum(item.bytes for item in contents.earlier(kept))
     found = contents.garbage(kept, None if free is None else _bytes("--free", free))
+    earlier = sum(item.bytes for item in contents.earlier(kept))
     cached: list[Garbage] = []
     if limit is not None:
         found, cached = _down_to(_bytes("--limit", limit), kept, found, earlier)

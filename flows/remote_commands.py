@@ -42,7 +42,7 @@ def push(names: NamesArgument = None) -> None:
         remote.push_record(store.root, run)
 
     def send(reference: str) -> str:
-        manifest = store.read(*reference.split("/"))
+        manifest = store.manifest(reference)
         if manifest is None:
             return "not made"
         return "pushed" if remote.push(store, manifest) else "there already"

@@ -30,18 +30,13 @@ def newest_reports(
             continue
         if study is not None and (record.what, record.name) != ("study", study):
             continue
-        if there := reports_of(reading(store), record):
+        if there := reports_of(store.manifest, record):
             return record, there
     if study is not None:
         raise ArtifactMissing(
             f"no finished study {study!r} under {store.root}: run `detdiffusion study` with it first"
         )
     raise ArtifactMissing(f"no finished run under {store.root}: run `detdiffusion run demo` first")
-
-
-def reading(store: ArtifactStore) -> Read:
-    """Reads manifests of a store by their artifacts' `kind/key`."""
-    return lambda reference: store.read(*reference.split("/"))
 
 
 def reports_of(read: Read, record: Record) -> dict[str, Manifest]:

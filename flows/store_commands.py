@@ -310,7 +310,7 @@ def verify(
 def _rebuilds_the_same(reference: str) -> bool:
     """Make an intact artifact of the store anew, and say in what the new one differs."""
     store = ArtifactStore(default_root())
-    manifest = _readable(store.read(*reference.split("/")), reference)
+    manifest = _readable(store.manifest(reference), reference)
     try:
         with shown_progress(reference) as progress:
             found, folder = rebuilt_differences(store, manifest, progress)

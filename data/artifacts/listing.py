@@ -51,7 +51,7 @@ def in_store(store: ArtifactStore) -> Iterator[Found]:
     for reference in unfinished(store.root):
         yield Found(reference, "unfinished", *tree(store.root / WORK_FOLDER / reference))
     for reference in artifacts(store.root):
-        manifest = store.read(*reference.split("/"))
+        manifest = store.manifest(reference)
         state: State = "damaged" if manifest is None or store.wrong_sizes(manifest) else "ok"
         size, _ = tree(store.root / reference)
         yield Found(reference, state, size, made_at(store.root, reference))

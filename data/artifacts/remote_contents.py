@@ -132,10 +132,9 @@ class RemoteContents:
             prefix = f"{reference}/{attempt(text)}"
             files = self._bucket.listed(prefix)
             if names := self._damage(reference, text, files, fast=False):
+                # First the files: a push must not find them and take them for whole.
                 if there := [f"{prefix}/{name}" for name in names if name in files]:
-                    self._bucket.delete(
-                        there
-                    )  # first: a push must not find them and take them for whole
+                    self._bucket.delete(there)
                 self._move(reference, text)
                 done.append(reference)
         return done
@@ -149,7 +148,7 @@ class RemoteContents:
         whole = {item.reference for item in self.found() if item.state == "ok"}
         found = set()
         for reference in whole & self.kept(replace(keep, grace=timedelta(0))).keys():
-            here, there = self.read(reference), store.read(*reference.split("/"))
+            here, there = self.read(reference), store.manifest(reference)
             if here and there and here.files == there.files:
                 found.add(reference)
         return found
@@ -218,9 +217,9 @@ class RemoteContents:
                 self._bucket.delete([_trashed(reference, number)])
         moved = []
         for item in found:
-            known, name = self._text(item.reference), f"{item.reference}/{MANIFEST_NAME}"
-            is_same = known is not None and self._bucket.read(name) == known
-            if known and is_same and item.reference not in self.kept(keep):
+            known = self._text(item.reference)
+            there = self._bucket.read(f"{item.reference}/{MANIFEST_NAME}")
+            if known and there == known and item.reference not in self.kept(keep):
                 self._move(item.reference, known)
                 moved.append(item)
         return moved

@@ -156,7 +156,7 @@ class Roots:
 
     def _read_inputs(self, reference: str, changed: float) -> list[str]:
         """`kind/key` of an artifact's inputs; of another at another time of change."""
-        manifest = self._store.read(*reference.split("/"))
+        manifest = self._store.manifest(reference)
         if manifest is not None:
             return list(manifest.inputs.values())
         if not (self._store.root / reference).exists():

@@ -171,6 +171,10 @@ class ArtifactStore:
         meant = {manifest.reference, manifest.identity.reference}
         return manifest if meant == {f"{kind}/{key}"} else None
 
+    def manifest(self, reference: str) -> Manifest | None:
+        """What `read` gives of an artifact by its `kind/key`."""
+        return self.read(*reference.split("/"))
+
     def lookup(self, kind: str, key: str) -> Manifest | None:
         """Return the manifest of an intact artifact, None if it is absent or damaged."""
         manifest = self.read(kind, key)
@@ -213,7 +217,7 @@ class ArtifactStore:
         found: dict[str, Manifest] = {}
         waiting = [*manifest.inputs.values()]
         for reference in waiting:  # which grows meanwhile
-            if reference not in found and (parent := self.read(*reference.split("/"))):
+            if reference not in found and (parent := self.manifest(reference)):
                 found[reference] = parent
                 waiting += parent.inputs.values()
         return found

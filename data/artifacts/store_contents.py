@@ -55,7 +55,7 @@ class StoreContents:
 
     def read(self, reference: str) -> Manifest | None:
         """An artifact's manifest; None where it is missing or cannot be read."""
-        return self.store.read(*reference.split("/"))
+        return self.store.manifest(reference)
 
     def found(self) -> Iterator[Found]:
         """All artifacts and all work folders."""

@@ -24,7 +24,7 @@ def damaged_files(store: ArtifactStore, reference: str, *, fast: bool = False) -
     Args:
         fast: look at sizes alone.
     """
-    manifest = store.read(*reference.split("/"))
+    manifest = store.manifest(reference)
     if manifest is None:
         return [MANIFEST_NAME]
     return store.wrong_sizes(manifest) if fast else store.damage(manifest)

@@ -86,7 +86,7 @@ def test_a_cold_run_makes_every_artifact_and_the_report(root, graph, cold, manif
     from typer.testing import CliRunner
 
     from flows.command_line import app
-    from flows.results import flat_results, newest_reports, reading
+    from flows.results import flat_results, newest_reports
 
     store = ArtifactStore(root)
     assert all(store.lookup(step.kind.name, step.identity.key) for step in graph)
@@ -94,7 +94,7 @@ def test_a_cold_run_makes_every_artifact_and_the_report(root, graph, cold, manif
     record, reports = newest_reports(store)
     assert reports == {"report": manifest}
     assert record.options["preset"] == "smoke"
-    results = flat_results(reading(store), record, reports)
+    results = flat_results(store.manifest, record, reports)
     expected = {
         "detector_map50_real", "score_ap50_real", "score_ap50_origin", "score_ap50_easy",
         "score_ap50_hard", "recall_easy", "recall_origin", "recall_hard", "map_real",
