@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from diffusers import UNet2DConditionModel
+from diffusers.models.resnet import ResnetBlock2D
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from jaxtyping import Float, Int
@@ -48,6 +49,18 @@ class TrainedModules(nn.Module):
         self.text_encoder = text_encoder
         self.unet = unet
         self.head = head
+
+    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002  # as of any module
+        """Set the mode of all modules but residual blocks themselves.
+
+        All that diffusers' do in training is to copy a shortcut's input to channels first, against a warning
+        of data-parallel training: ours have channels last.
+        """
+        super().train(mode)
+        for block in self.unet.modules():
+            if isinstance(block, ResnetBlock2D):
+                block.training = False
+        return self
 
     def enable_checkpointing(self) -> None:
         """Compute activations twice to need less memory."""
@@ -230,10 +243,10 @@ def _trained_modules(generator: Generator, config: GeneratorConfig) -> TrainedMo
             add_adapters(unet, config.lora_rank)
             if generator.encoder.canvas_channels:  # which its first convolution has to learn
                 unet.conv_in.requires_grad_(requires_grad=True)
-    to_device(unet.train())
-    to_device(text_encoder.train())
+    to_device(unet)
+    to_device(text_encoder)
     release_text_encoder(text_encoder, config)
-    modules = TrainedModules(text_encoder, unet, head).to(default_device())
+    modules = TrainedModules(text_encoder, unet, head).to(default_device()).train()
     if config.gradient_checkpointing is True:
         modules.enable_checkpointing()
     if config.torch_compile:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
+from diffusers.models.resnet import ResnetBlock2D
 from scipy import stats
 from scipy.special import logit
 
@@ -393,6 +394,27 @@ def test_compiled_blocks_have_the_same_loss_and_gradients(prepare, monkeypatch):
     assert all(block._compiled_call_impl for block in (*middle.attentions, *middle.resnets))
     assert compiled[0]["loss"] == pytest.approx(plain["loss"], rel=1e-5)
     assert compiled[0]["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize("after_probe", [False, True])
+def test_channels_stay_last_where_residual_blocks_change_their_number(prepare, after_probe):
+    generator, training_set = prepare()
+    state = new_state(generator, SMALL)
+    if after_probe:
+        state.modules.eval()
+        state.modules.train()
+    last = []
+    for block in state.modules.unet.modules():
+        if isinstance(block, ResnetBlock2D) and block.conv_shortcut is not None:
+            assert block.dropout.training
+            block.conv_shortcut.register_forward_pre_hook(
+                lambda _, inputs: last.append(
+                    inputs[0].is_contiguous(memory_format=torch.channels_last)
+                )
+            )
+    train_step(state, SMALL, [make_batch(generator, training_set, SMALL, 0)])
+    assert last
+    assert all(last)
 
 
 def test_the_semantic_head_trains(prepare):
