@@ -1,5 +1,6 @@
 """Objects on object storage, or in a folder: read, listed, written, created where there are none."""
 
+import os
 import re
 import time
 import uuid
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 VARIABLE = "DETDIFFUSION_REMOTE"
+_CREDENTIALS = ("AWS_", "GOOGLE_")
 PART = 8_000_000
 """Bytes in one request of a long object; a request has two minutes."""
 
@@ -46,6 +48,13 @@ class Entry:
 
     size: int
     changed: float
+
+
+def forget_bucket() -> None:
+    """Take the address and credentials out of the environment, for a process that is to know the store alone."""
+    for name in [*os.environ]:
+        if name == VARIABLE or name.startswith(_CREDENTIALS):
+            del os.environ[name]
 
 
 class Bucket:

@@ -16,6 +16,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from data.artifacts.bucket import forget_bucket
 from data.artifacts.manifest import LOG_NAME
 from data.artifacts.options import Options
 from data.artifacts.store import storage_errors
@@ -72,6 +73,7 @@ def run_step(spec: StepSpec, channel: Connection) -> None:
     """Run one step and send its summary, or what is wrong for the user."""
     os.setpgrp()  # all that it starts can be killed with it
     end_with_channel(channel)
+    forget_bucket()
     _log_to(spec.work / LOG_NAME)
     use_threads(spec.num_workers)
     os.environ.pop(NVML_CHECK, None)  # it does not see whether the driver is too old

@@ -89,6 +89,7 @@ def run(context):
         "results": {"threads": int(os.environ["OMP_NUM_THREADS"])},
         "seen": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "checked by": os.environ.get("PYTORCH_NVML_BASED_CUDA_CHECK"),
+        "environment": sorted(os.environ),
         "parent": os.getppid(),
     }
 """
@@ -248,6 +249,19 @@ def test_what_is_made_is_pushed_and_a_root_that_lost_it_is_filled_from_the_mirro
     again, hit, reports = obtain(store, alone(step()), remote=remote)
     assert (again, hit, reports) == (manifest, True, [(1, 1, "files pulled")])
     assert store.lookup(again.kind, again.key)
+
+
+@pytest.mark.parametrize("forked", [False, True])
+def test_a_step_knows_neither_the_mirror_nor_its_credentials(store, step, monkeypatch, forked):
+    names = {"DETDIFFUSION_REMOTE", "AWS_SECRET_ACCESS_KEY", "GOOGLE_APPLICATION_CREDENTIALS"}
+    for name in names:
+        monkeypatch.setenv(name, "secret")
+    workshop = workshop_of(store, item := alone(step()))
+    monkeypatch.setattr(workshop, "_is_forked", lambda step: forked)
+    manifest, _ = workshop.obtain(item, lambda *report: None)
+    assert "PATH" in manifest.summary["environment"]
+    assert not names & set(manifest.summary["environment"])
+    assert names <= set(os.environ)
 
 
 def test_the_inputs_of_a_step_alone_come_from_the_mirror(store, step, remote):
