@@ -51,7 +51,7 @@ class Entry:
 
 
 def forget_bucket() -> None:
-    """Take the address and credentials out of the environment, for a process that is to know the store alone."""
+    """Take address and credentials out of the environment of a process that is to know the store alone."""
     for name in [*os.environ]:
         if name == VARIABLE or name.startswith(_CREDENTIALS):
             del os.environ[name]
