@@ -306,6 +306,11 @@ def has_data(config: RunConfig) -> bool:
     return bool(config.ingest.splits or PRESETS[config.preset]["ingest"])
 
 
+def _given(value: Any) -> str:
+    """A single option's value; what is wrong with several together says so by itself."""
+    return "" if isinstance(value, Mapping) else f" (got {value!r})"
+
+
 def build_run(preset: str, overrides: Mapping[str, Any]) -> RunConfig:
     """Return a preset's run with options laid over it.
 
@@ -324,7 +329,7 @@ def build_run(preset: str, overrides: Mapping[str, Any]) -> RunConfig:
         return RunConfig.model_validate({**overrides, "preset": preset})
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(map(str, item['loc']))}: {item['msg']} (got {item['input']!r})"
+            f"{'.'.join(map(str, item['loc']))}: {item['msg']}{_given(item['input'])}"
             for item in error.errors()
         )
         raise InvalidConfig(

@@ -100,6 +100,13 @@ def run_distributed(
         ) from error
 
 
+def join_process_group() -> None:
+    """Let this process of `run_distributed` exchange tensors with the others, on a GPU of its own."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
 def is_main_process() -> bool:
     """Whether this is the only process, or the first of those that train together."""
     return os.environ.get("RANK", "0") == "0"

@@ -85,6 +85,16 @@ def build_config(
     return config
 
 
+def learning_rate(settings: DetectorConfig, categories: dict[int, str]) -> float:
+    """That of a training after its warm-up.
+
+    Raises:
+        InvalidConfig: as `build_config`.
+    """
+    config = build_config(settings, [], categories, Path())
+    return float(config.optim_wrapper.optimizer.lr)
+
+
 def read_config(name: str) -> Config:
     """Read a packaged config (`mmdet::…`) or a file, without its validation and test."""
     config = get_config(name) if name.startswith("mmdet::") else Config.fromfile(name)
@@ -172,6 +182,7 @@ def _training_options(settings: DetectorConfig, work: Path) -> dict[str, Any]:
         },
         "param_scheduler": scheduler[0 if warmup else 1 :],
         **_precision_options(settings.mixed_precision),
+        **(_data_parallel_options() if settings.num_processes > 1 else {}),
         "default_hooks.checkpoint": {
             "_delete_": True,
             "type": "CheckpointHook",
@@ -195,6 +206,16 @@ def _precision_options(precision: str) -> dict[str, Any]:
         raise ValueError(f"mixed_precision={precision} needs a GPU, and there is none")
     types = {"fp16": "float16", "bf16": "bfloat16"}
     return {"optim_wrapper.type": "AmpOptimWrapper", "optim_wrapper.dtype": types[precision]}
+
+
+def _data_parallel_options() -> dict[str, Any]:
+    """MMEngine's distributed training; on GPUs, which alone can, processes share a batch's statistics."""
+    if not torch.cuda.is_available():
+        return {
+            "launcher": "pytorch",
+            "model_wrapper_cfg": {"device_ids": None, "broadcast_buffers": False},
+        }
+    return {"launcher": "pytorch", "sync_bn": "torch"}
 
 
 def _training_data(
@@ -236,7 +257,7 @@ def _data_options(
     return {
         "train_dataloader": {
             "_delete_": True,
-            "batch_size": settings.batch_size,
+            "batch_size": settings.batch_size // settings.num_processes,
             "num_workers": settings.num_workers,
             "persistent_workers": settings.num_workers > 0,
             "sampler": {

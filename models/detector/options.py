@@ -94,13 +94,27 @@ class DetectorConfig(Options):
         description="Of the training; needs a GPU. bf16 rounds the regions of a two-stage detector to 4 "
         "pixels from pixel 512 on and to 8 from 1,024 on, fp16 to 1.",
     )
+    num_processes: Annotated[int, AddedLater] = Field(
+        1,
+        ge=1,
+        description="Data-parallel processes of one host that share a batch, one for each GPU. Another "
+        "number is another result: each draws by itself, and many losses are averaged in it first.",
+    )
     checkpoint_interval: Annotated[int, RuntimeOnly] = Field(
         1000, ge=1, description="Steps between resumable checkpoints."
     )
     seed: int = 0
     num_workers: Annotated[int, RuntimeOnly] = Field(
-        2, ge=0, description="Data loader processes; 0: none."
+        2, ge=0, description="Data loader processes, of each process; 0: none."
     )
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        if self.batch_size % self.num_processes:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of num_processes {self.num_processes}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -110,6 +124,11 @@ class DetectorConfig(Options):
                 "one of them must be 0 and the other say how long to train"
             )
         return self
+
+    @property
+    def num_gpus(self) -> int:
+        """One for each process."""
+        return self.num_processes
 
     def iterations(self, num_real: int) -> int:
         """Optimiser steps of a training in which there are so many real images."""

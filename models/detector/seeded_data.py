@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmengine.dataset import ConcatDataset, InfiniteSampler
-from mmengine.dist import get_rank
 
 from models.detector.mmdetection import DATA_SAMPLERS, DATASETS, TRANSFORMS
 
@@ -19,6 +18,8 @@ from models.detector.mmdetection import DATA_SAMPLERS, DATASETS, TRANSFORMS
 @DATA_SAMPLERS.register_module()
 class PlaceSampler(InfiniteSampler):  # type: ignore[misc]  # mmengine is untyped
     """MMEngine's endless sampler, with place * size of the data set + index in place of the index.
+
+    Processes that share a batch take its places in turn.
 
     Args:
         start: place to begin at.
@@ -41,17 +42,20 @@ class PlaceSampler(InfiniteSampler):  # type: ignore[misc]  # mmengine is untype
 
     def __iter__(self) -> Iterator[int]:
         indices = (
-            super().__iter__() if self._added_share is None else self._by_source(self._added_share)
+            self._infinite_indices()
+            if self._added_share is None
+            else self._by_source(self._added_share)
         )
-        for place, index in islice(enumerate(indices), self._start, None):
+        places = islice(enumerate(indices), self._start + self.rank, None, self.world_size)
+        for place, index in places:
             yield place * self.size + index
 
     def _by_source(self, share: float) -> Iterator[int]:
         """Up to any place the share is exact to half an image, whatever the batch."""
         num_first = self.dataset.cumulative_sizes[0]
-        first = iter(InfiniteSampler(range(num_first), self.shuffle, self.seed))
+        first = _endless(num_first, self.shuffle, self.seed)
         # Of another seed: sets of one size would go side by side, and a layout's picture by its original.
-        added = iter(InfiniteSampler(range(self.size - num_first), self.shuffle, self.seed + 1))
+        added = _endless(self.size - num_first, self.shuffle, self.seed + 1)
         for place in count():
             before, after = (round(share * min(n, self._num_mixed)) for n in (place, place + 1))
             yield num_first + next(added) if after > before else next(first)
@@ -68,7 +72,7 @@ class SeededConcatDataset(ConcatDataset):  # type: ignore[misc]  # likewise
     def __getitem__(self, code: int) -> Any:
         place, index = divmod(code, len(self))
         state = np.random.get_state()  # noqa: NPY002  # MMDetection's transforms use the global one
-        np.random.seed(_state(self._seed, get_rank(), place))  # noqa: NPY002  # likewise
+        np.random.seed(_state(self._seed, 0, place))  # noqa: NPY002  # likewise
         try:
             return super().__getitem__(index)
         finally:
@@ -82,6 +86,10 @@ class DropMasks(BaseTransform):  # type: ignore[misc]  # mmcv is untyped
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Return what a sample holds less its masks."""
         return {name: value for name, value in results.items() if name != "gt_masks"}
+
+
+def _endless(count: int, shuffle: bool, seed: int) -> Iterator[int]:  # noqa: FBT001  # MMEngine's
+    return InfiniteSampler(range(count), shuffle, seed)._infinite_indices()  # noqa: SLF001  # of all processes
 
 
 def _state(*numbers: int) -> np.ndarray:

@@ -7,10 +7,14 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from mmengine.dist import get_rank
 from mmengine.hooks import EMAHook, Hook
+from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.runner import BaseLoop, CheckpointLoader, Runner
 from mmengine.runner.checkpoint import load_state_dict
+from torch import nn
 
 from data.errors import InvalidConfig, InvalidModel
 from models.detector import seeded_data  # noqa: F401  # registers what the configs name
@@ -20,6 +24,7 @@ from models.detector.detector import write_detector
 from models.detector.mmdetection import HOOKS, register_all_modules
 from models.detector.options import DetectorConfig
 from models.newest_checkpoint import newest_checkpoint
+from models.processes import is_main_process, join_process_group
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +55,7 @@ class _StartHook(Hook):  # type: ignore[misc]  # likewise
         if runner.iter:
             return
         weights = read_checkpoint(self._checkpoint).weights
-        own = runner.model.state_dict()
+        own = _model(runner).state_dict()
         fitting = {k: v for k, v in weights.items() if k in own and v.shape == own[k].shape}
         if not fitting:
             raise InvalidModel(
@@ -73,7 +78,7 @@ class LateL1LossHook(Hook):  # type: ignore[misc]  # likewise
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Turn it on, also in a training that was resumed."""
-        runner.model.bbox_head.use_l1 = runner.iter >= self._begin
+        _model(runner).bbox_head.use_l1 = runner.iter >= self._begin  # type: ignore[union-attr]
 
 
 class _ResumeHook(Hook):  # type: ignore[misc]  # likewise
@@ -104,6 +109,32 @@ class _ResumeHook(Hook):  # type: ignore[misc]  # likewise
     def before_train(self, runner: Runner) -> None:
         loop = runner.train_loop
         loop.dataloader_iterator = chain(repeat(None, runner.iter), loop.dataloader_iterator)
+
+
+class _SeedHook(Hook):  # type: ignore[misc]  # likewise
+    """Has each of several processes draw by seed, step and its number: a checkpoint has the state of one."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        numbers = np.random.SeedSequence([self._seed, runner.iter, get_rank()])
+        torch.manual_seed(int(numbers.generate_state(1)[0]))
+
+
+class _Runner(Runner):  # type: ignore[misc]  # likewise
+    """MMEngine's, of a model whose channels are last; statistics that processes share are for GPUs."""
+
+    def wrap_model(self, model_wrapper_cfg: Any, model: nn.Module) -> nn.Module:
+        model = model.to(memory_format=torch.channels_last)
+        if not torch.cuda.is_available():
+            model = revert_sync_batchnorm(model)
+        return super().wrap_model(model_wrapper_cfg, model)
+
+
+def _model(runner: Runner) -> nn.Module:
+    """The detector itself."""
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def _load_own_checkpoint(filename: str, map_location: Any = None) -> Any:
@@ -138,10 +169,11 @@ def train_detector(
     out: Path,
     on_step: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
     mixture: Mixture | None = None,
-) -> float:
+) -> None:
     """Train a detector and export it to `out`; a killed run goes on from its newest checkpoint.
 
-    Where a hook averages the weights, the average is exported, as MMEngine evaluates it.
+    Where a hook averages the weights, the average is exported, as MMEngine evaluates it. Several processes,
+    each calling this under `torchrun`, share every batch.
 
     Args:
         settings: with the number of iterations.
@@ -151,9 +183,6 @@ def train_detector(
         out: folder to create, readable by `Detector.load`.
         on_step: called with the step's number, from 1, and its losses.
         mixture: of the first and the other training sets; None: in proportion to their sizes.
-
-    Returns:
-        The learning rate, as it was after the warm-up.
 
     Raises:
         InvalidConfig: the config name or an override does not exist, or a checkpoint holds objects.
@@ -167,15 +196,18 @@ def train_detector(
         config.load_from, config.resume = f"{_WORK_FOLDER_SCHEME}{checkpoint}", True
         config.train_dataloader.sampler.start = _num_steps(checkpoint) * settings.batch_size
         logger.info("resuming detector training from %s", checkpoint.name)
+    if settings.num_processes > 1:
+        join_process_group()
     try:
-        runner = Runner.from_cfg(config)
+        runner = _Runner.from_cfg(config)
     except (KeyError, TypeError, AttributeError) as error:
         raise InvalidConfig(
             f"detector config {settings.config!r} cannot be built: {error}"
         ) from error
-    runner.model.to(memory_format=torch.channels_last)
     runner.register_hook(_ProgressHook(on_step), priority="LOWEST")
     runner.register_hook(_ResumeHook())
+    if settings.num_processes > 1:
+        runner.register_hook(_SeedHook(settings.seed))
     if settings.load_from:
         runner.register_hook(_StartHook(settings.load_from))
     try:
@@ -185,5 +217,5 @@ def train_detector(
     for hook in runner.hooks:
         if isinstance(hook, EMAHook):
             hook.before_test_epoch(runner)  # swaps the weights and their average
-    write_detector(out, runner.model, config, list(categories.items()))
-    return float(config.optim_wrapper.optimizer.lr)
+    if is_main_process():
+        write_detector(out, _model(runner), config, list(categories.items()))

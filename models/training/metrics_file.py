@@ -9,9 +9,6 @@ Metrics = dict[str, float]
 
 METRICS_NAME = "metrics.jsonl"
 
-_LONGEST_LINES = 1 << 14
-"""Bytes that hold at least one line."""
-
 
 def read_metrics(path: Path) -> list[Metrics]:
     """Read `metrics.jsonl`; a last line cut off by a kill is left out."""
@@ -19,16 +16,6 @@ def read_metrics(path: Path) -> list[Metrics]:
         return []
     lines = path.read_text().split("\n")
     return [json.loads(line) for line in lines[:-1]]
-
-
-def last_metrics(path: Path) -> Metrics | None:
-    """Read the last whole line of `metrics.jsonl`, however long the file is."""
-    if not path.exists():
-        return None
-    with path.open("rb") as file:
-        file.seek(max(file.seek(0, 2) - _LONGEST_LINES, 0))
-        lines = file.read().split(b"\n")[:-1]
-    return json.loads(lines[-1]) if lines else None
 
 
 def truncate_metrics(path: Path, step: int) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from data.attributes.folds import first_image_ids, fold_image_ids, write_some
 from data.coco.box_noise import write_noisy
@@ -10,10 +11,11 @@ from data.coco.image_sets import SyntheticSet
 from data.errors import InvalidConfig
 from data.vocabulary.splits import Split
 from data.vocabulary.tables import Dataset
-from models.detector.config_files import CocoFolder, Mixture
+from models.detector.config_files import CocoFolder, Mixture, learning_rate
 from models.detector.options import DetectorTraining
 from models.detector.training import train_detector
 from tasks.execution.context import StepContext, Summary
+from tasks.execution.data_parallel import train_in_processes
 from tasks.pages.cards import markdown_table, write_card
 
 Context = StepContext[DetectorTraining]
@@ -42,19 +44,11 @@ def run(context: Context) -> Summary:
     parts = _parts(context, dataset)
     iterations = _iterations(context, dataset)
     mixture = _mixture(options, [part.count for part in parts], iterations)
-
-    def on_step(step: int, losses: dict[str, float]) -> None:
-        context.progress(step, iterations, f"loss {losses.get('loss', 0):.3f}")
-
-    rate = train_detector(
-        options.model_copy(update={"num_iterations": iterations, "num_epochs": 0}),
-        [part.folder for part in parts],
-        dataset.things,
-        context.work,
-        context.out / "detector",
-        on_step,
-        mixture,
-    )
+    train = partial(_train, parts=parts, iterations=iterations, mixture=mixture)
+    if options.num_processes == 1:
+        train(context)
+    else:
+        train_in_processes(context, train, options.num_processes)
     counts = {part.what: part.count for part in parts}
     passes = _passes(list(counts.values()), iterations * options.batch_size, mixture)
     facts = {
@@ -62,13 +56,32 @@ def run(context: Context) -> Summary:
         "iterations": iterations,
         "images each": options.batch_size,
         **passes,
-        "learning rate": rate,
+        "learning rate": learning_rate(options, dataset.things),
         "augmentation": options.augmentation,
         "seed": options.seed,
         **({"noise of real boxes": options.box_noise} if options.box_noise else {}),
     }
     write_card(context.out, f"Detector {options.config}", markdown_table([facts]))
     return {"images": counts, "iterations": iterations, **passes}
+
+
+def _train(
+    context: Context, parts: Sequence[_Part], iterations: int, mixture: Mixture | None
+) -> None:
+    """Train in this process, alone or as one of several."""
+
+    def on_step(step: int, losses: dict[str, float]) -> None:
+        context.progress(step, iterations, f"loss {losses.get('loss', 0):.3f}")
+
+    train_detector(
+        context.options.model_copy(update={"num_iterations": iterations, "num_epochs": 0}),
+        [part.folder for part in parts],
+        Dataset(context.inputs["ingest"]).things,
+        context.work,
+        context.out / "detector",
+        on_step,
+        mixture,
+    )
 
 
 def _parts(context: Context, dataset: Dataset) -> list[_Part]:

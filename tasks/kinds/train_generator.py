@@ -5,10 +5,8 @@ import logging
 import shlex
 import shutil
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,10 +19,9 @@ from jaxtyping import UInt8
 from PIL import Image
 from pydantic import TypeAdapter
 
-from data import errors
 from data.artifacts.store import durable_file
 from data.attributes.options import ATTRIBUTES_NAME
-from data.errors import ArtifactMissing, InvalidDataset, PipelineError, StepFailed
+from data.errors import ArtifactMissing, InvalidDataset, PipelineError
 from data.layouts.layout import (
     Layout,
     blank_layouts,
@@ -34,7 +31,6 @@ from data.layouts.layout import (
 )
 from data.layouts.options import Protocol
 from data.layouts.prompts import LocationGrid
-from data.orphans import end_with_parent
 from data.progress import silent
 from data.vocabulary.images import read_square
 from data.vocabulary.splits import Split
@@ -51,22 +47,22 @@ from models.generator.modules import (
     save_generator,
 )
 from models.generator.options import GeneratorConfig, NewModelConfig
-from models.processes import Hosts, is_main_process, run_distributed
+from models.processes import Hosts, is_main_process
 from models.training.loop import train_generator
 from models.training.memory import fitted
-from models.training.metrics_file import METRICS_NAME, Metrics, last_metrics, read_metrics
+from models.training.metrics_file import METRICS_NAME, Metrics, read_metrics
 from models.training.probe import GeneratorProbe
 from models.training.state import TrainingState
 from models.training.training_set import TrainingSet, build_training_set
 from tasks.execution.child import log_plainly
 from tasks.execution.context import WARNINGS, StepContext, Summary
+from tasks.execution.data_parallel import train_in_processes
 from tasks.execution.versions import require_versions, versions
 from tasks.pages.cards import markdown_picture, markdown_table, write_card
 
 logger = logging.getLogger(__name__)
 
 _AUTOENCODER_IMAGES = 1000
-_SECONDS_BETWEEN_LOOKS = 1.0
 _SHOWN = ("step", "loss_ldm", "loss_perception", "mask_iou", "grad_norm", "images_per_second")
 _PROBED = ("step", "layout_recall", "layout_recall_shuffled")
 _CAPTIONS = {
@@ -74,7 +70,6 @@ _CAPTIONS = {
     "masks": "True masks above, predicted ones below",
 }
 
-_FAILURE_NAME = "failure.json"
 _SHARED_NAME = "context.json"
 """In the work folder: what other hosts need to know of the step."""
 
@@ -132,11 +127,9 @@ def run(context: Context) -> Summary:
     else:
         del prepared, generator  # each process has its own
         release_memory()
-        (context.work / _FAILURE_NAME).unlink(missing_ok=True)
         if options.num_nodes > 1:
             _invite(context)
-        with _followed(context):
-            _train_in_workers(context, is_first_host=True)
+        _train_together(context, is_first_host=True)
     shutil.copy(context.work / METRICS_NAME, context.out / METRICS_NAME)
     metrics = read_metrics(context.work / METRICS_NAME)
     rows = _summary_rows(metrics)
@@ -279,57 +272,20 @@ def join(work: Path) -> None:
     facts = json.loads(shared.read_text())
     require_versions(facts.pop(_VERSIONS, {}), "this host")
     context = TypeAdapter(Context).validate_python(facts | {"progress": silent})
-    _train_in_workers(context, is_first_host=False)
+    _train_together(context, is_first_host=False)
 
 
-def _train_in_workers(context: Context, *, is_first_host: bool) -> None:
-    """Train in several processes; what is wrong for the user ends them all, a death does not."""
-    options, failure = context.options, context.work / _FAILURE_NAME
-    hosts = None
+def _train_together(context: Context, *, is_first_host: bool) -> None:
+    options, hosts = context.options, None
     if options.rdzv_endpoint:
         hosts = Hosts(options.num_nodes, options.rdzv_endpoint, context.key, is_first_host)
-    quiet = replace(context, progress=silent)
-    num_processes = options.num_processes // options.num_nodes
-    try:
-        run_distributed(_train_in_worker, quiet, num_processes=num_processes, hosts=hosts)
-    except PipelineError as error:
-        if failure.exists():
-            name, message = json.loads(failure.read_text())
-            raise getattr(errors, name)(message) from error
-        raise
+    train_in_processes(context, _train_as_one, options.num_gpus, hosts)
 
 
-def _train_in_worker(context: Context) -> None:
-    end_with_parent()
-    failure = context.work / _FAILURE_NAME
-    if failure.exists():
-        raise StepFailed("started again after an error of the user's")
-    try:
-        images = _images(context)
-        _train(context, _prepare(context, images, _new_generator(context, images)))
-    except PipelineError as error:
-        failure.write_text(json.dumps([type(error).__name__, str(error)]))
-        raise
-
-
-@contextmanager
-def _followed(context: Context) -> Iterator[None]:
-    """Report the progress that other processes write into the metrics file."""
-    finished = threading.Event()
-
-    def follow() -> None:
-        while not finished.wait(_SECONDS_BETWEEN_LOOKS):
-            metrics = last_metrics(context.work / METRICS_NAME)
-            if metrics:
-                context.progress(int(metrics["step"]), context.options.num_steps, _status(metrics))
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        finished.set()
-        thread.join()
+def _train_as_one(context: Context) -> None:
+    """Train as one of several processes, each of which has its own generator and images."""
+    images = _images(context)
+    _train(context, _prepare(context, images, _new_generator(context, images)))
 
 
 def _status(metrics: Metrics) -> str:

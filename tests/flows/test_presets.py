@@ -185,7 +185,12 @@ def test_prefect_shows_what_may_be_meant_too():
             {"train_generator": {"num_steps": -1}},
             r"train_generator\.num_steps: .* \(got -1\)",
         ),
-        ("demo", {"train_generator": {"num_steps": 0}}, "num_epochs is 0 and num_steps 0: one of"),
+        (
+            "demo",
+            {"train_generator": {"num_steps": 0}},
+            "num_epochs is 0 and num_steps 0: one of .* train$",
+        ),
+        ("demo", {"train_scorer": {"num_processes": 3}}, "is not a multiple of num_processes 3$"),
         ("fine-tune", {"train_generator": {"num_steps": 9}}, "num_epochs is 60 and num_steps 9: "),
         ("demo", {"train_generator": {"resolution": 66}}, "66 is not a multiple"),
         ("demo", {"nope": 1}, r"valid: nope: unknown option \(got 1\)$"),

@@ -4,16 +4,19 @@ from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
+import torch
 
 from data.coco.files import read_coco
 from data.coco.image_sets import SyntheticSet
-from data.errors import InvalidConfig
+from data.errors import InvalidConfig, InvalidModel
 from data.ingest.ingestion import ingest
 from data.ingest.options import IngestConfig, ScenesConfig
 from data.vocabulary.tables import Dataset, write_table
 from flows.presets import PRESETS
+from models.detector.detector import Detector
 from models.detector.options import DetectorTraining
 from models.detector.seeded_data import SeededConcatDataset
+from tasks.execution.context import StepContext
 from tasks.kinds.train_detector import _iterations, _mixture, _parts, _passes, run
 
 NUM_SYNTHETIC = 6
@@ -145,6 +148,52 @@ def test_a_share_is_what_is_read_and_what_the_summary_says(context, with_spare, 
         "images": {"real": 12, "spare real": 6}, "iterations": 4,
         "passes": 14 / 12, "added passes": 2 / 6,
     }  # fmt: skip
+
+
+@pytest.fixture
+def in_two_processes(with_spare, tmp_path, monkeypatch):
+    """Trains so, from a checkpoint if one is given; returns the summary, the detector and the reports."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # it is set for the processes
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # likewise
+    monkeypatch.setattr("models.processes._MAX_RESTARTS", 0)
+
+    def train(load_from=None):
+        options = PRESETS["demo"]["train_scorer"] | {
+            "num_epochs": 0,
+            "num_iterations": 2,
+            "batch_size": 4,
+            "num_workers": 0,
+            "num_processes": 2,
+            "load_from": load_from,
+        }
+        out, work, reports = tmp_path / "out", tmp_path / "work", []
+        out.mkdir()
+        work.mkdir()
+        step = StepContext(
+            DetectorTraining.model_validate(options), {"ingest": with_spare.folder}, out, work, "key",
+            tmp_path, 2, lambda *report: reports.append(report),
+        )  # fmt: skip
+        return run(step), Detector.load(out / "detector"), reports
+
+    return train
+
+
+@pytest.mark.filterwarnings("ignore")  # MMDetection and MMEngine warn a lot
+def test_several_processes_train_one_detector_and_report_as_one(in_two_processes, with_spare):
+    summary, detector, reports = in_two_processes()
+    assert summary == {"images": {"real": 12}, "iterations": 2, "passes": 8 / 12}
+    assert reports[-1][:2] == (2, 2)
+    assert reports[-1][2].startswith("loss ")
+    assert dict(detector.categories) == with_spare.things
+
+
+@pytest.mark.filterwarnings("ignore")  # likewise
+def test_what_is_wrong_for_the_user_in_one_of_several_processes_is_the_steps_error(
+    in_two_processes, tmp_path
+):
+    torch.save({"state_dict": {"no.such": torch.zeros(1)}}, tmp_path / "other.pth")
+    with pytest.raises(InvalidModel, match="none of its 1 weights fits the config"):
+        in_two_processes(tmp_path / "other.pth")
 
 
 def test_fewer_spare_images_than_synthetic_ones_are_refused(context, dataset_with_few_spare):
