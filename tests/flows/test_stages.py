@@ -53,8 +53,7 @@ def submitted(schema, definitions, given=None):
 
 def test_every_preset_stage_and_study_has_a_deployment():
     assert [(flow.name, name) for flow, name, _ in deployments()] == [
-        *(("end-to-end", name) for name in PRESETS),
-        *((name, "demo") for name in STAGES),
+        *((flow, preset) for flow in ("end-to-end", *STAGES) for preset in PRESETS),
         *(("study", name) for name in STUDIES),
     ]
 
