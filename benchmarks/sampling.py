@@ -12,8 +12,8 @@ from diffusers import PNDMScheduler
 
 from data.layouts.layout import Layout
 from models.generator.autoencoder import to_uint8
+from models.generator.drawing_options import SamplingConfig
 from models.generator.modules import Generator
-from models.generator.options import SamplingConfig
 from models.generator.sampling import initial_latents, sample_batch
 
 GOAL = 6.0

@@ -27,11 +27,8 @@ from models.detector.options import (
     Fold,
     ScoringConfig,
 )
-from models.generator.options import (
-    SamplingConfig,
-    SyntheticSetOptions,
-    pretraining_options,
-)
+from models.generator.drawing_options import SamplingConfig, SyntheticSetOptions
+from models.generator.options import pretraining_options
 from models.metrics.options import (
     DETECTOR,
     SCORER,

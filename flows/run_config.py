@@ -38,19 +38,17 @@ from models.detector.options import (
     DetectorConfig,
     ScoringConfig,
 )
-from models.generator.options import (
+from models.generator.drawing_options import (
     COMPILE_HELP,
     DRAWER_HELP,
     IMAGE_SIZE_HELP,
     LAYOUT_SOURCE_HELP,
-    RECIPES,
     STRENGTH_HELP,
     Drawer,
-    GeneratorConfig,
     ImageSize,
-    PretrainingConfig,
     SamplingConfig,
 )
+from models.generator.options import RECIPES, GeneratorConfig, PretrainingConfig
 from models.metrics.options import DETECTOR, SCORER
 
 

@@ -26,7 +26,7 @@ from flows.nodes import (
 )
 from flows.retrain_config import is_mixed
 from flows.run_config import RunConfig, ScorerResults, changes_to_preset, has_data
-from models.generator.options import check_classes
+from models.generator.drawing_options import check_classes
 from tasks.execution.graph import Graph, Node, Step, resolve
 
 STAGES = {

@@ -4,6 +4,7 @@ from data.attributes.options import AttributeConfig, PseudoLabelConfig, Verifica
 from data.ingest.options import IngestConfig, UnlabelledConfig
 from models.detector import options as detector
 from models.generator import options as generator
+from models.generator.drawing_options import SyntheticSetOptions
 from models.metrics.options import (
     ComparisonOptions,
     ConclusionOptions,
@@ -100,7 +101,7 @@ KINDS: dict[str, Kind] = {
         Kind(
             "synthesize",
             "tasks.kinds.synthesize",
-            generator.SyntheticSetOptions,
+            SyntheticSetOptions,
             {"ingest": "one", "attributes": "one", "generator": "optional"},
             {"step": 4} | _GENERATOR,
         ),

@@ -26,8 +26,8 @@ from data.layouts.layout import Layout
 from data.vocabulary.images import read_square
 from models.devices import autocast, default_device, full_float32, to_device
 from models.generator.autoencoder import pixel_values
+from models.generator.drawing_options import SamplingConfig
 from models.generator.modules import Generator
-from models.generator.options import SamplingConfig
 
 _SPACING = {"timestep_spacing": "leading"}
 """Stable Diffusion's. Samplers differ in their defaults, which a scheduler that was made in memory takes."""

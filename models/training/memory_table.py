@@ -10,8 +10,9 @@ from transformers import CLIPTextConfig
 
 from data.errors import InvalidConfig, InvalidModel, OutOfMemory
 from data.layouts.prompts import ATTRIBUTE_TOKENS
+from models.generator.drawing_options import SamplingConfig
 from models.generator.hub import folder_here
-from models.generator.options import GeneratorConfig, NewModelConfig, SamplingConfig
+from models.generator.options import GeneratorConfig, NewModelConfig
 from models.precision import Precision
 from models.training.memory import (
     RESERVE,

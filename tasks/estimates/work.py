@@ -23,13 +23,8 @@ from models.detector.options import (
     DetectorSource,
     DetectorTraining,
 )
-from models.generator.options import (
-    DECODER_BATCH_SIZE,
-    GeneratorConfig,
-    NewModelConfig,
-    SamplingConfig,
-    SyntheticSetOptions,
-)
+from models.generator.drawing_options import SamplingConfig, SyntheticSetOptions
+from models.generator.options import DECODER_BATCH_SIZE, GeneratorConfig, NewModelConfig
 from models.metrics.options import FeatureOptions
 from models.passes import ModelCount, Pass
 from tasks.estimates import rates

@@ -32,8 +32,8 @@ from data.scenes.layout_scene import draw_layout
 from data.vocabulary.boxes import area, xyxy_to_xywh
 from data.vocabulary.tables import Dataset, write_table
 from models.devices import settled_precision
+from models.generator.drawing_options import SamplingConfig, SyntheticSetOptions
 from models.generator.modules import Generator, compile_blocks, load_generator
-from models.generator.options import SamplingConfig, SyntheticSetOptions
 from models.generator.sampling import (
     Picture,
     draw_pictures,

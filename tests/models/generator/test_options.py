@@ -14,14 +14,9 @@ from data.artifacts.digests import DigestMemory
 from data.errors import InvalidConfig, InvalidDataset, InvalidModel
 from data.layouts.layout import read_layouts
 from data.layouts.options import Protocol
+from models.generator.drawing_options import SyntheticSetOptions
 from models.generator.modules import load_base_model
-from models.generator.options import (
-    RELEASED_RATES,
-    GeneratorConfig,
-    NewModelConfig,
-    ProbeConfig,
-    SyntheticSetOptions,
-)
+from models.generator.options import RELEASED_RATES, GeneratorConfig, NewModelConfig, ProbeConfig
 
 
 def foreign(options):

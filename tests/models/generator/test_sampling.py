@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data.vocabulary.images import read_rgb
+from models.generator.drawing_options import SamplingConfig
 from models.generator.modules import compile_blocks, load_generator, save_generator
-from models.generator.options import SamplingConfig
 from models.generator.sampling import (
     Picture,
     draw_pictures,

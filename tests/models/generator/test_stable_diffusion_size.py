@@ -17,13 +17,14 @@ from data.layouts.layout import read_layouts
 from data.layouts.prompts import LocationGrid
 from flows.run_config import build_run
 from models.devices import peak_memory_bytes
+from models.generator.drawing_options import SamplingConfig
 from models.generator.modules import (
     load_base_model,
     load_generator,
     prepare_generator,
     save_generator,
 )
-from models.generator.options import GeneratorConfig, ProbeConfig, SamplingConfig
+from models.generator.options import GeneratorConfig, ProbeConfig
 from models.generator.sampling import sample_batch
 from models.training.loop import train_generator
 from models.training.memory import count_training, fit

@@ -8,7 +8,8 @@ from PIL import Image
 
 from data.layouts.layout import read_layouts
 from models.detector.detector import Detections
-from models.generator.options import ProbeConfig, SamplingConfig
+from models.generator.drawing_options import SamplingConfig
+from models.generator.options import ProbeConfig
 from models.training.probe import GeneratorProbe
 
 CONFIG = ProbeConfig(sampling=SamplingConfig(sampler="unipc", num_inference_steps=1, batch_size=4))

@@ -13,7 +13,7 @@ from PIL import Image
 from data.coco.image_sets import SyntheticSet
 from data.layouts.options import Protocol
 from data.vocabulary.tables import ATTRIBUTES, DETECTIONS, write_table
-from models.generator.options import SamplingConfig, SyntheticSetOptions
+from models.generator.drawing_options import SamplingConfig, SyntheticSetOptions
 from models.metrics.options import MeasureOptions
 from tasks.execution.context import StepContext
 from tasks.kinds import synthesize

@@ -21,7 +21,7 @@ from data.vocabulary.images import read_rgb
 from data.vocabulary.tables import Dataset
 from flows.nodes import set_node
 from flows.run_config import build_run
-from models.generator.options import SamplingConfig, SyntheticSetOptions
+from models.generator.drawing_options import SamplingConfig, SyntheticSetOptions
 from tasks.execution.context import StepContext
 from tasks.kinds import synthesize
 
