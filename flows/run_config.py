@@ -304,9 +304,10 @@ def has_data(config: RunConfig) -> bool:
     return bool(config.ingest.splits or PRESETS[config.preset]["ingest"])
 
 
-def _given(value: Any) -> str:
-    """A single option's value; what is wrong with several together says so by itself."""
-    return "" if isinstance(value, Mapping) else f" (got {value!r})"
+def _given(item: ErrorDetails) -> str:
+    """An option's value; what is wrong with several together says so by itself."""
+    together = item["type"] == "value_error" and isinstance(item["input"], Mapping)
+    return "" if together else f" (got {item['input']!r})"
 
 
 def build_run(preset: str, overrides: Mapping[str, Any]) -> RunConfig:
@@ -327,7 +328,7 @@ def build_run(preset: str, overrides: Mapping[str, Any]) -> RunConfig:
         return RunConfig.model_validate({**overrides, "preset": preset})
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(map(str, item['loc']))}: {item['msg']}{_given(item['input'])}"
+            f"{'.'.join(map(str, item['loc']))}: {item['msg']}{_given(item)}"
             for item in error.errors()
         )
         raise InvalidConfig(

@@ -2,7 +2,8 @@
 
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,11 +101,17 @@ def run_distributed(
         ) from error
 
 
-def join_process_group() -> None:
+@contextmanager
+def process_group() -> Iterator[None]:
     """Let this process of `run_distributed` exchange tensors with the others, on a GPU of its own."""
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+        torch.distributed.barrier()
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def is_main_process() -> bool:

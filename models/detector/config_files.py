@@ -76,6 +76,8 @@ def build_config(
         config.merge_from_dict(_training_options(settings, work))
         config.merge_from_dict(_data_options(settings, train_sets, categories, mixture))
         config.merge_from_dict(dotted(settings.overrides))
+        if settings.num_processes > 1:
+            config.merge_from_dict(_data_parallel_options(config))
         config.optim_wrapper.optimizer["lr"] = settings.learning_rate or _own_rate(settings, config)
         config["auto_scale_lr"] = None  # MMEngine would scale it once more
     except (OSError, SyntaxError, ValueError, AttributeError, LookupError, TypeError) as error:
@@ -85,13 +87,15 @@ def build_config(
     return config
 
 
-def learning_rate(settings: DetectorConfig, categories: dict[int, str]) -> float:
+def learning_rate(
+    settings: DetectorConfig, train_sets: Sequence[CocoFolder], categories: dict[int, str]
+) -> float:
     """That of a training after its warm-up.
 
     Raises:
         InvalidConfig: as `build_config`.
     """
-    config = build_config(settings, [], categories, Path())
+    config = build_config(settings, train_sets, categories, Path())
     return float(config.optim_wrapper.optimizer.lr)
 
 
@@ -182,7 +186,6 @@ def _training_options(settings: DetectorConfig, work: Path) -> dict[str, Any]:
         },
         "param_scheduler": scheduler[0 if warmup else 1 :],
         **_precision_options(settings.mixed_precision),
-        **(_data_parallel_options() if settings.num_processes > 1 else {}),
         "default_hooks.checkpoint": {
             "_delete_": True,
             "type": "CheckpointHook",
@@ -208,14 +211,14 @@ def _precision_options(precision: str) -> dict[str, Any]:
     return {"optim_wrapper.type": "AmpOptimWrapper", "optim_wrapper.dtype": types[precision]}
 
 
-def _data_parallel_options() -> dict[str, Any]:
+def _data_parallel_options(config: Config) -> dict[str, Any]:
     """MMEngine's distributed training; on GPUs, which alone can, processes share a batch's statistics."""
-    if not torch.cuda.is_available():
-        return {
-            "launcher": "pytorch",
-            "model_wrapper_cfg": {"device_ids": None, "broadcast_buffers": False},
-        }
-    return {"launcher": "pytorch", "sync_bn": "torch"}
+    options: dict[str, Any] = {"launcher": "pytorch"}
+    if torch.cuda.is_available():
+        return options | {"sync_bn": "torch"}
+    unused = config.get("find_unused_parameters", False)
+    wrapper = {"device_ids": None, "broadcast_buffers": False, "find_unused_parameters": unused}
+    return options | {"model_wrapper_cfg": wrapper}
 
 
 def _training_data(

@@ -98,7 +98,7 @@ class DetectorConfig(Options):
         1,
         ge=1,
         description="Data-parallel processes of one host that share a batch, one for each GPU. Another "
-        "number is another result: each draws by itself, and many losses are averaged in it first.",
+        "number is another result: each draws by itself, and many losses are averaged within each first.",
     )
     checkpoint_interval: Annotated[int, RuntimeOnly] = Field(
         1000, ge=1, description="Steps between resumable checkpoints."

@@ -3,12 +3,14 @@
 import logging
 import pickle
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from mmengine.config import Config
 from mmengine.dist import get_rank
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
@@ -24,7 +26,7 @@ from models.detector.detector import write_detector
 from models.detector.mmdetection import HOOKS, register_all_modules
 from models.detector.options import DetectorConfig
 from models.newest_checkpoint import newest_checkpoint
-from models.processes import is_main_process, join_process_group
+from models.processes import is_main_process, process_group
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +35,7 @@ _WORK_FOLDER_SCHEME = "work-folder:"
 
 
 class _ProgressHook(Hook):  # type: ignore[misc]  # mmengine is untyped
-    """Reports every step's losses to a callback."""
+    """Reports every step's losses to a callback, of several processes each its own."""
 
     def __init__(self, on_step: Callable[[int, dict[str, float]], None]) -> None:
         self._on_step = on_step
@@ -196,8 +198,15 @@ def train_detector(
         config.load_from, config.resume = f"{_WORK_FOLDER_SCHEME}{checkpoint}", True
         config.train_dataloader.sampler.start = _num_steps(checkpoint) * settings.batch_size
         logger.info("resuming detector training from %s", checkpoint.name)
-    if settings.num_processes > 1:
-        join_process_group()
+    with process_group() if settings.num_processes > 1 else nullcontext():
+        model = _trained(config, settings, on_step)
+        if is_main_process():
+            write_detector(out, model, config, list(categories.items()))
+
+
+def _trained(
+    config: Config, settings: DetectorConfig, on_step: Callable[[int, dict[str, float]], None]
+) -> nn.Module:
     try:
         runner = _Runner.from_cfg(config)
     except (KeyError, TypeError, AttributeError) as error:
@@ -217,5 +226,4 @@ def train_detector(
     for hook in runner.hooks:
         if isinstance(hook, EMAHook):
             hook.before_test_epoch(runner)  # swaps the weights and their average
-    if is_main_process():
-        write_detector(out, _model(runner), config, list(categories.items()))
+    return _model(runner)

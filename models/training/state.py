@@ -54,7 +54,7 @@ class TrainedModules(nn.Module):
         """Set the mode of all modules but residual blocks themselves.
 
         All that diffusers' do in training is to copy a shortcut's input to channels first, against a warning
-        of data-parallel training: ours have channels last.
+        of data-parallel training: on a CPU, and compiled, ours have channels last.
         """
         super().train(mode)
         for block in self.unet.modules():

@@ -8,7 +8,8 @@ import importlib
 import logging
 import os
 import sys
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,10 +23,11 @@ from data.artifacts.options import Options
 from data.artifacts.store import storage_errors
 from data.errors import OutOfMemory, PipelineError
 from data.orphans import end_with_channel
+from data.progress import Seldom
 from models.detector.config_sources import dotted
 from tasks.execution.context import StepContext
 
-_MIN_SECONDS_BETWEEN_REPORTS = 1.0
+logger = logging.getLogger(__name__)
 
 NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
 """Environment variable with which PyTorch looks for a GPU without its driver."""
@@ -48,20 +50,6 @@ class StepSpec:
     root: Path
     num_workers: int
     visible_gpus: str | None
-
-
-class _Reporter:
-    """Sends progress, at most once a second, the last report of a count always."""
-
-    def __init__(self, channel: Connection):
-        self._channel = channel
-        self._last = 0.0
-
-    def __call__(self, done: int, total: int, status: str) -> None:
-        now = time.monotonic()
-        if done >= total or now - self._last >= _MIN_SECONDS_BETWEEN_REPORTS:
-            self._last = now
-            self._channel.send((done, total, status))
 
 
 def call(module: str, function: str, *arguments: Any) -> Any:
@@ -87,23 +75,32 @@ def run_step(spec: StepSpec, channel: Connection) -> None:
         key=spec.key,
         root=spec.root,
         num_workers=spec.num_workers,
-        progress=_Reporter(channel),
+        progress=Seldom(lambda *report: channel.send(report)),
         foreign=spec.foreign,
     )
     try:
-        with storage_errors(spec.root), FileLock(spec.work / "child.lock"):
+        with users_errors(spec.root, spec.options), FileLock(spec.work / "child.lock"):
             context.out.mkdir(exist_ok=True)
             summary = importlib.import_module(spec.module).run(context)
     except PipelineError as error:
         channel.send({"error": type(error).__name__, "message": str(error)})
+    else:
+        channel.send({"summary": summary, "device": _device()})
+
+
+@contextmanager
+def users_errors(root: Path, options: Options) -> Iterator[None]:
+    """Turn what a user can mend of a full disk or a device without memory into errors that say how."""
+    try:
+        with storage_errors(root):
+            yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        message = f"the memory of the device does not suffice: {_to_need_less(spec.options)}"
-        channel.send({"error": OutOfMemory.__name__, "message": message})
-        raise
-    else:
-        channel.send({"summary": summary, "device": _device()})
+        logger.exception("the memory of the device does not suffice")
+        raise OutOfMemory(
+            f"the memory of the device does not suffice: {_to_need_less(options)}"
+        ) from error
 
 
 def tell_gpu(channel: Connection) -> None:

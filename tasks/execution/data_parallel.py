@@ -1,23 +1,23 @@
 """A training in several processes: their progress and what is wrong become the step's."""
 
 import json
+import os
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from data import errors
 from data.artifacts.options import Options
 from data.errors import PipelineError, StepFailed
 from data.orphans import end_with_parent
-from data.progress import silent
+from data.progress import SECONDS_BETWEEN_REPORTS, Progress, Seldom, silent
 from models.processes import Hosts, is_main_process, run_distributed
+from tasks.execution.child import users_errors
 from tasks.execution.context import StepContext
-
-_SECONDS_BETWEEN_LOOKS = 1.0
 
 _FAILURE_NAME = "failure.json"
 _PROGRESS_NAME = "progress.json"
@@ -44,13 +44,14 @@ def train_in_processes(
     Raises:
         PipelineError: by `train`, or as of `run_distributed`.
     """
-    failure = context.work / _FAILURE_NAME
-    if hosts is None or hosts.is_first:  # without which the others' processes do not begin
+    failure, reported = context.work / _FAILURE_NAME, context.work / _PROGRESS_NAME
+    is_first_host = hosts is None or hosts.is_first
+    if is_first_host:  # without which the others' processes do not begin
         failure.unlink(missing_ok=True)
-        (context.work / _PROGRESS_NAME).unlink(missing_ok=True)
+        reported.unlink(missing_ok=True)
     quiet = replace(context, progress=silent)
     try:
-        with _followed(context):
+        with _passed_on(reported, context.progress) if is_first_host else nullcontext():
             run_distributed(
                 _train_in_process, quiet, train, num_processes=num_processes, hosts=hosts
             )
@@ -69,43 +70,36 @@ def _train_in_process(
     if failure.exists():
         raise StepFailed("started again after an error of the user's")
     if is_main_process():
-        context = replace(context, progress=_WrittenProgress(context.work / _PROGRESS_NAME))
+        write = partial(_write, context.work / _PROGRESS_NAME)
+        context = replace(context, progress=Seldom(lambda *report: write(report)))
     try:
-        train(context)
+        with users_errors(context.root, context.options):
+            train(context)
     except PipelineError as error:
-        failure.write_text(json.dumps([type(error).__name__, str(error)]))
+        _write(failure, (type(error).__name__, str(error)))
         raise
 
 
-class _WrittenProgress:
-    """Writes progress into a file, at most once in the time after which it is looked at."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._last = 0.0
-
-    def __call__(self, done: int, total: int, status: str) -> None:
-        now = time.monotonic()
-        if done >= total or now - self._last >= _SECONDS_BETWEEN_LOOKS:
-            self._last = now
-            unfinished = self._path.with_suffix(".tmp")
-            unfinished.write_text(json.dumps([done, total, status]))
-            unfinished.replace(self._path)
+def _write(path: Path, content: Sequence[Any]) -> None:
+    """Write a file of which no other process sees a part."""
+    unfinished = path.with_suffix(f".{os.environ['RANK']}")
+    unfinished.write_text(json.dumps(content))
+    unfinished.replace(path)
 
 
 @contextmanager
-def _followed(context: StepContext[OptionsT]) -> Iterator[None]:
-    """Report what is in that file, and what it holds at the end."""
-    finished, path = threading.Event(), context.work / _PROGRESS_NAME
+def _passed_on(path: Path, progress: Progress) -> Iterator[None]:
+    """Report what is in a file, and what it holds at the end."""
+    finished = threading.Event()
 
     def follow() -> None:
         reported = ""
         while True:
-            is_last = finished.wait(_SECONDS_BETWEEN_LOOKS)
+            is_last = finished.wait(SECONDS_BETWEEN_REPORTS)
             said = path.read_text() if path.exists() else ""
             if said != reported:
                 reported = said
-                context.progress(*json.loads(said))
+                progress(*json.loads(said))
             if is_last:
                 return
 

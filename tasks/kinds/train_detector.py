@@ -44,6 +44,7 @@ def run(context: Context) -> Summary:
     parts = _parts(context, dataset)
     iterations = _iterations(context, dataset)
     mixture = _mixture(options, [part.count for part in parts], iterations)
+    rate = learning_rate(options, [part.folder for part in parts], dataset.things)
     train = partial(_train, parts=parts, iterations=iterations, mixture=mixture)
     if options.num_processes == 1:
         train(context)
@@ -56,7 +57,7 @@ def run(context: Context) -> Summary:
         "iterations": iterations,
         "images each": options.batch_size,
         **passes,
-        "learning rate": learning_rate(options, dataset.things),
+        "learning rate": rate,
         "augmentation": options.augmentation,
         "seed": options.seed,
         **({"noise of real boxes": options.box_noise} if options.box_noise else {}),

@@ -279,11 +279,11 @@ def _train_together(context: Context, *, is_first_host: bool) -> None:
     options, hosts = context.options, None
     if options.rdzv_endpoint:
         hosts = Hosts(options.num_nodes, options.rdzv_endpoint, context.key, is_first_host)
-    train_in_processes(context, _train_as_one, options.num_gpus, hosts)
+    train_in_processes(context, _train_as_one_of_several, options.num_gpus, hosts)
 
 
-def _train_as_one(context: Context) -> None:
-    """Train as one of several processes, each of which has its own generator and images."""
+def _train_as_one_of_several(context: Context) -> None:
+    """Train with a generator and images of this process' own."""
     images = _images(context)
     _train(context, _prepare(context, images, _new_generator(context, images)))
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from flows.presets import PRESETS
-from models.detector.config_files import CocoFolder
+from models.detector.config_files import CocoFolder, Mixture
 from models.detector.options import DetectorConfig
 from models.detector.training import train_detector
 
@@ -63,9 +63,10 @@ def train_in_two(root, fork_server):
         patch.syspath_prepend(Path(__file__).parent)
         from detector_script import main
 
-        def train(name, config, death=-1):
+        def train(name, config, death=-1, mixture=None):
             options = config.model_copy(update={"num_processes": 2}).model_dump(mode="json")
-            process = fork_server.Process(target=main, args=(root / name, options, death))
+            arguments = root / name, options, death, mixture
+            process = fork_server.Process(target=main, args=arguments)
             process.start()
             process.join(240)
             status = process.exitcode
@@ -80,19 +81,29 @@ def weights(folder):
     return load_file(folder / "out" / "model.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("name", "mixture"), [("real", None), ("mixed", Mixture(added_share=0.4, num_mixed=10))]
+)
 def test_two_processes_train_as_one_where_losses_are_averaged_over_both(
-    train_in_two, dataset, tmp_path
+    train_in_two, dataset, tmp_path, name, mixture
 ):
     """FCOS draws nothing, and divides by what all processes have."""
-    config = settings("mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py", FCOS)
-    folder = CocoFolder(dataset.instances_file("train"), dataset.image_folder("train"))
-    train_detector(config, [folder], dataset.things, tmp_path / "work", tmp_path / "out")
-    alone, begun = weights(tmp_path), config.model_copy(update={"num_iterations": 1})
-    train_detector(begun, [folder], dataset.things, tmp_path / "work1", tmp_path / "begun" / "out")
-    together, first = weights(train_in_two("fcos", config)), weights(tmp_path / "begun")
-    moved = max(float((alone[name] - first[name]).abs().max()) for name in alone)
-    for name, expected in alone.items():
-        torch.testing.assert_close(together[name], expected, rtol=0, atol=0.01 * moved)
+    config = settings("mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py", FCOS, num_workers=1)
+    splits = ["train", "val"] if mixture else ["train"]
+    folders = [CocoFolder(dataset.instances_file(k), dataset.image_folder(k)) for k in splits]
+
+    def train(name, **changes):
+        train_detector(
+            config.model_copy(update=changes), folders, dataset.things,
+            tmp_path / name / "work", tmp_path / name / "out", mixture=mixture,
+        )  # fmt: skip
+        return weights(tmp_path / name)
+
+    alone, first = train("alone"), train("first", num_iterations=1)
+    together = weights(train_in_two(name, config, mixture=mixture))
+    for key, expected in alone.items():
+        moved = float((expected - first[key]).abs().max())
+        torch.testing.assert_close(together[key], expected, rtol=0, atol=0.02 * moved + 1e-7)
 
 
 def test_a_process_that_dies_changes_nothing(train_in_two):
@@ -102,6 +113,7 @@ def test_a_process_that_dies_changes_nothing(train_in_two):
     steps = (killed / "steps.txt").read_text().split()
     assert steps[:2] == ["1", "2"]
     assert steps[-2:] == ["3", "4"]
+    assert steps.count("1") == 1
     assert (killed / "died").exists()
     expected = weights(whole)
     assert all(torch.equal(value, expected[name]) for name, value in weights(killed).items())

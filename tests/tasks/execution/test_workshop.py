@@ -251,14 +251,11 @@ def test_what_is_made_is_pushed_and_a_root_that_lost_it_is_filled_from_the_mirro
     assert store.lookup(again.kind, again.key)
 
 
-@pytest.mark.parametrize("forked", [False, True])
-def test_a_step_knows_neither_the_mirror_nor_its_credentials(store, step, monkeypatch, forked):
+def test_a_step_knows_neither_the_mirror_nor_its_credentials(store, step, monkeypatch):
     names = {"DETDIFFUSION_REMOTE", "AWS_SECRET_ACCESS_KEY", "GOOGLE_APPLICATION_CREDENTIALS"}
     for name in names:
         monkeypatch.setenv(name, "secret")
-    workshop = workshop_of(store, item := alone(step()))
-    monkeypatch.setattr(workshop, "_is_forked", lambda step: forked)
-    manifest, _ = workshop.obtain(item, lambda *report: None)
+    manifest, _, _ = obtain(store, alone(step()))
     assert "PATH" in manifest.summary["environment"]
     assert not names & set(manifest.summary["environment"])
     assert names <= set(os.environ)
