@@ -61,7 +61,8 @@ class SamplingConfig(Options):
     batch_size: Annotated[int, RuntimeOnly] = Field(
         16,
         ge=1,
-        description="Layouts per batch, 64 at most in a set; another one changes images by rounding alone.",
+        description="Layouts per batch, 64 at most in a set, fewer where memory does not suffice; another "
+        "one changes images by rounding alone.",
     )
     seed: int = 0
 

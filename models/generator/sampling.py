@@ -1,5 +1,6 @@
 """Drawing images from layouts: batched classifier-free guidance with a seed per image."""
 
+import logging
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -24,10 +25,12 @@ from torch import Tensor
 from data.artifacts.store import durable_file
 from data.layouts.layout import Layout
 from data.vocabulary.images import read_square
-from models.devices import autocast, default_device, full_float32, to_device
+from models.devices import autocast, default_device, full_float32, release_memory, to_device
 from models.generator.autoencoder import pixel_values
 from models.generator.drawing_options import SamplingConfig
 from models.generator.modules import Generator
+
+logger = logging.getLogger(__name__)
 
 _SPACING = {"timestep_spacing": "leading"}
 """Stable Diffusion's. Samplers differ in their defaults, which a scheduler that was made in memory takes."""
@@ -96,7 +99,8 @@ def draw_pictures(
 ) -> Iterator[int]:
     """Sample batch by batch; files are read, resized and encoded in threads while the next one is sampled.
 
-    Where the generator's blocks are to be compiled, they are for whole batches alone.
+    Where the generator's blocks are to be compiled, they are for whole batches alone. Where the device's
+    memory does not suffice for a batch, batches are half as large from then on.
 
     Args:
         strength: as in `sample_batch`; below 1 all pictures must have a source.
@@ -107,14 +111,28 @@ def draw_pictures(
     read = partial(read_square, resolution=generator.model.resolution)
     with ThreadPoolExecutor(_NUM_WRITERS) as pool:
         in_flight: deque[list[Future[None]]] = deque()
-        for start in range(0, len(pictures), config.batch_size):
-            batch = pictures[start : start + config.batch_size]
+        start, size = 0, config.batch_size
+        while start < len(pictures):
+            batch = pictures[start : start + size]
             layouts, seeds = [item.layout for item in batch], [item.seed for item in batch]
             sources = [item.source for item in batch if item.source]
             starts = list(pool.map(read, sources))
             is_whole = len(batch) == config.batch_size
+            images = None
             with nullcontext() if is_whole else torch.compiler.set_stance("force_eager"):
-                images = sample_batch(generator, layouts, seeds, config, starts, strength)
+                try:
+                    images = sample_batch(generator, layouts, seeds, config, starts, strength)
+                except torch.OutOfMemoryError:
+                    if len(batch) == 1:
+                        raise
+            if images is None:  # what the error held is free by now
+                release_memory()
+                size = len(batch) // 2
+                logger.warning(
+                    "no memory for %d images at once: going on with %d", len(batch), size
+                )
+                continue
+            start += len(batch)
             in_flight.append(
                 [pool.submit(write_picture, *pair) for pair in zip(batch, images, strict=True)]
             )

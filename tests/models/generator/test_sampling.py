@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data.vocabulary.images import read_rgb
+from models.generator import sampling
 from models.generator.drawing_options import SamplingConfig
 from models.generator.modules import compile_blocks, load_generator, save_generator
 from models.generator.sampling import (
@@ -130,6 +131,35 @@ def test_files_hold_what_was_sampled_at_their_size(new_generator, pictures):
                 expected = expected.resize(picture.size, Image.Resampling.BICUBIC)
             assert (np.asarray(read_rgb(picture.path)) == np.asarray(expected)).all()
     assert not list(pictures[0].path.parent.glob("*.tmp"))
+
+
+@pytest.fixture
+def with_memory_for(monkeypatch):
+    """Lets so many images be sampled at once."""
+
+    def limit(most):
+        def sample(generator, layouts, *given):
+            if len(layouts) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return sample_batch(generator, layouts, *given)
+
+        monkeypatch.setattr(sampling, "sample_batch", sample)
+
+    return limit
+
+
+def test_batches_that_memory_does_not_suffice_for_are_halved(
+    new_generator, pictures, with_memory_for, caplog
+):
+    with_memory_for(2)
+    generator, config = new_generator(), FAST.model_copy(update={"batch_size": 9})
+    assert list(draw_pictures(generator, pictures, config)) == [2, 2, 1]
+    assert "no memory for 5 images at once: going on with 2" in caplog.text
+    expected = sample_batch(generator, [p.layout for p in pictures[2:4]], [2, 3], FAST)
+    assert (np.asarray(read_rgb(pictures[3].path)) == expected[1]).all()
+    with_memory_for(0)
+    with pytest.raises(torch.OutOfMemoryError):
+        list(draw_pictures(generator, pictures, config))
 
 
 def test_sampling_is_one_batch_ahead_of_the_files_at_most(new_generator, pictures):
