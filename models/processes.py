@@ -103,15 +103,16 @@ def run_distributed(
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Let this process of `run_distributed` exchange tensors with the others, on a GPU of its own."""
+    """Let this process of `run_distributed` exchange tensors with the others, on a GPU of its own.
+
+    After an error it must end: leaving the others might wait for them.
+    """
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        yield
-        torch.distributed.barrier()
-    finally:
-        torch.distributed.destroy_process_group()
+    yield
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 def is_main_process() -> bool:
