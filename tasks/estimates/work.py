@@ -218,7 +218,8 @@ def _train_detector(step: Step, facts: Facts) -> Work:
         read=images * data.file_bytes,
         stored=count.parameters * rates.WEIGHT_BYTES,
         scratch=rates.CHECKPOINTS * state,
-        memory=rates.PROCESS_BYTES + state + options.batch_size * count.passes["train"].held,
+        memory=options.num_gpus * (rates.PROCESS_BYTES + state)
+        + options.batch_size * count.passes["train"].held,
     )
 
 
@@ -286,7 +287,8 @@ def _train_generator(step: Step, facts: Facts) -> Work:
         read=encoded / 2 * data.file_bytes,
         stored=count.parameters * rates.WEIGHT_BYTES + 64 * pixels * PNG_BYTES,
         scratch=rates.CHECKPOINTS * state + latents,
-        memory=rates.PROCESS_BYTES + state + options.batch_size * count.passes["train"].held,
+        memory=options.num_gpus * (rates.PROCESS_BYTES + state)
+        + options.batch_size * count.passes["train"].held,
         least_gpu_memory=count.least_gpu_memory - saved * count.trained,
     )
 

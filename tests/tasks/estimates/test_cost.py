@@ -137,6 +137,14 @@ def test_eight_gpus_share_the_training_and_the_other_steps():
     assert 1.5 < hours[0] / hours[1] < 8
 
 
+@pytest.mark.parametrize("stage", ["train_detector", "train_generator"])
+def test_processes_that_share_a_training_hold_the_model_each(stage):
+    name = stage.replace("_", " ")
+    alone, shared = (work(name, "demo", {stage: {"num_processes": n}}) for n in (1, 2))
+    assert alone.memory < shared.memory < 2 * alone.memory
+    assert (alone.flops, alone.stored) == (shared.flops, shared.stored)
+
+
 def test_a_training_that_is_asked_for_one_gpu_has_one():
     graph, found = works("coco-512")
     step = graph.find("train generator")
