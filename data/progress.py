@@ -6,7 +6,6 @@ from collections.abc import Callable
 Progress = Callable[[int, int, str], None]
 """Called with units done, units in total, and what they are or how it stands."""
 
-
 SECONDS_BETWEEN_REPORTS = 1.0
 
 

@@ -15,18 +15,16 @@ from flows.run_config import (
     ScorerResults,
     changes_to_preset,
 )
-from models.detector.options import (
+from models.detector.given_options import (
     CheckpointConfig,
     DarknetConfig,
     DetectionOptions,
     DetectionsFile,
-    DetectorConfig,
     DetectorFolder,
     DetectorSource,
-    DetectorTraining,
-    Fold,
     ScoringConfig,
 )
+from models.detector.options import DetectorConfig, DetectorTraining, Fold
 from models.generator.drawing_options import SamplingConfig, SyntheticSetOptions
 from models.generator.options import pretraining_options
 from models.metrics.options import (

@@ -32,12 +32,8 @@ from data.vocabulary.splits import Split
 from flows.presets import PRESETS, PresetName, merge, unmarked
 from flows.retrain_config import RetrainConfig, named
 from models.detector.config_sources import dotted
-from models.detector.options import (
-    CheckpointConfig,
-    DarknetConfig,
-    DetectorConfig,
-    ScoringConfig,
-)
+from models.detector.given_options import CheckpointConfig, DarknetConfig, ScoringConfig
+from models.detector.options import DetectorConfig
 from models.generator.drawing_options import (
     COMPILE_HELP,
     DRAWER_HELP,

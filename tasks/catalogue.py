@@ -3,6 +3,7 @@
 from data.attributes.options import AttributeConfig, PseudoLabelConfig, VerificationOptions
 from data.ingest.options import IngestConfig, UnlabelledConfig
 from models.detector import options as detector
+from models.detector.given_options import DetectionOptions, DetectionsFile, DetectorSource
 from models.generator import options as generator
 from models.generator.drawing_options import SyntheticSetOptions
 from models.metrics.options import (
@@ -51,21 +52,21 @@ KINDS: dict[str, Kind] = {
         Kind(
             "import-detector",
             "tasks.kinds.import_detector",
-            detector.DetectorSource,
+            DetectorSource,
             {"ingest": "one"},
             {"step": 1} | _DETECTOR,
         ),
         Kind(
             "detect",
             "tasks.kinds.detect",
-            detector.DetectionOptions,
+            DetectionOptions,
             {"detector": "one", "ingest": "optional", "set": "optional"},
             {"step": 2} | _DETECTOR,
         ),
         Kind(
             "import-detections",
             "tasks.kinds.import_detections",
-            detector.DetectionsFile,
+            DetectionsFile,
             {"ingest": "one", "set": "optional"},
             {"step": 2},
         ),

@@ -24,7 +24,7 @@ from data.errors import InvalidModel
 from data.vocabulary.images import read_rgb
 from models.detector.classes import categories_by_name
 from models.detector.detector import Detections
-from models.detector.options import DARKNET_FILES, DarknetConfig
+from models.detector.given_options import DARKNET_FILES, DarknetConfig
 from models.detector.overlaps import suppress_overlaps
 
 logger = logging.getLogger(__name__)

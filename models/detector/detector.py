@@ -25,8 +25,8 @@ from data.vocabulary.tables import BOX_COLUMNS, DETECTIONS
 from models.detector.checkpoints import read_checkpoint
 from models.detector.classes import categories_by_name
 from models.detector.config_files import read_config, set_everywhere
+from models.detector.given_options import CheckpointConfig
 from models.detector.mmdetection import MODELS, register_all_modules
-from models.detector.options import CheckpointConfig
 from models.devices import default_device
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from models.detector.darknet import DarknetDetector
 from models.detector.detector import Detector
-from models.detector.options import DARKNET_FILES, detector_files
+from models.detector.given_options import DARKNET_FILES, detector_files
 
 
 def load_detector(

@@ -72,7 +72,8 @@ class SeededConcatDataset(ConcatDataset):  # type: ignore[misc]  # likewise
     def __getitem__(self, code: int) -> Any:
         place, index = divmod(code, len(self))
         state = np.random.get_state()  # noqa: NPY002  # MMDetection's transforms use the global one
-        np.random.seed(_state(self._seed, 0, place))  # noqa: NPY002  # likewise
+        # 0 where MMEngine has the process: an image is the same in each.
+        np.random.seed(random_state(self._seed, 0, place))  # noqa: NPY002  # likewise
         try:
             return super().__getitem__(index)
         finally:
@@ -92,5 +93,6 @@ def _endless(count: int, shuffle: bool, seed: int) -> Iterator[int]:  # noqa: FB
     return InfiniteSampler(range(count), shuffle, seed)._infinite_indices()  # noqa: SLF001  # of all processes
 
 
-def _state(*numbers: int) -> np.ndarray:
+def random_state(*numbers: int) -> np.ndarray:
+    """What a generator is seeded with by some numbers; uint32 (4,)."""
     return np.random.SeedSequence(numbers).generate_state(4)

@@ -8,7 +8,6 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dist import get_rank
@@ -19,12 +18,12 @@ from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
 
 from data.errors import InvalidConfig, InvalidModel
-from models.detector import seeded_data  # noqa: F401  # registers what the configs name
 from models.detector.checkpoints import read_checkpoint
 from models.detector.config_files import CocoFolder, Mixture, build_config
 from models.detector.detector import write_detector
 from models.detector.mmdetection import HOOKS, register_all_modules
 from models.detector.options import DetectorConfig
+from models.detector.seeded_data import random_state  # which registers what the configs name, too
 from models.newest_checkpoint import newest_checkpoint
 from models.processes import is_main_process, process_group
 
@@ -120,8 +119,7 @@ class _SeedHook(Hook):  # type: ignore[misc]  # likewise
         self._seed = seed
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        numbers = np.random.SeedSequence([self._seed, runner.iter, get_rank()])
-        torch.manual_seed(int(numbers.generate_state(1)[0]))
+        torch.manual_seed(int(random_state(self._seed, runner.iter, get_rank())[0]))
 
 
 class _Runner(Runner):  # type: ignore[misc]  # likewise

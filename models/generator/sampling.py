@@ -91,6 +91,25 @@ def generated_size(width: int, height: int, resolution: int) -> tuple[int, int]:
     return max(round(width * scale), 1), max(round(height * scale), 1)
 
 
+def _sampled(
+    generator: Generator,
+    batch: Sequence[Picture],
+    config: SamplingConfig,
+    starts: Sequence[np.ndarray],
+    strength: float,
+) -> UInt8[np.ndarray, "images height width 3"] | None:
+    """Sample a batch; None where the device's memory does not suffice for more than one."""
+    layouts, seeds = [item.layout for item in batch], [item.seed for item in batch]
+    is_whole = len(batch) == config.batch_size
+    with nullcontext() if is_whole else torch.compiler.set_stance("force_eager"):
+        try:
+            return sample_batch(generator, layouts, seeds, config, starts, strength)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+    return None
+
+
 def draw_pictures(
     generator: Generator,
     pictures: Sequence[Picture],
@@ -114,18 +133,9 @@ def draw_pictures(
         start, size = 0, config.batch_size
         while start < len(pictures):
             batch = pictures[start : start + size]
-            layouts, seeds = [item.layout for item in batch], [item.seed for item in batch]
-            sources = [item.source for item in batch if item.source]
-            starts = list(pool.map(read, sources))
-            is_whole = len(batch) == config.batch_size
-            images = None
-            with nullcontext() if is_whole else torch.compiler.set_stance("force_eager"):
-                try:
-                    images = sample_batch(generator, layouts, seeds, config, starts, strength)
-                except torch.OutOfMemoryError:
-                    if len(batch) == 1:
-                        raise
-            if images is None:  # what the error held is free by now
+            starts = list(pool.map(read, (item.source for item in batch if item.source)))
+            images = _sampled(generator, batch, config, starts, strength)
+            if images is None:
                 release_memory()
                 size = len(batch) // 2
                 logger.warning(

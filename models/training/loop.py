@@ -28,6 +28,7 @@ from models.generator.modules import Generator
 from models.generator.options import GeneratorConfig
 from models.newest_checkpoint import newest_checkpoint
 from models.training.batches import Batch, make_batches
+from models.training.checkpoint_files import checkpoints, load_checkpoint, save_checkpoint
 from models.training.losses import (
     denoising_loss,
     foreground_weights,
@@ -39,12 +40,9 @@ from models.training.memory_errors import memory_errors
 from models.training.metrics_file import METRICS_NAME, Metrics, truncate_metrics
 from models.training.state import (
     TrainingState,
-    checkpoints,
     clip_gradients,
-    load_checkpoint,
     merge_adapters,
     new_state,
-    save_checkpoint,
 )
 from models.training.training_set import TrainingSet
 

@@ -16,13 +16,8 @@ from models.counts import (
     detector_model,
     generator_model,
 )
-from models.detector.options import (
-    CheckpointConfig,
-    DetectionOptions,
-    DetectorConfig,
-    DetectorSource,
-    DetectorTraining,
-)
+from models.detector.given_options import CheckpointConfig, DetectionOptions, DetectorSource
+from models.detector.options import DetectorConfig, DetectorTraining
 from models.generator.drawing_options import SamplingConfig, SyntheticSetOptions
 from models.generator.options import DECODER_BATCH_SIZE, GeneratorConfig, NewModelConfig
 from models.metrics.options import FeatureOptions

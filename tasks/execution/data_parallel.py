@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,8 +69,8 @@ def _train_in_process(
     if failure.exists():
         raise StepFailed("started again after an error of the user's")
     if is_main_process():
-        write = partial(_write, context.work / _PROGRESS_NAME)
-        context = replace(context, progress=Seldom(lambda *report: write(report)))
+        reported = context.work / _PROGRESS_NAME
+        context = replace(context, progress=Seldom(lambda *report: _write(reported, report)))
     try:
         with users_errors(context.root, context.options):
             train(context)

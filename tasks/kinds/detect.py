@@ -16,8 +16,8 @@ from data.attributes.folds import fold_image_ids
 from data.coco.image_sets import ImageSet, SyntheticSet, real_images
 from data.vocabulary.tables import Dataset, write_table
 from models.detector.detector import detections_table
+from models.detector.given_options import DetectionOptions
 from models.detector.loading import load_detector
-from models.detector.options import DetectionOptions
 from tasks.execution.context import StepContext, Summary, artifact_name
 from tasks.execution.shards import Make, run_shards
 from tasks.pages.detections import publish_detections

@@ -3,7 +3,7 @@
 from data.coco.image_sets import SyntheticSet, real_images
 from data.coco.results import read_results
 from data.vocabulary.tables import Dataset
-from models.detector.options import DetectionsFile
+from models.detector.given_options import DetectionsFile
 from tasks.execution.context import StepContext, Summary
 from tasks.pages.detections import publish_detections
 

@@ -6,8 +6,13 @@ from data.vocabulary.tables import Dataset
 from models.detector.classes import UNKNOWN_CLASS, require_all_classes, require_common_class
 from models.detector.darknet import DarknetDetector
 from models.detector.detector import Detector
+from models.detector.given_options import (
+    CheckpointConfig,
+    DarknetConfig,
+    DetectorFolder,
+    DetectorSource,
+)
 from models.detector.loading import load_detector
-from models.detector.options import CheckpointConfig, DarknetConfig, DetectorFolder, DetectorSource
 from tasks.execution.context import StepContext, Summary
 from tasks.pages.cards import markdown_table, write_card
 

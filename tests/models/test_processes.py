@@ -19,25 +19,17 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory, ingested):
-    folder = tmp_path_factory.mktemp("processes")
-    (folder / "ingested").symlink_to(ingested)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def start(root, fork_server):
+def start(root, fork_server, scripts_of):
     """Starts a training in a process of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).with_name("training"))
-        from training_script import main
+    scripts_of("training")
+    from training_script import main
 
-        def start(name, death="-", host="first", **options):
-            process = fork_server.Process(target=main, args=(root / name, death, options, host))
-            process.start()
-            return process
+    def start(name, death="-", host="first", **options):
+        process = fork_server.Process(target=main, args=(root / name, death, options, host))
+        process.start()
+        return process
 
-        yield start
+    return start
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from data.errors import InvalidConfig, InvalidDataset, InvalidModel
 from models.detector.darknet import DarknetDetector
+from models.detector.given_options import DARKNET_FILES, DarknetConfig
 from models.detector.loading import load_detector
-from models.detector.options import DARKNET_FILES, DarknetConfig
 
 WIDTH, HEIGHT = 48, 32
 ANCHORS = ((9, 14), (23, 17))

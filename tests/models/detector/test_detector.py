@@ -13,8 +13,9 @@ from flows.presets import PRESETS
 from models.detector.config_files import CocoFolder, Mixture, build_config
 from models.detector.config_sources import config_path
 from models.detector.detector import Detector, detections_table, write_detector
+from models.detector.given_options import DETECTOR_FILES
 from models.detector.mmdetection import MODELS, register_all_modules
-from models.detector.options import DETECTOR_FILES, DetectorConfig
+from models.detector.options import DetectorConfig
 from models.detector.seeded_data import PlaceSampler, SeededConcatDataset
 from models.detector.training import train_detector
 

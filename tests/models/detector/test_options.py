@@ -7,16 +7,14 @@ import pytest
 from data.artifacts.digests import DigestMemory
 from data.errors import InvalidConfig, InvalidDataset, InvalidModel
 from models.detector.config_sources import config_files, config_path, named_weights
-from models.detector.options import (
+from models.detector.given_options import (
     CheckpointConfig,
     DarknetConfig,
     DetectionsFile,
-    DetectorConfig,
     DetectorFolder,
     DetectorSource,
-    DetectorTraining,
-    Fold,
 )
+from models.detector.options import DetectorConfig, DetectorTraining, Fold
 
 
 def foreign(options):

@@ -1,7 +1,5 @@
 """Detectors that several processes train; how one does it is in test_detector.py."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -50,31 +48,23 @@ def settings(config, overrides, **changes):
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory, ingested):
-    folder = tmp_path_factory.mktemp("trainings")
-    (folder / "ingested").symlink_to(ingested)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def train_in_two(root, fork_server):
+def train_in_two(root, fork_server, scripts_of):
     """Trains in two processes; returns the folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parent)
-        from detector_script import main
+    scripts_of("detector")
+    from detector_script import main
 
-        def train(name, config, death=-1, mixture=None):
-            options = config.model_copy(update={"num_processes": 2}).model_dump(mode="json")
-            arguments = root / name, options, death, mixture
-            process = fork_server.Process(target=main, args=arguments)
-            process.start()
-            process.join(240)
-            status = process.exitcode
-            process.kill()  # where it hangs
-            assert status == 0
-            return root / name
+    def train(name, config, death=-1, mixture=None):
+        options = config.model_copy(update={"num_processes": 2}).model_dump(mode="json")
+        arguments = root / name, options, death, mixture
+        process = fork_server.Process(target=main, args=arguments)
+        process.start()
+        process.join(240)
+        status = process.exitcode
+        process.kill()  # where it hangs
+        assert status == 0
+        return root / name
 
-        yield train
+    return train
 
 
 def weights(folder):

@@ -5,20 +5,17 @@ DEATH is `-`, `step:N` (SIGKILL after step N), `write:N` (SIGKILL within the N-t
 of what started it); a death comes once for each folder. HOST is `other` on all hosts but the first.
 """
 
-import multiprocessing
 import os
 import signal
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.distributed.launcher.api import LaunchConfig
 
 from data.layouts.layout import read_layouts
 from data.layouts.prompts import LocationGrid
 from data.vocabulary.images import read_square
 from data.vocabulary.tables import Dataset
-from models import processes
 from models.generator.modules import create_base_model, prepare_generator, save_generator
 from models.generator.options import GeneratorConfig, NewModelConfig
 from models.processes import Hosts, is_main_process, run_distributed
@@ -115,21 +112,17 @@ def train(folder: Path, death: str, options: dict) -> None:
 
 
 def train_forked(*arguments) -> None:
-    """Train in a process that torchrun has forked, with the reactions to signals of one that it spawned."""
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Train in a process that torchrun has forked."""
+    from forked import react_as_spawned
+
+    react_as_spawned()
     train(*arguments)
 
 
-def launch_quickly(*, rdzv_configs: dict, **options) -> LaunchConfig:
-    """Fork processes, which would each import PyTorch, as those of other tests do; soon miss a host."""
-    soon = rdzv_configs | {"keep_alive_interval": 1}
-    return LaunchConfig(**options | {"start_method": "fork", "rdzv_configs": soon})
-
-
 def main(folder: Path, death: str, options: dict, host: str) -> None:
-    multiprocessing.set_start_method(None, force=True)  # a fork server's own would be inherited
+    from forked import launch_forked
+
+    launch_forked()
     arguments = folder, death, options
     folder.mkdir(exist_ok=True)
     if options.get("num_processes", 1) == 1:
@@ -140,7 +133,6 @@ def main(folder: Path, death: str, options: dict, host: str) -> None:
     count, hosts = options.get("num_nodes", 1), None
     if count > 1:
         hosts = Hosts(count, options["rdzv_endpoint"], "run", is_first=host == "first")
-    processes.LaunchConfig = launch_quickly
     run_distributed(
         train_forked, *arguments, num_processes=options["num_processes"] // count, hosts=hosts
     )

@@ -14,16 +14,15 @@ from data.coco.files import read_coco
 from data.errors import InvalidModel
 from data.vocabulary.tables import Dataset
 from flows.presets import PRESETS, merge
-from models.detector.options import (
+from models.detector.given_options import (
     CheckpointConfig,
     DarknetConfig,
     DetectionOptions,
     DetectionsFile,
     DetectorFolder,
     DetectorSource,
-    DetectorTraining,
-    Fold,
 )
+from models.detector.options import DetectorTraining, Fold
 from tasks.execution.context import StepContext
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MMDetection and MMEngine warn a lot
