@@ -102,7 +102,9 @@ def plain_steps(scene: Demo) -> Step:
         noisy = scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
         states = modules.text_encoder(batch.input_ids).last_hidden_state
         with captured_features(modules.unet) as features:
-            inputs = torch.cat([noisy, batch.canvas], dim=1)
+            canvas = generator.encoder.canvas(batch.layouts, *noisy.shape[2:])
+            canvas = canvas * ~batch.dropped[:, None, None, None]
+            inputs = torch.cat([noisy, canvas], dim=1)
             prediction = modules.unet(inputs, batch.timesteps, states).sample
         target = scheduler.get_velocity(batch.latents, batch.noise, batch.timesteps)
         size = batch.latents.shape[-1]

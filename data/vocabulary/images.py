@@ -4,7 +4,7 @@ import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, Literal, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -17,6 +17,8 @@ MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**27)
 FORMATS = ("BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """Pillow's names of what is read, whatever a file is called: what OpenCV reads too. Others are no images of
 a data set, and the decoder of one, EPS, hands foreign programs to Ghostscript."""
+
+ResizeFilter = Literal["bicubic", "bilinear"]
 
 SIZE_DIFFERS = "size differs from the image file's"
 
@@ -125,15 +127,18 @@ def read_rgb(path: Path) -> Image.Image:
         raise InvalidDataset(f"image {path} cannot be read: {error}") from error
 
 
-def read_square(path: Path, resolution: int) -> np.ndarray:
+def read_square(path: Path, resolution: int, resize_filter: ResizeFilter = "bicubic") -> np.ndarray:
     """Read an image as RGB, squashed to a square; uint8 (resolution, resolution, 3).
+
+    Args:
+        resize_filter: of Pillow, which averages over what it shrinks.
 
     Raises:
         InvalidDataset: the file is missing or not an image.
     """
     rgb = read_rgb(path)
     if rgb.size != (resolution, resolution):
-        rgb = rgb.resize((resolution, resolution), Image.Resampling.BICUBIC)
+        rgb = rgb.resize((resolution, resolution), Image.Resampling[resize_filter.upper()])
     return np.asarray(rgb)
 
 

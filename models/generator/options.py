@@ -35,6 +35,7 @@ RecipeName = Literal["ours", "geodiffusion"]
 RECIPES: dict[str, dict[str, Any]] = {
     "ours": {},
     "geodiffusion": {
+        "resize_filter": "bilinear",
         "location_embedding": "raw",
         "prompt_padding": "longest",
         "foreground_overlap": "last",
@@ -106,6 +107,9 @@ class GeneratorConfig(Options):
         description="Of a hub id: branch, tag or commit; the commit that it stands for is keyed.",
     )
     resolution: int = Field(512, ge=8, description="Side of the square training images, pixels.")
+    resize_filter: Annotated[Literal["bicubic", "bilinear"], AddedLater] = Field(
+        "bicubic", description="By which images become squares; bilinear: released code."
+    )
     layout_conditioning: Literal["tokens", "canvas", "both"] = Field(
         "tokens", description="Where the layout goes: prompt (paper), UNet input, or both."
     )

@@ -20,14 +20,17 @@ from models.training.training_set import TrainingSet
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Everything one pass through the modules needs; masks are shares of cells, 0 to 255."""
+    """Everything one pass through the modules needs; masks are shares of cells, 0 to 255.
+
+    The canvas, far larger, is drawn where the pass is made; `dropped` images have neither prompt nor canvas.
+    """
 
     latents: Tensor
     input_ids: Tensor
     token_weights: Tensor
     layouts: LayoutBatch
     masks: Tensor
-    canvas: Tensor
+    dropped: Tensor
     noise: Tensor
     timesteps: Tensor
 
@@ -187,7 +190,7 @@ def _collate(
         token_weights=weights,
         layouts=layouts,
         masks=masks,
-        canvas=encoder.canvas(layouts, *latents.shape[2:]) * ~dropped[:, None, None, None],
+        dropped=dropped,
         noise=noise,
         timesteps=timesteps,
     )

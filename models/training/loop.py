@@ -133,9 +133,10 @@ def compute_losses(
 
 
 def _predict(state: TrainingState, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
-    scheduler = state.generator.model.noise_scheduler
-    noisy = scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
-    inputs = torch.cat([noisy, batch.canvas], dim=1)
+    generator, seen = state.generator, ~batch.dropped[:, None, None, None]
+    noisy = generator.model.noise_scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
+    canvas = generator.encoder.canvas(batch.layouts, *noisy.shape[2:]) * seen
+    inputs = torch.cat([noisy, canvas], dim=1)
     return model(inputs, batch.timesteps, batch.input_ids, batch.token_weights)
 
 

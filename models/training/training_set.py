@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from data.errors import InvalidDataset
 from data.layouts.layout import Layout
 from data.progress import Progress, silent
-from data.vocabulary.images import read_square
+from data.vocabulary.images import ResizeFilter, read_square
 from data.vocabulary.masks import decode_mask
 from models.devices import release_memory
 from models.generator.autoencoder import pixel_values
@@ -39,6 +39,7 @@ class TrainingSet:
         layouts: one per image.
         model: whose autoencoder encodes.
         image_paths: image id to file.
+        resize_filter: by which images become squares.
         moments: latent mean and log-variance, (2, num_images, 2 × channels, height, width), row 1 of
             the mirrored images; None to encode whenever an image is used.
         coverage: share of each cell that an object covers, 0 to 255, (num_objects, height, width).
@@ -48,6 +49,7 @@ class TrainingSet:
     layouts: Sequence[Layout]
     model: StableDiffusion
     image_paths: dict[int, Path]
+    resize_filter: ResizeFilter
     moments: np.ndarray | None
     coverage: np.ndarray
     first_objects: np.ndarray
@@ -80,7 +82,10 @@ class TrainingSet:
     def _encode(self, indices: Sequence[int], flips: Bool[Tensor, " batch"]) -> Tensor:
         files = [self.image_paths[self.layouts[index].image_id] for index in indices]
         with ThreadPoolExecutor(_NUM_READERS) as readers:
-            read = readers.map(partial(read_square, resolution=self.model.resolution), files)
+            square = partial(
+                read_square, resolution=self.model.resolution, resize_filter=self.resize_filter
+            )
+            read = readers.map(square, files)
         images = pixel_values(np.stack(list(read)))
         pixels = torch.where(flips[:, None, None, None], images.flip(-1), images)
         return self.model.latent_moments(pixels)
@@ -94,6 +99,7 @@ def build_training_set(
     latents: Literal["cached", "online"] = "cached",
     on_progress: Progress = silent,
     num_workers: int = 0,
+    resize_filter: ResizeFilter = "bicubic",
 ) -> TrainingSet:
     """Encode the images of all layouts and decode their masks into memory-mapped files, once.
 
@@ -106,6 +112,7 @@ def build_training_set(
         folder: for the files, which get their names when they are complete.
         latents: `online` leaves the encoding to the training.
         num_workers: processes that read images ahead of the encoding; 0: none.
+        resize_filter: by which images become squares.
 
     Raises:
         InvalidDataset: there is no layout, or an image cannot be read.
@@ -124,7 +131,7 @@ def build_training_set(
 
     def encoded(first: int) -> Iterator[Part]:
         files = [image_paths[layout.image_id] for layout in layouts[first:]]
-        squares = _Squares(files, model.resolution)
+        squares = _Squares(files, model.resolution, resize_filter)
         chunks = DataLoader(squares, _CHUNK, num_workers=num_workers, collate_fn=np.stack)
         for images, read in zip(_chunks(first, len(layouts)), chunks, strict=True):
             pixels = pixel_values(read)
@@ -144,6 +151,7 @@ def build_training_set(
         layouts=layouts,
         model=model,
         image_paths=image_paths,
+        resize_filter=resize_filter,
         moments=np.load(moments, mmap_mode="r") if latents == "cached" else None,
         coverage=np.load(coverage, mmap_mode="r"),
         first_objects=first_objects,
@@ -199,12 +207,13 @@ class _Squares(Dataset[np.ndarray]):
 
     paths: Sequence[Path]
     resolution: int
+    resize_filter: ResizeFilter
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return read_square(self.paths[index], self.resolution)
+        return read_square(self.paths[index], self.resolution, self.resize_filter)
 
 
 def latent_masks(layout: Layout, size: int) -> Float[Tensor, "objects size size"]:

@@ -211,6 +211,7 @@ def _prepare(context: Context, images: _Images, generator: Generator) -> _Prepar
         context.options.latents,
         context.progress,
         context.options.num_workers,
+        context.options.resize_filter,
     )
     return _Prepared(generator, training_set)
 
@@ -343,9 +344,10 @@ def _base_model(context: Context, images: _Images, names: list[str]) -> StableDi
 
 def _squares(context: Context, paths: Sequence[Path]) -> UInt8[np.ndarray, "images side side 3"]:
     """Images squashed to the training's squares."""
-    squares = []
+    options, squares = context.options, []
+    read = partial(read_square, resolution=options.resolution, resize_filter=options.resize_filter)
     with ThreadPoolExecutor(context.num_workers) as pool:
-        for square in pool.map(partial(read_square, resolution=context.options.resolution), paths):
+        for square in pool.map(read, paths):
             squares.append(square)
             context.progress(len(squares), len(paths), "images read")
     return np.stack(squares)

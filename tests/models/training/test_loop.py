@@ -1,7 +1,5 @@
-import itertools
 import json
 import os
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -9,12 +7,10 @@ import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from diffusers.models.resnet import ResnetBlock2D
-from scipy import stats
-from scipy.special import logit
 
 from data.errors import InvalidConfig, InvalidModel, OutOfMemory, StorageError, TrainingDiverged
 from models.generator.options import GeneratorConfig, NewModelConfig, ProbeConfig
-from models.training.batches import batch_indices, make_batch, make_batches, mirror
+from models.training.batches import make_batch, make_batches
 from models.training.loop import (
     compute_losses,
     predict_masks,
@@ -24,7 +20,6 @@ from models.training.loop import (
 )
 from models.training.metrics_file import read_metrics
 from models.training.state import merge_adapters, new_state
-from models.training.training_set import build_training_set
 
 SMALL = GeneratorConfig(
     base_model=NewModelConfig(),
@@ -44,19 +39,6 @@ SMALL = GeneratorConfig(
 
 class Killed(Exception):
     """Stands for the end of the process."""
-
-
-@pytest.fixture
-def prepare(new_generator, layouts, dataset, tmp_path):
-    paths = dict(dataset.image_paths("train"))
-    count = itertools.count()
-
-    def create(conditioning="both", latents="cached", **options):
-        generator = new_generator(conditioning, **options)
-        folder = tmp_path / f"training_set{next(count)}"
-        return generator, build_training_set(generator.model, layouts, paths, folder, latents)
-
-    return create
 
 
 def weights(generator):
@@ -306,49 +288,6 @@ def test_a_frozen_text_encoder_stays_as_it_is(prepare):
     train_step(state, config, [make_batch(generator, training_set, config, 0)])
     after = generator.model.text_encoder.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
-
-
-def test_batches_are_functions_of_the_step(prepare):
-    generator, training_set = prepare()
-    first, again, other = (make_batch(generator, training_set, SMALL, k) for k in (3, 3, 4))
-    assert torch.equal(first.noise, again.noise)
-    assert torch.equal(first.input_ids, again.input_ids)
-    assert not torch.equal(first.noise, other.noise)
-
-
-def test_a_loader_pins_whole_batches(prepare, monkeypatch):
-    from torch.utils.data._utils.pin_memory import pin_memory
-
-    generator, training_set = prepare()
-    batch = make_batch(generator, training_set, SMALL, 0)
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 0)  # no GPU, no pinning
-    (pinned,) = pin_memory([batch])
-    for before, after in ((batch, pinned), (batch.layouts, pinned.layouts)):
-        for item in fields(before):
-            old, new = getattr(before, item.name), getattr(after, item.name)
-            assert type(new) is type(old)
-            assert new is not old
-    assert torch.equal(pinned.latents, batch.latents)
-
-
-@pytest.mark.parametrize("kind", ["uniform", "logit-normal"])
-def test_noise_levels_follow_the_density_asked_for(prepare, kind):
-    generator, training_set = prepare()
-    options = {"timestep_sampling": kind, "timestep_logit_mean": 0.5, "batch_size": 50}
-    config = SMALL.model_copy(update=options)
-    drawn = [make_batch(generator, training_set, config, step).timesteps for step in range(10)]
-    levels = (torch.cat(drawn).double() + 0.5) / 1000
-    expected = stats.uniform.cdf if kind == "uniform" else lambda x: stats.norm.cdf(logit(x) - 0.5)
-    assert stats.kstest(levels.numpy(), expected).pvalue > 0.01
-
-
-def test_every_epoch_sees_every_image_once():
-    seen = [index for step in range(6) for index in batch_indices(8, 4, 0, step)]
-    assert all(sorted(seen[start : start + 8]) == list(range(8)) for start in (0, 8, 16))
-
-
-def test_mirroring_twice_is_nothing(layouts):
-    assert (mirror(mirror(layouts[0])).boxes == layouts[0].boxes).all()
 
 
 def test_metrics_survive_a_cut_off_line(tmp_path):

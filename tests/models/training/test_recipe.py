@@ -159,7 +159,7 @@ class ReleasedScript:
         """Pixels, prompt and weights of one image."""
         layout, cells = self.layouts[index], 64 // 4
         with Image.open(self.paths[layout.image_id]) as picture:
-            square = picture.convert("RGB").resize((64, 64), Image.Resampling.BICUBIC)
+            square = picture.convert("RGB").resize((64, 64), Image.Resampling.BILINEAR)
         pixels = np.asarray(square, dtype=np.float32) / 127.5 - 1
         sides = np.array([layout.width, layout.height] * 2)
         weights, words = np.zeros((cells, cells)), ["An image with"]
@@ -226,7 +226,13 @@ def test_twenty_steps_have_the_losses_of_the_released_script(
     script = ReleasedScript(load_base_model(folder), layouts, photographs, names)
     base = load_base_model(folder)
     generator = prepared(base, dataset, location_embedding=CONFIG.location_embedding)
-    training_set = build_training_set(generator.model, layouts, photographs, tmp_path / "set")
+    training_set = build_training_set(
+        generator.model,
+        layouts,
+        photographs,
+        tmp_path / "set",
+        resize_filter=CONFIG.resize_filter,
+    )
     assert training_set.moments[:, :, 12:].max() > -4  # log-variances, of which noise is drawn
     train_generator(generator, training_set, CONFIG, tmp_path, "run")
     losses = [row["loss"] for row in read_metrics(tmp_path / "metrics.jsonl")]
@@ -237,14 +243,20 @@ def test_twenty_steps_have_the_losses_of_the_released_script(
 
 
 @pytest.mark.parametrize("option", RECIPES["geodiffusion"])
-def test_every_option_of_the_recipe_matters(base, dataset, layouts, paths, tmp_path, option):
+def test_every_option_of_the_recipe_matters(base, dataset, layouts, photographs, tmp_path, option):
     """Each difference by itself changes the weights after some steps."""
 
     def trained(config):
         generator = prepared(
             copy.deepcopy(base), dataset, location_embedding=config.location_embedding
         )
-        training_set = build_training_set(generator.model, layouts, paths, tmp_path / "set")
+        training_set = build_training_set(
+            generator.model,
+            layouts,
+            photographs,
+            tmp_path / config.resize_filter,
+            resize_filter=config.resize_filter,
+        )
         state = new_state(generator, config)
         for step in range(4):
             train_step(state, config, [make_batch(generator, training_set, config, step)])
