@@ -13,6 +13,7 @@ from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousTime
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from data.errors import InvalidConfig, ServiceUnavailable, StepFailed
+from models.process_options import Backend
 
 _MAX_RESTARTS = 3
 _SECONDS_TO_CONNECT = 60
@@ -102,14 +103,16 @@ def run_distributed(
 
 
 @contextmanager
-def process_group() -> Iterator[None]:
+def process_group(backend: Backend) -> Iterator[None]:
     """Let this process of `run_distributed` exchange tensors with the others, on a GPU of its own.
 
     After an error it must end: leaving the others might wait for them.
     """
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if backend == "auto":
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+    torch.distributed.init_process_group(backend)
     yield
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

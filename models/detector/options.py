@@ -12,6 +12,13 @@ from data.artifacts.options import AddedLater, Options, RuntimeOnly
 from data.errors import InvalidConfig
 from models.detector.config_sources import config_files, dotted, named_weights, weights_in
 from models.precision import require_gpu
+from models.process_options import (
+    DistributedBackend,
+    NumNodes,
+    RdzvEndpoint,
+    check_backend,
+    check_hosts,
+)
 
 if TYPE_CHECKING:
     from data.vocabulary.tables import Dataset
@@ -84,9 +91,12 @@ class DetectorConfig(Options):
     num_processes: Annotated[int, AddedLater] = Field(
         1,
         ge=1,
-        description="Data-parallel processes of one host that share a batch, one for each GPU. Another "
-        "number is another result: each draws by itself, and many losses are averaged within each first.",
+        description="Data-parallel processes that share a batch, one for each GPU. Another number is another "
+        "result: each draws by itself, and many losses are averaged within each first.",
     )
+    num_nodes: NumNodes = 1
+    rdzv_endpoint: RdzvEndpoint = None
+    distributed_backend: DistributedBackend = "auto"
     checkpoint_interval: Annotated[int, RuntimeOnly] = Field(
         1000, ge=1, description="Steps between resumable checkpoints."
     )
@@ -104,6 +114,11 @@ class DetectorConfig(Options):
         return self
 
     @model_validator(mode="after")
+    def _hosts_find_each_other(self) -> Self:
+        check_hosts(self.num_processes, self.num_nodes, self.rdzv_endpoint)
+        return self
+
+    @model_validator(mode="after")
     def _one_length(self) -> Self:
         if bool(self.num_epochs) == bool(self.num_iterations):
             raise ValueError(
@@ -114,8 +129,8 @@ class DetectorConfig(Options):
 
     @property
     def num_gpus(self) -> int:
-        """One for each process."""
-        return self.num_processes
+        """One for each process of a host."""
+        return self.num_processes // self.num_nodes
 
     def iterations(self, num_real: int) -> int:
         """Optimiser steps of a training in which there are so many real images."""
@@ -246,6 +261,7 @@ class DetectorTraining(DetectorConfig):
         """
         from data.attributes.folds import fold_image_ids  # noqa: PLC0415  # loads what the command line need not
 
+        check_backend(self.distributed_backend)
         if self.mixed_precision != "no":
             require_gpu("mixed_precision", self.mixed_precision)
         if self.fold:

@@ -196,7 +196,8 @@ def train_detector(
         config.load_from, config.resume = f"{_WORK_FOLDER_SCHEME}{checkpoint}", True
         config.train_dataloader.sampler.start = _num_steps(checkpoint) * settings.batch_size
         logger.info("resuming detector training from %s", checkpoint.name)
-    with process_group() if settings.num_processes > 1 else nullcontext():
+    together = settings.num_processes > 1
+    with process_group(settings.distributed_backend) if together else nullcontext():
         model = _trained(config, settings, on_step)
         if is_main_process():
             write_detector(out, model, config, list(categories.items()))

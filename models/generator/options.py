@@ -21,6 +21,13 @@ from models.generator.hub import (
     require_stable_diffusion,
 )
 from models.precision import PRECISION_HELP, Precision, require_gpu
+from models.process_options import (
+    DistributedBackend,
+    NumNodes,
+    RdzvEndpoint,
+    check_backend,
+    check_hosts,
+)
 
 if TYPE_CHECKING:
     from data.vocabulary.tables import Dataset
@@ -239,17 +246,9 @@ class GeneratorConfig(Options):
     num_processes: Annotated[int, RuntimeOnly] = Field(
         1, ge=1, description="Data-parallel processes that share a batch, one for each GPU."
     )
-    num_nodes: Annotated[int, RuntimeOnly] = Field(
-        1, ge=1, description="Hosts that num_processes are spread over, each with as many."
-    )
-    rdzv_endpoint: Annotated[str | None, RuntimeOnly] = Field(
-        None,
-        pattern=r"^\S+:\d+$",
-        description="HOST:PORT of the host that runs the training, where the others find it.",
-    )
-    distributed_backend: Annotated[Literal["auto", "nccl", "gloo"], RuntimeOnly] = Field(
-        "auto", description="What processes exchange gradients by; auto: nccl on GPUs, else gloo."
-    )
+    num_nodes: NumNodes = 1
+    rdzv_endpoint: RdzvEndpoint = None
+    distributed_backend: DistributedBackend = "auto"
     checkpoint_interval: Annotated[int, RuntimeOnly] = Field(1000, ge=1, description="Steps.")
     keep_checkpoints: Annotated[int, RuntimeOnly] = Field(2, ge=1, description="Newest ones kept.")
 
@@ -270,15 +269,7 @@ class GeneratorConfig(Options):
 
     @model_validator(mode="after")
     def _hosts_find_each_other(self) -> Self:
-        if self.num_processes % self.num_nodes:
-            raise ValueError(
-                f"num_processes {self.num_processes} is not a multiple of num_nodes {self.num_nodes}"
-            )
-        if (self.num_nodes > 1) != bool(self.rdzv_endpoint):
-            raise ValueError(
-                "num_nodes from 2 on and rdzv_endpoint, HOST:PORT of the host that runs the training, "
-                f"need each other: they are {self.num_nodes} and {self.rdzv_endpoint}"
-            )
+        check_hosts(self.num_processes, self.num_nodes, self.rdzv_endpoint)
         return self
 
     @model_validator(mode="after")
@@ -374,8 +365,7 @@ class GeneratorConfig(Options):
 
         if self.mixed_precision == "fp16":
             require_gpu("train_generator.mixed_precision", "fp16")
-        if self.distributed_backend == "nccl":
-            require_gpu("train_generator.distributed_backend", "nccl")
+        check_backend(self.distributed_backend)
         if warning := self._rate_of_another_batch():
             logger.warning("%s", warning)
         rule = "layouts or train_generator.layouts"

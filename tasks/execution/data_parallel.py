@@ -1,35 +1,98 @@
 """A training in several processes: their progress and what is wrong become the step's."""
 
 import json
+import logging
 import os
+import shlex
+import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import TypeAdapter
+
 from data import errors
-from data.artifacts.options import Options
-from data.errors import PipelineError, StepFailed
+from data.artifacts.store import durable_file
+from data.errors import ArtifactMissing, PipelineError, StepFailed
 from data.orphans import end_with_parent
 from data.progress import SECONDS_BETWEEN_REPORTS, Progress, Seldom, silent
+from models.detector.options import DetectorTraining
+from models.generator.options import GeneratorConfig
 from models.processes import Hosts, is_main_process, run_distributed
-from tasks.execution.child import users_errors
+from tasks.execution.child import log_plainly, users_errors
 from tasks.execution.context import StepContext
+from tasks.execution.versions import require_versions, versions
 
 _FAILURE_NAME = "failure.json"
 _PROGRESS_NAME = "progress.json"
 """In the work folder: what the processes say to the one that started them."""
 
-OptionsT = TypeVar("OptionsT", bound=Options)
+_SHARED_NAME = "context.json"
+"""In the work folder: what other hosts need to know of the step."""
+
+_STEP, _PLAN, _VERSIONS = "step", "plan", "versions"
+"""In that file."""
+
+TrainingT = TypeVar("TrainingT", GeneratorConfig, DetectorTraining)
+
+logger = logging.getLogger(__name__)
+
+
+def invite(
+    context: StepContext[TrainingT],
+    kind: str,
+    num_steps: int,
+    plan: Mapping[str, Any] | None = None,
+) -> None:
+    """Where there shall be other hosts, say how they take part, to people and in the work folder.
+
+    Args:
+        kind: module that takes part when it is run with the work folder.
+        num_steps: of the training.
+        plan: what they need beside the step's context, plain JSON.
+    """
+    if context.options.num_nodes == 1:
+        return
+    step = TypeAdapter(StepContext[Any]).dump_python(context, mode="json", exclude={"progress"})
+    facts = {_STEP: step, _PLAN: plan, _VERSIONS: versions()}
+    with durable_file(context.work / _SHARED_NAME) as file:
+        file.write(json.dumps(facts).encode())
+    command = shlex.join(["python", "-m", kind, str(context.work)])
+    logger.info("on each of %d other hosts: %s", context.options.num_nodes - 1, command)
+    context.progress(0, num_steps, f"waiting for hosts: {command}")
+
+
+def invited(
+    work: Path, of: type[StepContext[TrainingT]]
+) -> tuple[StepContext[TrainingT], dict[str, Any]]:
+    """The step that another host runs, and its plan.
+
+    Args:
+        work: its work folder, which both see under the same path.
+
+    Raises:
+        ArtifactMissing: no training waits for hosts there.
+        ServiceUnavailable: the hosts have other versions of the code.
+    """
+    shared = work / _SHARED_NAME
+    if not shared.is_file():
+        raise ArtifactMissing(
+            f"{work}: no training waits there for other hosts. Its log says when it does"
+        )
+    facts = json.loads(shared.read_text())
+    require_versions(facts[_VERSIONS], "this host")
+    step = TypeAdapter(of).validate_python(facts[_STEP] | {"progress": silent})
+    return step, facts[_PLAN]
 
 
 def train_in_processes(
-    context: StepContext[OptionsT],
-    train: Callable[[StepContext[OptionsT]], None],
-    num_processes: int,
-    hosts: Hosts | None = None,
+    context: StepContext[TrainingT],
+    train: Callable[[StepContext[TrainingT]], None],
+    *,
+    is_first_host: bool = True,
 ) -> None:
     """Have several processes, on other hosts too, train together, and report what the first one does.
 
@@ -37,14 +100,15 @@ def train_in_processes(
 
     Args:
         train: called by each process; importable by name, or of such a function partial.
-        num_processes: of this host.
-        hosts: each of which calls this; None: this one alone.
+        is_first_host: whether this host runs the step.
 
     Raises:
         PipelineError: by `train`, or as of `run_distributed`.
     """
+    options, hosts = context.options, None
+    if options.rdzv_endpoint:
+        hosts = Hosts(options.num_nodes, options.rdzv_endpoint, context.key, is_first_host)
     failure, reported = context.work / _FAILURE_NAME, context.work / _PROGRESS_NAME
-    is_first_host = hosts is None or hosts.is_first
     if is_first_host:  # without which the others' processes do not begin
         failure.unlink(missing_ok=True)
         reported.unlink(missing_ok=True)
@@ -52,7 +116,7 @@ def train_in_processes(
     try:
         with _passed_on(reported, context.progress) if is_first_host else nullcontext():
             run_distributed(
-                _train_in_process, quiet, train, num_processes=num_processes, hosts=hosts
+                _train_in_process, quiet, train, num_processes=options.num_gpus, hosts=hosts
             )
     except PipelineError as error:
         if failure.exists():
@@ -62,7 +126,7 @@ def train_in_processes(
 
 
 def _train_in_process(
-    context: StepContext[OptionsT], train: Callable[[StepContext[OptionsT]], None]
+    context: StepContext[TrainingT], train: Callable[[StepContext[TrainingT]], None]
 ) -> None:
     end_with_parent()
     failure = context.work / _FAILURE_NAME
@@ -109,3 +173,12 @@ def _passed_on(path: Path, progress: Progress) -> Iterator[None]:
     finally:
         finished.set()
         thread.join()
+
+
+def join_by_command(join: Callable[[Path], None]) -> None:
+    """Let this host take part in the training whose work folder is the command's argument."""
+    log_plainly()
+    try:
+        join(Path(sys.argv[1]))
+    except PipelineError as error:
+        sys.exit(str(error))

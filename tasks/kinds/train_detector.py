@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+
+from pydantic import TypeAdapter
 
 from data.attributes.folds import first_image_ids, fold_image_ids, write_some
 from data.coco.box_noise import write_noisy
@@ -15,7 +18,12 @@ from models.detector.config_files import CocoFolder, Mixture, learning_rate
 from models.detector.options import DetectorTraining
 from models.detector.training import train_detector
 from tasks.execution.context import StepContext, Summary
-from tasks.execution.data_parallel import train_in_processes
+from tasks.execution.data_parallel import (
+    invite,
+    invited,
+    join_by_command,
+    train_in_processes,
+)
 from tasks.pages.cards import markdown_table, write_card
 
 Context = StepContext[DetectorTraining]
@@ -36,6 +44,21 @@ class _Part:
     count: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What follows from options and images.
+
+    Attributes:
+        folders: what MMDetection reads.
+        iterations: optimiser steps.
+        mixture: of the images of the first folder and the others.
+    """
+
+    folders: tuple[CocoFolder, ...]
+    iterations: int
+    mixture: Mixture | None
+
+
 def run(context: Context) -> Summary:
     """Train a detector and export it; a killed training goes on from its newest checkpoint."""
     options = context.options
@@ -45,11 +68,12 @@ def run(context: Context) -> Summary:
     iterations = _iterations(context, dataset)
     mixture = _mixture(options, [part.count for part in parts], iterations)
     rate = learning_rate(options, [part.folder for part in parts], dataset.things)
-    train = partial(_train, parts=parts, iterations=iterations, mixture=mixture)
+    plan = _Plan(tuple(part.folder for part in parts), iterations, mixture)
     if options.num_processes == 1:
-        train(context)
+        _train(context, plan)
     else:
-        train_in_processes(context, train, options.num_processes)
+        invite(context, __name__, iterations, TypeAdapter(_Plan).dump_python(plan, mode="json"))
+        train_in_processes(context, partial(_train, plan=plan))
     counts = {part.what: part.count for part in parts}
     passes = _passes(list(counts.values()), iterations * options.batch_size, mixture)
     facts = {
@@ -66,22 +90,37 @@ def run(context: Context) -> Summary:
     return {"images": counts, "iterations": iterations, **passes}
 
 
-def _train(
-    context: Context, parts: Sequence[_Part], iterations: int, mixture: Mixture | None
-) -> None:
+def join(work: Path) -> None:
+    """Let this host take part in a training that another one runs, until it is done.
+
+    Args:
+        work: the step's work folder, which both see under the same path.
+
+    Raises:
+        ArtifactMissing: no training waits for hosts there.
+        ServiceUnavailable: the hosts do not find each other, or have other versions of the code.
+        StepFailed: a process died once more.
+    """
+    context, plan = invited(work, Context)
+    train = partial(_train, plan=TypeAdapter(_Plan).validate_python(plan))
+    train_in_processes(context, train, is_first_host=False)
+
+
+def _train(context: Context, plan: _Plan) -> None:
     """Train in this process, alone or as one of several."""
+    length = {"num_iterations": plan.iterations, "num_epochs": 0}
 
     def on_step(step: int, losses: dict[str, float]) -> None:
-        context.progress(step, iterations, f"loss {losses.get('loss', 0):.3f}")
+        context.progress(step, plan.iterations, f"loss {losses.get('loss', 0):.3f}")
 
     train_detector(
-        context.options.model_copy(update={"num_iterations": iterations, "num_epochs": 0}),
-        [part.folder for part in parts],
+        context.options.model_copy(update=length),
+        plan.folders,
         Dataset(context.inputs["ingest"]).things,
         context.work,
         context.out / "detector",
         on_step,
-        mixture,
+        plan.mixture,
     )
 
 
@@ -193,3 +232,7 @@ def _passes(counts: Sequence[int], num_seen: int, mixture: Mixture | None) -> di
         "passes": (num_seen - mixture.num_added) / counts[0],
         "added passes": mixture.num_added / sum(counts[1:]),
     }
+
+
+if __name__ == "__main__":
+    join_by_command(join)

@@ -1,10 +1,7 @@
 """Kind `train-generator`: fine-tune the layout-conditioned diffusion model."""
 
-import json
 import logging
-import shlex
 import shutil
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -17,11 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import UInt8
 from PIL import Image
-from pydantic import TypeAdapter
 
-from data.artifacts.store import durable_file
 from data.attributes.options import ATTRIBUTES_NAME
-from data.errors import ArtifactMissing, InvalidDataset, PipelineError
+from data.errors import InvalidDataset
 from data.layouts.layout import (
     Layout,
     blank_layouts,
@@ -31,7 +26,6 @@ from data.layouts.layout import (
 )
 from data.layouts.options import Protocol
 from data.layouts.prompts import LocationGrid
-from data.progress import silent
 from data.vocabulary.images import read_square
 from data.vocabulary.splits import Split
 from data.vocabulary.tables import Dataset
@@ -47,17 +41,20 @@ from models.generator.modules import (
     save_generator,
 )
 from models.generator.options import GeneratorConfig, NewModelConfig
-from models.processes import Hosts, is_main_process
+from models.processes import is_main_process
 from models.training.loop import train_generator
 from models.training.memory import fitted
 from models.training.metrics_file import METRICS_NAME, Metrics, read_metrics
 from models.training.probe import GeneratorProbe
 from models.training.state import TrainingState
 from models.training.training_set import TrainingSet, build_training_set
-from tasks.execution.child import log_plainly
 from tasks.execution.context import WARNINGS, StepContext, Summary
-from tasks.execution.data_parallel import train_in_processes
-from tasks.execution.versions import require_versions, versions
+from tasks.execution.data_parallel import (
+    invite,
+    invited,
+    join_by_command,
+    train_in_processes,
+)
 from tasks.pages.cards import markdown_picture, markdown_table, write_card
 
 logger = logging.getLogger(__name__)
@@ -69,12 +66,6 @@ _CAPTIONS = {
     "step": "Validation layouts, sampled in training",
     "masks": "True masks above, predicted ones below",
 }
-
-_SHARED_NAME = "context.json"
-"""In the work folder: what other hosts need to know of the step."""
-
-_VERSIONS = "versions"
-"""In that file, beside the step's context."""
 
 Context = StepContext[GeneratorConfig]
 
@@ -127,9 +118,8 @@ def run(context: Context) -> Summary:
     else:
         del prepared, generator  # each process has its own
         release_memory()
-        if options.num_nodes > 1:
-            _invite(context)
-        _train_together(context, is_first_host=True)
+        invite(context, __name__, options.num_steps)
+        train_in_processes(context, _train_as_one_of_several)
     shutil.copy(context.work / METRICS_NAME, context.out / METRICS_NAME)
     metrics = read_metrics(context.work / METRICS_NAME)
     rows = _summary_rows(metrics)
@@ -244,16 +234,6 @@ def _train(context: Context, prepared: _Prepared) -> None:
         save_generator(prepared.generator, context.out / "generator")
 
 
-def _invite(context: Context) -> None:
-    """Say how other hosts take part, to people and in the work folder."""
-    with durable_file(context.work / _SHARED_NAME) as file:
-        facts = TypeAdapter(Context).dump_python(context, mode="json", exclude={"progress"})
-        file.write(json.dumps(facts | {_VERSIONS: versions()}).encode())
-    command = shlex.join(["python", "-m", "tasks.kinds.train_generator", str(context.work)])
-    logger.info("on each of %d other hosts: %s", context.options.num_nodes - 1, command)
-    context.progress(0, context.options.num_steps, f"waiting for hosts: {command}")
-
-
 def join(work: Path) -> None:
     """Let this host take part in a training that another one runs, until it is done.
 
@@ -265,22 +245,8 @@ def join(work: Path) -> None:
         ServiceUnavailable: the hosts do not find each other, or have other versions of the code.
         StepFailed: a process died once more.
     """
-    shared = work / _SHARED_NAME
-    if not shared.is_file():
-        raise ArtifactMissing(
-            f"{work}: no training waits there for other hosts. Its log says when it does"
-        )
-    facts = json.loads(shared.read_text())
-    require_versions(facts.pop(_VERSIONS, {}), "this host")
-    context = TypeAdapter(Context).validate_python(facts | {"progress": silent})
-    _train_together(context, is_first_host=False)
-
-
-def _train_together(context: Context, *, is_first_host: bool) -> None:
-    options, hosts = context.options, None
-    if options.rdzv_endpoint:
-        hosts = Hosts(options.num_nodes, options.rdzv_endpoint, context.key, is_first_host)
-    train_in_processes(context, _train_as_one_of_several, options.num_gpus, hosts)
+    context, _ = invited(work, Context)
+    train_in_processes(context, _train_as_one_of_several, is_first_host=False)
 
 
 def _train_as_one_of_several(context: Context) -> None:
@@ -386,8 +352,4 @@ def _pictures(out: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    log_plainly()
-    try:
-        join(Path(sys.argv[1]))
-    except PipelineError as error:
-        sys.exit(str(error))
+    join_by_command(join)

@@ -4,6 +4,8 @@ from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from data.coco.files import read_coco
 from data.coco.image_sets import SyntheticSet
@@ -16,6 +18,7 @@ from models.detector.detector import Detector
 from models.detector.options import DetectorTraining
 from models.detector.seeded_data import SeededConcatDataset
 from tasks.execution.context import StepContext
+from tasks.kinds import train_detector
 from tasks.kinds.train_detector import _iterations, _mixture, _parts, _passes, run
 
 NUM_SYNTHETIC = 6
@@ -151,7 +154,9 @@ def test_a_share_is_what_is_read_and_what_the_summary_says(context, with_spare, 
 
 
 @pytest.mark.filterwarnings("ignore")  # likewise
-def test_several_processes_train_one_detector(with_spare, tmp_path, monkeypatch):
+def test_several_processes_train_one_detector_on_one_host_or_two(
+    with_spare, tmp_path, monkeypatch, run_on_two_hosts
+):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # it is set for the processes
     monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # likewise
     options = PRESETS["demo"]["train_scorer"] | {
@@ -171,6 +176,9 @@ def test_several_processes_train_one_detector(with_spare, tmp_path, monkeypatch)
     assert reports[-1][:2] == (2, 2)
     assert reports[-1][2].startswith("loss ")
     assert dict(Detector.load(out / "detector").categories) == with_spare.things
+    apart = run_on_two_hosts(train_detector, step.options, step.inputs)
+    found, expected = (load_file(item / "detector" / "model.safetensors") for item in (apart, out))
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
 
 
 def test_fewer_spare_images_than_synthetic_ones_are_refused(context, dataset_with_few_spare):

@@ -2,12 +2,7 @@
 
 import json
 import math
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
-from time import sleep
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,7 +13,6 @@ from data.attributes.options import ATTRIBUTES_NAME, PseudoLabelConfig
 from data.errors import ArtifactMissing, ServiceUnavailable
 from data.ingest.options import UnlabelledConfig
 from data.layouts.options import Protocol
-from data.progress import silent
 from data.vocabulary.tables import DETECTIONS
 from models.generator.modules import load_generator
 from models.generator.options import (
@@ -141,37 +135,15 @@ def test_a_host_of_other_versions_takes_no_part(tmp_path):
 
 
 def test_another_host_takes_part_by_one_command(
-    run, attributes, dataset, tmp_path, monkeypatch, fork_server
+    run, attributes, dataset, tmp_path, run_on_two_hosts
 ):
     pq.write_table(attributes, tmp_path / ATTRIBUTES_NAME)
     config = CONFIG.model_copy(update={"mixed_precision": "no"})
     alone, _ = run(train_generator, "alone", config, attributes=tmp_path)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        endpoint = f"127.0.0.1:{listener.getsockname()[1]}"
-    changes = {"num_nodes": 2, "num_processes": 2, "rdzv_endpoint": endpoint}
-    inputs = {"ingest": dataset.folder, "attributes": tmp_path}
-    out, work = tmp_path / "out", tmp_path / "work"
-    out.mkdir()
-    work.mkdir()
     with pytest.raises(ArtifactMissing, match="no training waits there"):
-        train_generator.join(work)
-    step = StepContext(
-        config.model_copy(update=changes), inputs, out, work, "key", tmp_path, 1, silent
-    )
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    monkeypatch.setenv("PYTHONPATH", path)
-    first = fork_server.Process(target=train_generator.run, args=(step,))
-    first.start()
-    try:
-        while first.is_alive() and not (work / "context.json").exists():
-            sleep(0.1)
-        command = [sys.executable, "-m", "tasks.kinds.train_generator", work]
-        subprocess.run(command, check=True)
-        first.join(60)
-        assert first.exitcode == 0
-    finally:
-        first.terminate()
+        train_generator.join(tmp_path)
+    inputs = {"ingest": dataset.folder, "attributes": tmp_path}
+    out = run_on_two_hosts(train_generator, config, inputs)
     losses, expected = (
         [row["loss"] for row in read_metrics(item / METRICS_NAME)] for item in (out, alone)
     )
