@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import torch
 from safetensors import SafetensorError
@@ -55,6 +56,28 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not tensors:
         raise InvalidModel(f"{path} holds no state_dict with tensors: give one of MMDetection's")
     return Checkpoint(tensors, _classes(content.get("meta")))
+
+
+def load_url(
+    url: str,
+    model_dir: str | None = None,
+    map_location: Any = None,
+    progress: bool = True,  # noqa: FBT001, FBT002  # as MMEngine calls it
+) -> dict[str, dict[str, Tensor]]:
+    """Download a checkpoint into torch's cache, once, and read it.
+
+    MMEngine's function of this name runs what is in the file.
+
+    Raises:
+        OSError: there is no connection.
+        InvalidModel: what is there is no checkpoint.
+    """
+    folder = Path(model_dir or Path(torch.hub.get_dir(), "checkpoints"))
+    path = folder / Path(urlsplit(url).path).name
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), progress=progress)
+    return {"state_dict": read_checkpoint(path).weights}
 
 
 def _classes(meta: Any) -> tuple[str, ...] | None:

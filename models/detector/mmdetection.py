@@ -1,8 +1,12 @@
 """What is used of MMDetection, imported after the operators that it needs."""
 
+from mmengine.runner import checkpoint
+
+from models.detector.checkpoints import load_url
 from models.detector.mmcv_ops import install_mmcv_ops
 
 install_mmcv_ops()
+checkpoint.load_url = load_url
 
 from mmdet.registry import DATA_SAMPLERS, DATASETS, HOOKS, MODELS, TRANSFORMS  # noqa: E402  # needs the operators above
 from mmdet.utils import register_all_modules  # noqa: E402  # likewise

@@ -1,5 +1,8 @@
 import os
 import pickle
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -62,4 +65,25 @@ def test_other_files_are_refused(tmp_path):
     for name in ("text.pth", "text.safetensors", "list.pth", "empty.pth", "harm.pth", "none.pth"):
         with pytest.raises(InvalidModel, match=name):
             read_checkpoint(tmp_path / name)
+    assert not (tmp_path / "trace").exists()
+
+
+def test_what_a_config_downloads_is_read_without_its_objects(tmp_path, monkeypatch):
+    from mmengine.runner.checkpoint import load_checkpoint
+
+    from models.detector import mmdetection  # noqa: F401  # which MMEngine's function is replaced by
+
+    (tmp_path / "there").mkdir()
+    content = {"state_dict": {"weight": torch.ones(1, 2)}, "harm": Harmful(tmp_path / "trace")}
+    torch.save(content, tmp_path / "there" / "net.pth")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    layer = torch.nn.Linear(2, 1)
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path / "there")
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/net.pth"
+        load_checkpoint(layer, address)
+        server.shutdown()
+    load_checkpoint(layer, address)  # from torch's cache
+    assert torch.equal(layer.weight, torch.ones(1, 2))
     assert not (tmp_path / "trace").exists()
