@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pydantic import ValidationError
 
-from data.artifacts.digests import file_digest
+from data.artifacts.digests import DigestMemory, file_digest
 from data.artifacts.identity import StepIdentity
 from data.artifacts.manifest import LOG_NAME, MANIFEST_NAME, FileRecord, Manifest
 from data.errors import StorageError
@@ -190,18 +190,26 @@ class ArtifactStore:
             return self.lookup(kind, key) is not None
         return not self.wrong_sizes(manifest)
 
-    def damage(self, manifest: Manifest, suffix: str = "") -> list[str]:
+    def damage(
+        self, manifest: Manifest, suffix: str = "", *, remembered: bool = False
+    ) -> list[str]:
         """Files of an artifact that are missing or do not have their recorded content.
 
         Args:
             suffix: of the names that are looked at; all by default.
+            remembered: do not read again what has the size and the time of change that it had.
         """
-        folder = str(self.root / manifest.reference)
-        return [
-            name
-            for name, record in manifest.files.items()
-            if name.endswith(suffix) and not is_intact(f"{folder}/{name}", record)
-        ]
+        folder = self.root / manifest.reference
+        files = {k: record for k, record in manifest.files.items() if k.endswith(suffix)}
+        if remembered:
+            with (
+                suppress(OSError),
+                DigestMemory(self.root) as digests,
+            ):  # below it is said of which file
+                found = digests.files([folder / name for name in files])
+                pairs = zip(files.items(), found, strict=True)
+                return [name for (name, record), digest in pairs if digest != record.sha256]
+        return [name for name, record in files.items() if not is_intact(f"{folder}/{name}", record)]
 
     def wrong_sizes(self, manifest: Manifest) -> list[str]:
         """Files of an artifact that are missing or do not have their recorded size."""

@@ -18,16 +18,19 @@ def sampled(references: Iterable[str], part: int, parts: int) -> list[str]:
     return [item for item in references if int(item.partition("/")[2], 16) % parts == part - 1]
 
 
-def damaged_files(store: ArtifactStore, reference: str, *, fast: bool = False) -> list[str]:
+def damaged_files(
+    store: ArtifactStore, reference: str, *, fast: bool = False, remembered: bool = False
+) -> list[str]:
     """Names of the files of an artifact that are missing or are not what they were.
 
     Args:
         fast: look at sizes alone.
+        remembered: as of `ArtifactStore.damage`.
     """
     manifest = store.manifest(reference)
     if manifest is None:
         return [MANIFEST_NAME]
-    return store.wrong_sizes(manifest) if fast else store.damage(manifest)
+    return store.wrong_sizes(manifest) if fast else store.damage(manifest, remembered=remembered)
 
 
 def remove_damaged(store: ArtifactStore, references: Collection[str]) -> list[str]:

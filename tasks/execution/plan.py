@@ -74,7 +74,9 @@ class Planner:
         """Look a step up, and compare it with the artifact that differs least where it is not there."""
         identity = step.identity
         is_there = self._store.path(identity.kind, identity.key).is_dir()
-        damaged = damaged_files(self._store, identity.reference) if is_there else []
+        damaged = (
+            damaged_files(self._store, identity.reference, remembered=True) if is_there else []
+        )
         if is_there and not damaged:
             return PlannedStep(step, "hit")
         if self._remote and identity.reference in self._on_remote():
@@ -171,7 +173,7 @@ def note_places(store: ArtifactStore, graph: Graph) -> None:
 
 def _dataset(store: ArtifactStore, ingest: Step) -> "Dataset | None":
     manifest = store.read(ingest.identity.kind, ingest.identity.key)
-    if manifest is None or store.damage(manifest, ".parquet"):
+    if manifest is None or store.damage(manifest, ".parquet", remembered=True):
         return None
     from data.vocabulary.tables import Dataset  # noqa: PLC0415  # is slow to import
 

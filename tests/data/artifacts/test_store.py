@@ -4,6 +4,8 @@ import threading
 
 import pytest
 
+from data.artifacts import digests
+from data.artifacts.digests import file_digest
 from data.artifacts.identity import StepIdentity
 from data.artifacts.store import ArtifactStore, storage_errors
 from data.errors import StorageError
@@ -102,6 +104,25 @@ def test_no_flipped_bit_changes_what_a_hit_is_made_from_or_has_in_it(store):
         changed[place // 8] ^= 1 << place % 8
         path.write_bytes(changed)
         assert store.lookup("kind", manifest.key) in (None, manifest)
+
+
+def test_what_has_size_and_time_that_it_had_is_read_again_only_when_all_is(store, monkeypatch):
+    manifest = publish(store)
+    file = store.root / manifest.reference / "sub" / "file.txt"
+    long_ago = (1_700_000_000_000_000_000,) * 2
+    os.utime(file, ns=long_ago)
+    read = []
+    monkeypatch.setattr(digests, "file_digest", lambda name: read.append(name) or file_digest(name))
+    for _ in range(3):
+        assert store.damage(manifest, remembered=True) == []
+    assert read == [str(file)]
+    file.write_text("c0ntent")
+    assert store.damage(manifest, remembered=True) == ["sub/file.txt"]
+    os.utime(file, ns=long_ago)  # as where a disk has lost a bit
+    assert store.damage(manifest, remembered=True) == []
+    assert store.damage(manifest) == ["sub/file.txt"]
+    file.unlink()
+    assert store.damage(manifest, remembered=True) == ["sub/file.txt"]
 
 
 def test_a_failing_disk_is_one_clear_error(tmp_path):
