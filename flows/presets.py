@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from data.layouts.options import PROTOCOLS
 from models.generator.options import RELEASED_RATES
 
 PresetName = Literal["smoke", "demo", "fine-tune", "coco-256", "coco-512"]
@@ -15,16 +16,21 @@ _DELETE = "_delete_"
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Lay nested options over others; neither is changed.
 
-    A mapping with `_delete_` takes the other's place, and keeps the mark for what it is laid over next.
+    A mapping with `_delete_` takes the other's place, and keeps the mark for what it is laid over next. One
+    that goes over the name of a rule for layouts goes over that rule.
 
     >>> merge({"a": {"x": 1, "y": 2}}, {"a": {"y": 3}})
     {'a': {'x': 1, 'y': 3}}
     >>> merge({"a": {"x": 1, "y": 2}}, {"a": {"_delete_": True, "y": 3}})
     {'a': {'_delete_': True, 'y': 3}}
+    >>> merge({"layouts": "lama-val"}, {"layouts": {"max_objects": 5}})["layouts"]["min_area_fraction"]
+    0.02
     """
     merged = dict(base)
     for name, value in over.items():
         old = merged.get(name)
+        if isinstance(old, str) and old in PROTOCOLS:
+            old = PROTOCOLS[old].model_dump()
         both = isinstance(old, Mapping) and isinstance(value, Mapping) and not value.get(_DELETE)
         merged[name] = merge(old, value) if both else value  # type: ignore[arg-type]
     return merged

@@ -281,7 +281,32 @@ class RunConfig(HintingModel):
         recipe = str(generator.get("recipe")) if isinstance(generator, Mapping) else ""
         # A recipe that is asked for goes over the preset's options.
         of_recipe = {"train_generator": RECIPES.get(recipe, {})}
-        return unmarked(merge(merge(PRESETS[preset], of_recipe), given))
+        base = merge(PRESETS[preset], of_recipe)
+        merged = merge(base, given)
+        rules = _over_rule_of_run(base, given, merged.get("layouts", {}))
+        return unmarked(merge(merged, rules))
+
+
+_RULES = (
+    ("train_generator", "layouts"),
+    ("synthesize", "train_layouts"),
+    ("synthesize", "val_layouts"),
+)
+"""Options that may have a rule for layouts of their own in place of the run's."""
+
+
+def _over_rule_of_run(
+    base: Mapping[str, Any], given: Mapping[str, Any], of_run: Any
+) -> dict[str, Any]:
+    """The rules that say in part how they differ from the run's, whole."""
+    rules: dict[str, Any] = {}
+    for group, name in _RULES:
+        inside = given.get(group)
+        rule = inside.get(name) if isinstance(inside, Mapping) else None
+        if isinstance(rule, Mapping) and base.get(group, {}).get(name, "run") == "run":
+            whole = merge({name: of_run}, {name: rule})
+            rules[group] = rules.get(group, {}) | whole
+    return rules
 
 
 def changes_to_preset(config: RunConfig) -> dict[str, Any]:

@@ -71,6 +71,13 @@ class Options(BaseModel):
         """What will be fetched from elsewhere when the step runs."""
         return ()
 
+    def check_without_data(self) -> None:
+        """Refuse what cannot work on this machine, whatever the data, and tell what is likely a mistake.
+
+        Raises:
+            PipelineError: an option cannot be met; the message names it.
+        """
+
     def check(self, dataset: "Dataset") -> None:
         """Refuse what cannot work with an ingested data set.
 

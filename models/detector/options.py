@@ -253,17 +253,24 @@ class DetectorTraining(DetectorConfig):
             mixed = self.added_share / (1 - self.added_share)
         return mixed * (1 - self.real_only_end) / (1 + mixed * self.real_only_end)
 
-    def check(self, dataset: "Dataset") -> None:
-        """Refuse more folds or real images than there are, and mixed precision without a GPU.
+    def check_without_data(self) -> None:
+        """Refuse mixed precision or NCCL without a GPU.
 
         Raises:
-            InvalidConfig: there are fewer, or no GPU.
+            InvalidConfig: there is none.
         """
-        from data.attributes.folds import fold_image_ids  # noqa: PLC0415  # loads what the command line need not
-
         check_backend(self.distributed_backend)
         if self.mixed_precision != "no":
             require_gpu("mixed_precision", self.mixed_precision)
+
+    def check(self, dataset: "Dataset") -> None:
+        """Refuse more folds or real images than there are.
+
+        Raises:
+            InvalidConfig: there are fewer.
+        """
+        from data.attributes.folds import fold_image_ids  # noqa: PLC0415  # loads what the command line need not
+
         if self.fold:
             fold_image_ids(dataset, "train", self.fold.number, self.fold.of)
         if self.images == "real+spare" and not dataset.split_images("spare"):

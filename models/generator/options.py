@@ -354,20 +354,26 @@ class GeneratorConfig(Options):
             return ()
         return missing_downloads(name, self.base_model_revision)
 
-    def check(self, dataset: "Dataset") -> None:
-        """Refuse a rule that leaves no layout to train on, or none to probe; fp16 or NCCL without a GPU.
+    def check_without_data(self) -> None:
+        """Refuse fp16 or NCCL without a GPU, and tell of a rate that seems to be meant for another batch.
 
         Raises:
-            InvalidDataset: it does.
             InvalidConfig: there is no GPU.
         """
-        from data.layouts.layout import require_layouts  # noqa: PLC0415  # loads what the command line need not
-
         if self.mixed_precision == "fp16":
             require_gpu("train_generator.mixed_precision", "fp16")
         check_backend(self.distributed_backend)
         if warning := self._rate_of_another_batch():
             logger.warning("%s", warning)
+
+    def check(self, dataset: "Dataset") -> None:
+        """Refuse a rule that leaves no layout to train on, or none to probe.
+
+        Raises:
+            InvalidDataset: it does.
+        """
+        from data.layouts.layout import require_layouts  # noqa: PLC0415  # loads what the command line need not
+
         rule = "layouts or train_generator.layouts"
         require_layouts(dataset, "train", self.protocol, rule)
         if self.probe.interval:

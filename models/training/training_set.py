@@ -118,7 +118,7 @@ def build_training_set(
         InvalidDataset: there is no layout, or an image cannot be read.
     """
     if not layouts:
-        raise InvalidDataset("no image has a layout to train on: loosen max_objects")
+        raise InvalidDataset("no image has a layout to train on: loosen the rule for layouts")
     folder.mkdir(exist_ok=True)
     first_objects = np.cumsum([0, *(len(layout.boxes) for layout in layouts)])
     size = model.unet.config.sample_size

@@ -153,6 +153,7 @@ def check(store: ArtifactStore, graph: Graph) -> None:
                 f"{step.name!r} is to have {asked} GPUs and this machine has {num_gpus}: lower its "
                 "num_processes, or execution.num_workers"
             )
+        step.options.check_without_data()
         source = step.inputs.get("ingest")
         if source is None:
             continue

@@ -63,6 +63,7 @@ def run(context: Context) -> Summary:
     """Train a detector and export it; a killed training goes on from its newest checkpoint."""
     options = context.options
     dataset = Dataset(context.inputs["ingest"])
+    options.check_without_data()
     options.check(dataset)
     parts = _parts(context, dataset)
     iterations = _iterations(context, dataset)

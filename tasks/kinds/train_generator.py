@@ -187,7 +187,8 @@ def _chosen(
     counts = dataset_selection(dataset, split, protocol).counts()
     if not counts["images"]:
         raise InvalidDataset(
-            f"no {split} image has a layout to train on, of {counts}: loosen layouts.max_objects"
+            f"no {split} image has a layout to train on, of {counts}: loosen layouts, or the rule of "
+            "train_generator.layouts"
         )
     return _Images(dataset, split, read_layouts(dataset, attributes, split, protocol), counts)
 

@@ -590,7 +590,8 @@ def test_one_rule_for_layouts_reaches_all_who_use_layouts():
 
 
 def test_another_rule_is_for_those_who_are_given_it():
-    rules = layout_rules({"layouts": "lama-val", "synthesize": {"val_layouts": {"max_objects": 2}}})
+    given = {"_delete_": True, "max_objects": 2}
+    rules = layout_rules({"layouts": "lama-val", "synthesize": {"val_layouts": given}})
     lama, other = PROTOCOLS["lama-val"], Protocol(max_objects=2)
     assert rules == {
         "generator": lama,
@@ -599,6 +600,20 @@ def test_another_rule_is_for_those_who_are_given_it():
         "val": other,
         "measure": other,
     }
+
+
+@pytest.mark.parametrize(
+    ("given", "place", "changed"),
+    [
+        ({"layouts": {"max_objects": 5}}, "generator", {"max_objects": 5}),
+        ({"train_generator": {"layouts": {"min_objects": 4}}}, "generator", {"min_objects": 4}),
+        ({"synthesize": {"train_layouts": {"max_objects": 6}}}, "train", {"max_objects": 6}),
+        ({"synthesize": {"val_layouts": {"counted": "things"}}}, "val", {"counted": "things"}),
+    ],
+)
+def test_a_part_of_a_rule_leaves_the_others_as_they_are(given, place, changed):
+    rules = layout_rules(merge({"layouts": "lama-val"}, given))
+    assert rules[place] == PROTOCOLS["lama-val"].model_copy(update=changed)
 
 
 @pytest.mark.parametrize("preset", ["fine-tune", "coco-512"])

@@ -25,6 +25,10 @@ class Number(Options):
     def num_gpus(self):
         return self.value
 
+    def check_without_data(self):
+        if self.value == 13:
+            raise InvalidConfig("13 brings bad luck")
+
 
 @pytest.fixture(autouse=True)
 def kinds(monkeypatch):
@@ -125,3 +129,8 @@ def test_more_gpus_than_there_are_is_said_before_anything_runs(store, monkeypatc
     check(store, graph_of(1))
     make(store, graph)
     check(store, graph)
+
+
+def test_what_needs_no_data_is_said_before_there_are_any(store):
+    with pytest.raises(InvalidConfig, match="13 brings bad luck"):
+        check(store, graph_of(13))
