@@ -25,7 +25,7 @@ from data.ingest.survey import (
     survey,
 )
 from data.ingest.tiles import write_tiles
-from data.vocabulary.images import SIZE_DIFFERS, is_turned
+from data.vocabulary.images import SIZE_BEFORE_EXIF, is_turned
 from data.vocabulary.splits import Split
 from data.vocabulary.tables import Dataset
 from flows.run_config import RunConfig, build_run
@@ -213,10 +213,13 @@ def _look(sources: Mapping[Split, SplitConfig], folder: Path, num_workers: int) 
     try:
         summary = write_tables(IngestConfig(), sources, tables, num_workers)
     except InvalidDataset as error:
-        raise InvalidDataset(
-            f"{str(error).rstrip('; ')}: correct the file, or give as --images the folder that its file "
-            "names are relative to"
-        ) from error
+        said = str(error).rstrip("; ")
+        advice = (
+            "correct the file, or give as --images the folder that its file names are relative to"
+        )
+        if SIZE_BEFORE_EXIF in said:
+            advice = "annotate images as they are shown, or drop EXIF's entry from the files"
+        raise InvalidDataset(f"{said}: {advice}") from error
     dataset = Dataset(tables)
     whole = {name: survey(dataset, name) for name in sources}
     tile = fitting_tile(whole["train"], fitting_resolution(*whole["train"].median_size))
@@ -232,9 +235,9 @@ def _look(sources: Mapping[Split, SplitConfig], folder: Path, num_workers: int) 
 
 
 def _file_names(dataset: Dataset, split: Split) -> list[str]:
-    """Of the accepted images, and of those that were refused for their size, which EXIF may explain."""
+    """Of the accepted images, and of those that were refused because EXIF turns them."""
     accepted = [row["file_name"] for row in dataset.split_images(split)]
-    is_meant = pc.field("reason") == SIZE_DIFFERS
+    is_meant = pc.field("reason") == SIZE_BEFORE_EXIF
     refused = dataset.refused.filter(is_meant)["record"].to_pylist()
     own = [name.removeprefix(f"{split}/") for name in refused if name.startswith(f"{split}/")]
     return accepted + own

@@ -21,6 +21,7 @@ a data set, and the decoder of one, EPS, hands foreign programs to Ghostscript."
 ResizeFilter = Literal["bicubic", "bilinear"]
 
 SIZE_DIFFERS = "size differs from the image file's"
+SIZE_BEFORE_EXIF = "size is that of the image file before EXIF turns it"
 
 Fact = TypeVar("Fact")
 
@@ -61,7 +62,7 @@ def _problem(file: BinaryIO, width: int, height: int) -> str | None:
     except Exception:  # noqa: BLE001  # decoders raise anything over a broken header
         return "image file unreadable"
     if size != (width, height):
-        return SIZE_DIFFERS
+        return SIZE_BEFORE_EXIF if image.size == (width, height) else SIZE_DIFFERS
     if not _has_trailer(file, image.format):
         try:
             file.seek(0)

@@ -211,7 +211,19 @@ def test_turned_images_are_named(own, tmp_path):
     write(tmp_path, document)
     notes = new(tmp_path)
     assert any("turns or mirrors 1 images (turned.jpg)" in note for note in notes)
-    assert any("size differs from the image file's" in note for note in notes)
+    assert any("1 × size is that of the image file before EXIF turns it" in note for note in notes)
+
+
+def test_where_all_images_are_turned_exif_is_named(own, tmp_path):
+    document = own(num_images=4)
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    for item in document["images"]:
+        path = tmp_path / "my/images" / item["file_name"]
+        Image.new("RGB", (item["width"], item["height"])).save(path, format="JPEG", exif=exif)
+    write(tmp_path, document)
+    with pytest.raises(InvalidDataset, match=r"before EXIF turns it.*drop EXIF's entry"):
+        new(tmp_path)
 
 
 @pytest.mark.parametrize(
