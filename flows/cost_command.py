@@ -40,6 +40,12 @@ app = typer.Typer()
 
 _PREFIXES = {"E": 1e18, "P": 1e15, "T": 1e12, "G": 1e9}
 
+_LONG = 10
+"""Seconds, from which on a step's time says something of its estimate."""
+
+_CLOSE = 2
+"""Factor within which an estimate is meant to be right."""
+
 Row = dict[str, float | str | None]
 """Of a table: column to a number, an absent one, or the step's name."""
 
@@ -170,6 +176,15 @@ def _show(config: RunConfig, rows: Sequence[Row]) -> None:
     for row in rows:
         table.add_row(*(_cell(name, row[name]) for name in columns))
     print_table(table)
+    long = [
+        float(row["took / estimate"] or 0) for row in rows if float(row.get("took") or 0) >= _LONG
+    ]
+    if long:
+        close = sum(1 / _CLOSE <= ratio <= _CLOSE for ratio in long)
+        typer.echo(
+            f"{close} of {len(long)} steps of {_LONG} s and more took between 1/{_CLOSE} and {_CLOSE} times "
+            "their estimate"
+        )
 
 
 def _cell(column: str, value: Any) -> str:

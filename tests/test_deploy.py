@@ -9,6 +9,8 @@ from prefect.events.schemas.automations import AutomationCore
 from prefect.utilities.schema_tools.validation import validate
 from prefect.utilities.templating import apply_values, find_placeholders
 
+from tasks.execution.machine import HOST_LOCKS
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -42,6 +44,7 @@ def test_containers_get_gpus_and_shared_memory():
     assert host()["DeviceRequests"] == [request | {"Count": -1}]
     assert host(gpu_count=2)["DeviceRequests"] == [request | {"Count": 2}]
     assert host()["ShmSize"] == 8 * 2**30
+    assert f"{HOST_LOCKS}:{HOST_LOCKS}" in job("docker")["volumes"]  # a GPU is one container's
 
 
 def test_pods_get_gpus_and_shared_memory_and_are_not_retried_by_kubernetes():

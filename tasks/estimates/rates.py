@@ -57,10 +57,13 @@ OPTIMIZER_KERNELS = 12
 """Operators for a trained tensor in a step, likewise."""
 
 STATE_BYTES = 20
-"""In memory and in a checkpoint for a trained parameter: weight, gradient, two moments, average; float32."""
+"""In memory for a trained parameter: weight, gradient, two moments, average; float32."""
+
+CHECKPOINT_BYTES = 12
+"""In a checkpoint: weight and two moments; the average is `WEIGHT_BYTES` more."""
 
 SAVED_BY_8_BITS = 6
-"""Bytes of a trained parameter, in a GPU's memory, where its moments have 8 bits in place of 32."""
+"""Bytes of a trained parameter where its moments have 8 bits in place of 32."""
 
 CHECKPOINTS = 3
 """Kept at once of a training: two, and the one that is written."""

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter
 
 from data import errors
+from data.artifacts.bucket import forget_bucket
 from data.artifacts.store import durable_file
 from data.errors import ArtifactMissing, PipelineError, StepFailed
 from data.orphans import end_with_parent
@@ -60,7 +61,7 @@ def invite(
     facts = {_STEP: step, _PLAN: plan, _VERSIONS: versions()}
     with durable_file(context.work / _SHARED_NAME) as file:
         file.write(json.dumps(facts).encode())
-    command = shlex.join(["python", "-m", kind, str(context.work)])
+    command = shlex.join(["python", "-P", "-m", kind, str(context.work)])
     logger.info("on each of %d other hosts: %s", context.options.num_nodes - 1, command)
     context.progress(0, num_steps, f"waiting for hosts: {command}")
 
@@ -178,6 +179,7 @@ def _passed_on(path: Path, progress: Progress) -> Iterator[None]:
 def join_by_command(join: Callable[[Path], None]) -> None:
     """Let this host take part in the training whose work folder is the command's argument."""
     log_plainly()
+    forget_bucket()
     try:
         join(Path(sys.argv[1]))
     except PipelineError as error:

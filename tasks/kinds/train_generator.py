@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from jaxtyping import UInt8
 from PIL import Image
 
+from data.artifacts.store import durable_rename
 from data.attributes.options import ATTRIBUTES_NAME
 from data.errors import InvalidDataset
 from data.layouts.layout import (
@@ -305,7 +306,7 @@ def _base_model(context: Context, images: _Images, names: list[str]) -> StableDi
         seed = context.options.seed
         model = create_base_model(shape, pixels, names, seed, context.progress)
         save_base_model(model, unfinished)
-        unfinished.rename(folder)
+        durable_rename(unfinished, folder)
     return load_base_model(str(folder))
 
 

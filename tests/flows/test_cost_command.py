@@ -29,7 +29,7 @@ def cost(tmp_path, monkeypatch):
     return call
 
 
-def test_what_steps_took_stands_beside_what_they_should(cost, publish, tmp_path):
+def test_what_steps_took_stands_beside_what_they_should(cost, publish, tmp_path, monkeypatch):
     graph = run_graph(build_run("smoke", {}), DigestMemory())
     manifest = publish(ArtifactStore(tmp_path), graph.find("ingest").identity)
     found = json.loads(cost("--against", "--json").stdout)
@@ -41,6 +41,10 @@ def test_what_steps_took_stands_beside_what_they_should(cost, publish, tmp_path)
     assert {rows[step.name]["took"] for step in graph if step.name != "ingest"} == {None}
     assert (found["total"]["took / estimate"], found["total"]["stored"]) == (None, len("content"))
     assert "took / estimate" in cost("--against").stdout.replace("\n", " ")
+    assert "steps of 10 s and more" not in cost("--against").stdout
+    monkeypatch.setattr(cost_command, "_LONG", 1)
+    is_close = 0.5 <= 1 / estimate <= 2
+    assert f"{int(is_close)} of 1 steps of 1 s and more took" in cost("--against").stdout
 
 
 def test_a_store_without_steps_of_it_has_nothing_to_be_held_against(cost, tmp_path):
