@@ -84,6 +84,7 @@ ELSEWHERE = {
     "pre-commit install": "changes the checkout; its hooks are those of `make check`",
     "python scripts/gpu-check": "tests/test_scripts.py, with --tiny",
     "export": "sets variables",
+    ". .venv/bin/activate": "sets the shell's path; the suite runs in that environment",
     "prefect work-pool create": "needs a server that stays; a test looks whether its template is there",
     "prefect worker start": "needs a server that stays",
     "prefect --no-prompt deploy": "needs a server that stays; make up deploys the same file",
@@ -104,7 +105,7 @@ def other_commands(document):
                 lambda word: word == "env" or re.match(r"[A-Z_]+=", word),
                 shlex.split(line, comments=True),
             )
-            text = " ".join(words).removeprefix(".venv/bin/")
+            text = " ".join(words)
             if text and not text.startswith(("detdiffusion", "prefect deployment run")):
                 yield text
 
