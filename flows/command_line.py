@@ -355,7 +355,8 @@ def new(
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
 ) -> None:
     """Look at a data set of yours, and write a TOML file of options for the preset fine-tune."""
-    from flows.new_config import NewConfig, write_config  # noqa: PLC0415  # loads what runs need not
+    from flows.new_config import write_config  # noqa: PLC0415  # loads what runs need not
+    from flows.own_data import NewConfig  # noqa: PLC0415  # loads what runs need not
 
     asked = NewConfig(instances, images, val, val_images, out, group_by, force)
     for note in write_config(asked, available_cores()):

@@ -1,6 +1,7 @@
 """From a user's COCO file to a run: what is written, and that it can be planned."""
 
 import json
+import re
 import tomllib
 
 import numpy as np
@@ -11,7 +12,8 @@ from typer.testing import CliRunner
 from data.errors import InvalidConfig, InvalidDataset
 from flows import new_config
 from flows.command_line import app
-from flows.new_config import NewConfig, write_config
+from flows.new_config import write_config
+from flows.own_data import NewConfig
 from flows.run_config import build_run
 from tasks.estimates.forecast import Forecast
 
@@ -153,10 +155,24 @@ def test_few_images_are_scored_by_detectors_that_did_not_see_them(
     assert run.extract_attributes.scoring.num_folds == num_folds
 
 
-def test_small_objects_in_large_images_are_cut_out_in_tiles_and_counted_there(own, tmp_path):
+def test_small_objects_in_large_images_are_cut_out_in_tiles_and_counted_there(
+    own, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(new_config, "_MOST_STEPS", 200)
     own(num_images=10, size=(1000, 800), sides=(20, 30), most=40)
-    new(tmp_path)
+    notes = new(tmp_path)
     run = build_run("fine-tune", written(tmp_path))
+    (told,) = re.findall(
+        r"cut into (\d+) and (\d+) tiles of 224 pixels, about 0\.\d+ GB", str(notes)
+    )
+    num_tiles = int(told[0])
+    assert num_tiles / 8 == pytest.approx(
+        24, abs=6
+    )  # of 1000 × 800 pixels with a quarter of overlap
+    for config in (run.train_detector, run.train_scorer, run.retrain.detector):
+        assert 0 < config.num_epochs < 24
+        assert config.iterations(num_tiles) <= 200
+    assert 0 < run.train_generator.num_epochs < 60
     assert run.ingest.tile.size == 224  # eight times 25, in whole 32
     assert run.layouts.max_objects < 10
     assert "Objects a tile" in (tmp_path / "my.toml").read_text()

@@ -1,0 +1,201 @@
+"""A data set of a user's: where it lies, and what it is like."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.compute as pc
+
+from data.coco.splitting import read_document, split_document
+from data.errors import InvalidConfig, InvalidDataset
+from data.ingest.ingestion import write_tables
+from data.ingest.options import IngestConfig, SplitConfig, TileConfig
+from data.ingest.refusals import NUM_EXAMPLES, reasons
+from data.ingest.survey import Survey, fitting_resolution, fitting_tile, survey
+from data.ingest.tiles import write_tiles
+from data.vocabulary.images import SIZE_BEFORE_EXIF, is_turned
+from data.vocabulary.splits import Split
+from data.vocabulary.tables import Dataset
+from tasks.estimates.data_size import PNG_BYTES
+
+VAL_SHARE = 0.2
+MOST = 0.9
+"""Share of the images of which no layout is left out for its number of objects."""
+
+_SPLITS: tuple[Split, ...] = ("train", "val")
+
+
+@dataclass(frozen=True, slots=True)
+class NewConfig:
+    """Where a user's data set lies, and what is to be written for it.
+
+    Attributes:
+        instances: COCO file.
+        images: folder of its images.
+        val: COCO file of validation images; None: the first file is split.
+        val_images: folder of their images; None: the same.
+        out: the new TOML file; the parts of a file that is split are written beside it.
+        group_by: regular expression for file names, of which equal matches stay together in a split.
+        force: whether files that are there are replaced.
+    """
+
+    instances: Path
+    images: Path
+    val: Path | None
+    val_images: Path | None
+    out: Path
+    group_by: str | None
+    force: bool
+
+    @property
+    def splits(self) -> dict[Split, SplitConfig]:
+        """What `ingest` is to read."""
+        files = {"train": self.instances, "val": self.val}
+        if self.val is None:
+            files = {name: self.out.parent / f"instances_{name}.json" for name in _SPLITS}
+        folders = {"train": self.images, "val": self.val_images or self.images}
+        return {
+            name: SplitConfig.model_validate({"instances": files[name], "images": folders[name]})
+            for name in _SPLITS
+        }
+
+    @property
+    def files(self) -> list[Path]:
+        """What is written."""
+        parts = [] if self.val else [split.instance_files[0] for split in self.splits.values()]
+        return [*parts, self.out]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a data set turned out to be.
+
+    Attributes:
+        whole: its images by split.
+        shown: what is trained on and drawn: these, or tiles of them.
+        tile: how they are cut.
+        classes: id to name.
+        refused: what was left out or mended, by reason.
+        turned: names of files that EXIF turns or mirrors.
+    """
+
+    whole: Mapping[Split, Survey]
+    shown: Mapping[Split, Survey]
+    tile: TileConfig | None
+    classes: Mapping[int, str]
+    refused: Sequence[str]
+    turned: Sequence[str]
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether any object has one."""
+        return any(item.num_masks for item in self.whole.values())
+
+    @property
+    def max_objects(self) -> int:
+        """Of a layout: more has one in ten of those that have some, in either split."""
+        return max(item.most_objects(MOST) for item in self.shown.values())
+
+    def without(self, split: Split) -> str:
+        """Names of the classes that have no object in a split."""
+        ids = set(self.classes) - self.whole[split].category_ids
+        return _some(sorted(self.classes[item] for item in ids))
+
+    def notes(self) -> Iterator[str]:
+        """What a user should know."""
+        counts = {name: len(item.image_sizes) for name, item in self.whole.items()}
+        num_objects = sum(len(item.object_sides) for item in self.whole.values())
+        yield (
+            f"{counts['train']} images to train on and {counts['val']} to validate on, "
+            f"{len(self.classes)} classes, {num_objects} objects"
+        )
+        yield from self.refused
+        if self.tile:
+            tiles = {name: len(item.image_sizes) for name, item in self.shown.items()}
+            pixels = sum(item.image_sizes.prod(axis=1).sum() for item in self.shown.values())
+            yield (
+                f"these are cut into {tiles['train']} and {tiles['val']} tiles of {self.tile.size} pixels, "
+                f"about {pixels * PNG_BYTES / 1e9:.2g} GB of files"
+            )
+        if self.turned:
+            yield (
+                f"EXIF turns or mirrors {len(self.turned)} images ({_some(self.turned)}): boxes are taken "
+                "to be of an image as it is shown"
+            )
+        for split, what in zip(_SPLITS, ("learnt", "measured"), strict=True):
+            if names := self.without(split):
+                yield f"no {split} object, so cannot be {what}: {names}"
+        if not self.has_masks:
+            yield "no object has a mask: its box stands for it"
+
+
+def look(sources: Mapping[Split, SplitConfig], folder: Path, num_workers: int) -> Found:
+    """Read a data set as `ingest` does.
+
+    Args:
+        sources: its splits.
+        folder: for tables and tiles, which nobody needs afterwards.
+        num_workers: processes.
+
+    Raises:
+        InvalidDataset: it has no usable image or object.
+    """
+    tables, cut = folder / "tables", folder / "tiles"
+    tables.mkdir()
+    try:
+        summary = write_tables(IngestConfig(), sources, tables, num_workers)
+    except InvalidDataset as error:
+        said = str(error).rstrip("; ")
+        advice = (
+            "correct the file, or give as --images the folder that its file names are relative to"
+        )
+        if SIZE_BEFORE_EXIF in said:
+            advice = "annotate images as they are shown, or drop EXIF's entry from the files"
+        raise InvalidDataset(f"{said}: {advice}") from error
+    dataset = Dataset(tables)
+    whole = {name: survey(dataset, name) for name in sources}
+    tile = fitting_tile(whole["train"], fitting_resolution(*whole["train"].median_size))
+    shown = whole
+    if tile:
+        cut.mkdir()
+        write_tiles(tile, sources, tables, cut, num_workers)
+        shown = {name: survey(Dataset(cut), name) for name in sources}
+    refused = reasons(summary["refused"])
+    names = [(split, name) for split in sources for name in _file_names(dataset, split)]
+    turned = [name for split, name in names if is_turned(sources[split].images / name)]
+    return Found(whole, shown, tile, dataset.things, refused, turned)
+
+
+def split_texts(new: NewConfig) -> dict[Split, str]:
+    """The two COCO files that one is split into.
+
+    Raises:
+        InvalidDataset: it is no COCO file, or cannot be split.
+        InvalidConfig: the expression to group by is none.
+    """
+    try:
+        pattern = re.compile(new.group_by) if new.group_by else None
+    except re.error as error:
+        raise InvalidConfig(f"--group-by {new.group_by!r} is no expression: {error}") from error
+    document = read_document(new.instances)
+    try:
+        parts = split_document(document, pattern, VAL_SHARE)
+    except InvalidDataset as error:
+        raise InvalidDataset(f"{new.instances}: {error}") from error
+    return {name: json.dumps(part) for name, part in zip(_SPLITS, parts, strict=True)}
+
+
+def _file_names(dataset: Dataset, split: Split) -> list[str]:
+    """Of the accepted images, and of those that were refused because EXIF turns them."""
+    accepted = [row["file_name"] for row in dataset.split_images(split)]
+    is_meant = pc.field("reason") == SIZE_BEFORE_EXIF
+    refused = dataset.refused.filter(is_meant)["record"].to_pylist()
+    own = [name.removeprefix(f"{split}/") for name in refused if name.startswith(f"{split}/")]
+    return accepted + own
+
+
+def _some(names: Sequence[str]) -> str:
+    more = [f"{len(names) - NUM_EXAMPLES} more"] if len(names) > NUM_EXAMPLES else []
+    return ", ".join([*names[:NUM_EXAMPLES], *more])
