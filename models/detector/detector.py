@@ -25,6 +25,7 @@ from data.vocabulary.tables import BOX_COLUMNS, DETECTIONS
 from models.detector.checkpoints import read_checkpoint
 from models.detector.classes import categories_by_name
 from models.detector.config_files import read_config, set_everywhere
+from models.detector.exported_config import read_exported_config
 from models.detector.given_options import CheckpointConfig
 from models.detector.mmdetection import MODELS, register_all_modules
 from models.devices import default_device
@@ -127,11 +128,11 @@ class Detector:
         register_all_modules(init_default_scope=False)
         init_default_scope("mmdet")
         try:
-            config = Config.fromfile(folder / "config.py")
+            config = read_exported_config(folder / "config.py")
             categories = json.loads((folder / "detector.json").read_text())["categories"]
             model = MODELS.build(config.model)
             load_model(model, str(folder / "model.safetensors"))
-        except (OSError, RuntimeError, KeyError) as error:
+        except (OSError, RuntimeError, KeyError, ValueError) as error:
             raise InvalidModel(f"detector folder {folder}: {error}") from error
         if things:
             categories = categories_by_name([name for _, name in categories], things)
