@@ -75,7 +75,10 @@ class StableDiffusion:
     def latent_moments(
         self, pixels: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch moments rows columns"]:
-        """Mean and log-variance of unscaled latents, one above the other, on the CPU; pixels in [-1, 1]."""
+        """Mean and log-variance of unscaled latents, one above the other, on the CPU; pixels in [-1, 1].
+
+        In full precision: they are made once, and every pass over the images trains on them.
+        """
         device = default_device()
         distribution = self.vae.to(device).eval().encode(pixels.to(device)).latent_dist
         return torch.cat([distribution.mean, distribution.logvar], dim=1).cpu()

@@ -69,6 +69,7 @@ def test_the_canvas_does_not_cross_and_images_without_prompt_have_none(prepare):
         getattr(batch, item.name).shape[1:2] for item in fields(batch) if item.name != "layouts"
     }
     assert (generator.encoder.canvas_channels,) not in channels
+    assert batch.masks.dtype == torch.uint8
     state = new_state(generator, CONFIG.model_copy(update={"perception_weight": 0.0}))
 
     def loss(dropped, boxes):

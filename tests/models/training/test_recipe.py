@@ -225,6 +225,7 @@ def test_twenty_steps_have_the_losses_of_the_released_script(
     names = {item.category_id: item.name for item in dataset.categories}
     script = ReleasedScript(load_base_model(folder), layouts, photographs, names)
     base = load_base_model(folder)
+    assert base.vae.use_slicing  # of Stable Diffusion's size each image takes 0.8 GB
     generator = prepared(base, dataset, location_embedding=CONFIG.location_embedding)
     training_set = build_training_set(
         generator.model,

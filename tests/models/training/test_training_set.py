@@ -115,3 +115,11 @@ def test_encoding_goes_on_where_it_was_stopped(new_generator, layouts, dataset, 
 def test_no_layout_is_refused(new_generator, tmp_path):
     with pytest.raises(InvalidDataset, match="no image has a layout"):
         build_training_set(new_generator().model, [], {}, tmp_path)
+
+
+def test_images_that_are_read_ahead_are_the_same(build, new_generator, layouts, dataset, tmp_path):
+    paths = dict(dataset.image_paths("train"))
+    ahead = build_training_set(
+        new_generator().model, layouts, paths, tmp_path / "ahead", num_workers=2
+    )
+    assert np.array_equal(ahead.moments, build("cached").moments)

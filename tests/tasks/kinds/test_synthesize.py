@@ -22,7 +22,7 @@ from data.vocabulary.tables import Dataset
 from flows.nodes import set_node
 from flows.run_config import build_run
 from models.generator.drawing_options import SamplingConfig, SyntheticSetOptions
-from tasks.execution.context import StepContext
+from tasks.execution.context import WARNINGS, StepContext
 from tasks.kinds import synthesize
 
 SAMPLING = SamplingConfig(sampler="unipc", num_inference_steps=2, batch_size=3)
@@ -371,3 +371,11 @@ def test_things_that_no_generator_was_trained_on_are_no_matter_to_the_renderer(d
     by_renderer = SyntheticSetOptions(split="train", trained_on=trained, drawn_by="scenes")
     assert by_renderer.unseen_things(dataset) is None
     assert (by_generator.num_gpus, by_renderer.num_gpus) == (1, 0)
+
+
+def test_things_that_training_does_not_see_are_on_the_card(context):
+    step = context(num_layouts=2, trained_on=Protocol(min_area_fraction=0.1))
+    summary = synthesize.run(step)
+    (said,) = summary[WARNINGS]
+    assert "is not trained on" in said
+    assert f"**Mind that {said}.**" in (step.out / "card.md").read_text()

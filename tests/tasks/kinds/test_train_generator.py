@@ -1,9 +1,12 @@
 """What a generator is trained on, and what it starts from."""
 
+import gc
 import json
 import math
+import weakref
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,12 +16,14 @@ from data.attributes.options import ATTRIBUTES_NAME, PseudoLabelConfig
 from data.errors import ArtifactMissing, ServiceUnavailable
 from data.ingest.options import UnlabelledConfig
 from data.layouts.options import Protocol
+from data.progress import silent
 from data.vocabulary.tables import DETECTIONS
 from models.generator.modules import load_generator
 from models.generator.options import (
     GeneratorConfig,
     NewModelConfig,
     PretrainingConfig,
+    ProbeConfig,
     pretraining_options,
 )
 from models.training.metrics_file import METRICS_NAME, read_metrics
@@ -149,3 +154,40 @@ def test_another_host_takes_part_by_one_command(
     )
     assert losses == pytest.approx(expected, rel=1e-4)
     assert (out / "generator").is_dir()
+
+
+def test_a_probe_draws_what_is_trained_on(dataset, attributes, tmp_path):
+    pq.write_table(attributes, tmp_path / ATTRIBUTES_NAME)
+    rule = Protocol(min_area_fraction=0.06)
+    options = CONFIG.model_copy(update={"layouts": rule, "probe": ProbeConfig(interval=1)})
+    inputs = {"ingest": dataset.folder, "attributes": tmp_path}
+    step = StepContext(options, inputs, tmp_path, tmp_path, "key", tmp_path, 1, silent)
+    probe = train_generator._new_probe(step)
+    shares = [np.prod(item.boxes_normalized[:, 2:] - item.boxes_normalized[:, :2], axis=1)
+              for item in probe._layouts]  # fmt: skip
+    assert np.concatenate(shares).min() > rule.min_area_fraction
+
+
+def test_the_step_holds_no_model_while_its_processes_train(
+    dataset, attributes, tmp_path, monkeypatch
+):
+    pq.write_table(attributes, tmp_path / ATTRIBUTES_NAME)
+    options = CONFIG.model_copy(update={"num_processes": 2})
+    inputs = {"ingest": dataset.folder, "attributes": tmp_path}
+    step = StepContext(options, inputs, tmp_path, tmp_path, "key", tmp_path, 1, silent)
+
+    made, create = [], train_generator._new_generator
+
+    def noted(*arguments):
+        generator = create(*arguments)
+        made.append(weakref.ref(generator.model.unet))
+        return generator
+
+    def look(*_):
+        gc.collect()
+        raise InterruptedError(made[0]() is None)
+
+    monkeypatch.setattr(train_generator, "_new_generator", noted)
+    monkeypatch.setattr(train_generator, "train_in_processes", look)
+    with pytest.raises(InterruptedError, match="True"):
+        train_generator.run(step)
