@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.compute as pc
@@ -248,6 +249,23 @@ def test_a_hub_id_is_known_by_its_commit_and_the_download_is_named(hub):
 def test_a_mistyped_base_model_is_refused(hub, name, message):
     with pytest.raises(InvalidModel, match=message):
         foreign(GeneratorConfig(base_model=name))
+
+
+def test_a_hub_that_cannot_be_reached_is_told_at_once(monkeypatch):
+    from huggingface_hub.errors import HTTPError
+
+    def refuse(*_, **options):
+        assert options["timeout"] < 5
+        raise HTTPError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.model_info", refuse)
+    with pytest.raises(InvalidModel, match=r"in the cache or can be reached.*no route to host"):
+        foreign(GeneratorConfig(base_model="some/model"))
+
+
+def test_a_model_that_is_not_here_is_known_by_the_hubs_commit(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.model_info", lambda *_, **__: SimpleNamespace(sha="5ead"))
+    assert foreign(GeneratorConfig(base_model="some/model")) == {"base_model": "some/model@5ead"}
 
 
 @pytest.mark.parametrize(
