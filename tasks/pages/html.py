@@ -32,7 +32,7 @@ th:first-child, td:first-child { position: sticky; left: 0; background: #fff; }
 th:first-child { background: #f4f6f9; }
 .text, th:first-child, td:first-child { text-align: left; }
 td.long { white-space: normal; min-width: 9rem; max-width: 26rem; overflow-wrap: anywhere; }
-img { max-width: 100%; } .gallery img { image-rendering: pixelated; }
+img { max-width: 100%; }
 .plots { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
 .plots figure { flex: 1 1 20rem; max-width: 36rem; }
 figure { margin: 0; } figure img { display: block; width: 100%; height: auto; }

@@ -57,7 +57,7 @@ _BODY = """{{ table(counts) }}
 {% endfor %}
 <h2>{{ num_images }} images with boxes and masks
 ({{ "green easy, red hard" if shares else "no attributes" }})</h2>
-<p class="gallery"><img src="{{ gallery }}" alt="images with boxes and masks"></p>
+<p><img src="{{ gallery }}" alt="images with boxes and masks"></p>
 """
 
 
