@@ -3,6 +3,7 @@
 import ast
 
 import pytest
+from pydantic import ValidationError
 
 from data.artifacts.digests import DigestMemory
 from data.errors import InvalidConfig, InvalidDataset, InvalidModel
@@ -242,3 +243,19 @@ def test_a_config_is_parsed_again_where_the_parser_met_another_thread(configs, m
 
     monkeypatch.setattr(ast, "parse", racing)
     assert config_files(name) == whole
+
+
+def test_hosts_share_a_detectors_processes_and_the_key_does_not_know():
+    alone = DetectorConfig(num_processes=4)
+    hosts = {"num_nodes": 2, "rdzv_endpoint": "first:29400", "distributed_backend": "gloo"}
+    shared = DetectorConfig(num_processes=4, **hosts)
+    assert (alone.num_gpus, shared.num_gpus) == (4, 2)
+    assert shared.keyed() == alone.keyed() != DetectorConfig().keyed()
+    with pytest.raises(ValidationError, match="num_processes 1 is not a multiple of num_nodes 2"):
+        DetectorConfig(**hosts)
+
+
+def test_nccl_without_a_gpu_is_refused(monkeypatch):
+    monkeypatch.setattr("models.precision.has_gpu", lambda: False)
+    with pytest.raises(InvalidConfig, match="distributed_backend=nccl needs a GPU"):
+        DetectorTraining(distributed_backend="nccl").check_without_data()
