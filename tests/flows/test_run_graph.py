@@ -1,26 +1,18 @@
 """The graph of a run: what is shared, what a change makes anew, what is refused at once."""
 
-import importlib.util
 import json
-import shutil
-import sys
 import time
-from pathlib import Path
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 from data.artifacts.digests import DigestMemory
 from data.artifacts.store import ArtifactStore
 from data.errors import InvalidConfig, InvalidDataset, InvalidModel, PipelineError
-from data.ingest.ingestion import ingest
 from data.layouts.options import PROTOCOLS, Protocol
-from flows.command_line import app
 from flows.presets import merge
 from flows.run_config import build_run
 from flows.run_graph import STAGES, idle_options, run_graph, stage_steps
-from tasks.estimates.forecast import Forecast
 from tasks.execution.plan import check
 
 
@@ -622,63 +614,6 @@ def test_a_preset_for_data_without_data_is_refused(preset):
         graph_of(preset=preset)
 
 
-def publish_tables(store, graph, folder):
-    """Put an ingested data set where a graph looks for it."""
-    identity = graph.find("ingest").identity
-    out = store.work(identity.kind, identity.key) / "out"
-    shutil.copytree(folder, out)
-    store.publish(
-        identity, out, summary={}, environment={}, seconds=0, peak_memory_bytes=0, created_at=""
-    )
-    return identity
-
-
-def coco_shaped(folder):
-    """Splits like COCO's, made by the benchmarks' generator."""
-    path = Path(__file__).parents[2] / "benchmarks" / "coco_files.py"
-    spec = importlib.util.spec_from_file_location("coco_files", path)
-    coco_files = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = coco_files
-    spec.loader.exec_module(coco_files)
-    splits = {}
-    for split, num_images in (("train", 60), ("val", 40)):
-        instances, images = folder / f"instances_{split}.json", folder / split
-        coco_files.write_instances(instances, num_images, 7 * num_images)
-        images.mkdir()
-        for row in json.loads(instances.read_text())["images"]:
-            Image.new("RGB", (row["width"], row["height"])).save(images / row["file_name"])
-        splits[split] = {"instances": str(instances), "images": str(images)}
-    return splits
-
-
-@pytest.mark.parametrize("preset", ["fine-tune", "coco-256", "coco-512"])
-def test_the_presets_for_data_are_planned_without_a_warning(
-    preset, tmp_path, base_folder, caplog, monkeypatch
-):
-    """README's command, with `plan` in place of `run`."""
-    splits = coco_shaped(tmp_path)
-    graph = graph_of(
-        {"ingest": splits, "train_generator": {"base_model": str(base_folder)}}, preset=preset
-    )
-    store = ArtifactStore(tmp_path / "store")
-    ingest(graph.find("ingest").options, tmp_path / "tables")
-    publish_tables(store, graph, tmp_path / "tables")
-    caplog.clear()
-    monkeypatch.setenv("DETDIFFUSION_HOME", str(store.root))
-    monkeypatch.setattr(Forecast, "shortages", lambda *_: [])  # of the machine of this test
-    rows = [
-        f"{name} = {{ instances = {split['instances']!r}, images = {split['images']!r} }}"
-        for name, split in splits.items()
-    ]
-    (tmp_path / "coco.toml").write_text("\n".join(["[ingest]", *rows]))
-    arguments = [preset, "--config", tmp_path / "coco.toml", "--set"]
-    arguments += [f"train_generator.base_model={base_folder}"]
-    found = CliRunner().invoke(app, ["plan", *map(str, arguments)])
-    assert found.exit_code == 0
-    said = [line for line in found.stderr.splitlines() if not line.startswith("to be downloaded")]
-    assert said == [] == [record.message for record in caplog.records]
-
-
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -688,7 +623,7 @@ def test_the_presets_for_data_are_planned_without_a_warning(
     ],
 )
 def test_a_rule_that_leaves_no_layout_is_refused_as_soon_as_the_tables_are_there(
-    overrides, ingested, tmp_path
+    overrides, ingested, tmp_path, publish_tables
 ):
     store, graph = ArtifactStore(tmp_path), graph_of(overrides)
     check(store, graph)  # nothing is known yet
