@@ -77,8 +77,8 @@ class SyntheticSet:
 
     Attributes:
         folder: holds `images/`, `instances.json` and `provenance.parquet`, a row an image with its
-            seed, the real image that its layout is of (of a recombined one the stuff), and its prompt where
-            the generator drew it.
+            seed, the real image that its layout is of (of a recombined one the stuff), its prompt where
+            the generator drew it, and of aimed layouts the share of real things like its own that are hard.
         verified: the folder that `verify-set` wrote, whose labels and rows take the place of the set's.
     """
 

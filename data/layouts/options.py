@@ -7,8 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 AttributePolicy = Literal["origin", "easy", "hard"]
 POLICIES: tuple[AttributePolicy, ...] = get_args(AttributePolicy)
 
-LayoutSource = Literal["real", "jittered", "recombined"]
-"""Layouts as images have them; with their things moved; of things of several images."""
+LayoutSource = Literal["real", "jittered", "recombined", "aimed"]
+"""Layouts as images have them; with their things moved; of things of several images, as they are or where the
+detector is weak."""
 
 ProtocolName = Literal["lama-val", "synthetic-train"]
 

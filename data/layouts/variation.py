@@ -1,12 +1,13 @@
 """New layouts from those of real images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from data.layouts.layout import Layout, PerceptionAttribute, image_seed
+from data.layouts.weakness import Weakness
 from data.vocabulary.boxes import area, overlap
 
 _MAX_SHIFT = 0.25
@@ -43,7 +44,7 @@ class _Things:
 
 def new_layouts(
     layouts: Sequence[Layout],
-    source: Literal["jittered", "recombined"],
+    source: Literal["jittered", "recombined", "aimed"],
     count: int,
     *,
     seed: int,
@@ -52,7 +53,8 @@ def new_layouts(
     """Make layouts of the stuff and the number of things of random ones, half of them mirrored.
 
     Things are the layout's own, or for `recombined` drawn from those of all layouts, with class, attribute
-    and place in fractions of the image's sides. Each is scaled and shifted within bounds. They overlap
+    and place in fractions of the image's sides; for `aimed` so too, in proportion to the share of hard things
+    among those of their class and size. Each is scaled and shifted within bounds. They overlap
     no more than the layout's own do: one that finds no such place stays, or of drawn ones goes where it
     overlaps least. Layout k depends on the layouts, `seed` and k alone.
 
@@ -63,14 +65,15 @@ def new_layouts(
     Returns:
         Layouts with the image id of the one whose stuff they have, and without masks.
     """
-    pool = _pooled(layouts) if source == "recombined" else None
+    pool = None if source == "jittered" else _pooled(layouts)
+    draw = _draw_of(layouts, aimed=source == "aimed")
     made = []
     for number in range(count):
         rng = np.random.default_rng([number, image_seed(seed, number, 0)])  # no image's own
         base = layouts[int(rng.integers(len(layouts)))]
         own = _pooled([base])
         limit = _greatest_overlap(own.boxes)
-        things = pool[rng.integers(len(pool.boxes), size=len(own.boxes))] if pool else own
+        things = pool[draw(rng, len(own.boxes))] if pool else own
         boxes = _jittered(things.boxes, limit, min_area_fraction, rng)
         made.append(_on_stuff(base, replace(things, boxes=boxes), mirrored=rng.random() < 0.5))
     return made
@@ -87,6 +90,22 @@ def _pooled(layouts: Sequence[Layout]) -> _Things:
             if thing
         ],
     )
+
+
+def _draw_of(
+    layouts: Sequence[Layout], *, aimed: bool
+) -> Callable[[np.random.Generator, int], np.ndarray]:
+    """A draw of so many of the layouts' things, evenly or where the detector is weak."""
+    num_things = sum(int(item.is_thing.sum()) for item in layouts)
+    shares = Weakness.measured(layouts).of(layouts) if aimed else np.zeros(num_things)
+    cumulated = shares.cumsum()
+
+    def draw(rng: np.random.Generator, count: int) -> np.ndarray:
+        if not shares.any():
+            return rng.integers(num_things, size=count)
+        return np.searchsorted(cumulated, rng.random(count) * cumulated[-1], side="right")
+
+    return draw
 
 
 def _greatest_overlap(boxes: np.ndarray) -> float:

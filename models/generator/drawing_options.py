@@ -36,8 +36,8 @@ DRAWER_HELP = (
 )
 
 LAYOUT_SOURCE_HELP = (
-    "Layouts that are drawn: of real images, jittered (things scaled and shifted), or recombined (of things "
-    "of several images)."
+    "Layouts that are drawn: of real images, jittered (things scaled and shifted), recombined (of things of "
+    "several images), or aimed (likewise, more of the classes and sizes that the detector misses more often)."
 )
 
 STRENGTH_HELP = (

@@ -28,6 +28,7 @@ from data.layouts.layout import (
 )
 from data.layouts.options import published_counts
 from data.layouts.variation import new_layouts
+from data.layouts.weakness import Weakness
 from data.scenes.layout_scene import draw_layout
 from data.vocabulary.boxes import area, xyxy_to_xywh
 from data.vocabulary.tables import Dataset, write_table
@@ -60,10 +61,12 @@ class SyntheticImage(Picture):
     Attributes:
         image_id: id in the synthetic data set.
         repeat: 0 for the layout's first image.
+        hard_share: of real things of its things' classes and sizes; None where layouts are not aimed.
     """
 
     image_id: int
     repeat: int
+    hard_share: float | None
 
     @property
     def file_name(self) -> str:
@@ -105,6 +108,9 @@ def run(context: Context) -> Summary:
     how: dict[str, Any] = {"drawn by": options.drawn_by, "layouts": options.layout_source}
     if options.strength < 1:
         how["strength"] = options.strength
+    if options.layout_source == "aimed":
+        shares = [item.hard_share * item.layout.is_thing.sum() for item in images]
+        how["hard share of such real things"] = f"{sum(shares) / counts['objects']:.2f}"
     write_card(
         context.out,
         f"Synthetic data set: {options.split}, {options.policy}",
@@ -198,9 +204,9 @@ def _planned(context: Context, dataset: Dataset, folder: Path) -> list[Synthetic
     if options.attribute_overrides:
         overrides = read_overrides(options.attribute_overrides)
         attributes = override_attributes(attributes, overrides, options.split)
-    layouts = _numbered_layouts(
-        read_layouts(dataset, attributes, options.split, options.protocol), options
-    )
+    real = read_layouts(dataset, attributes, options.split, options.protocol)
+    layouts = _numbered_layouts(real, options)
+    weakness = Weakness.measured(real) if options.layout_source == "aimed" else None
     sources = dict(dataset.image_paths(options.split)) if options.strength < 1 else {}
     ids = {name: category_id for category_id, name in dataset.things.items()}
     of_categories = {ids[name]: policy for name, policy in options.class_policies.items()}
@@ -214,6 +220,7 @@ def _planned(context: Context, dataset: Dataset, folder: Path) -> list[Synthetic
             image_id=index + 1,
             layout=layout,
             repeat=repeat,
+            hard_share=float(weakness.of([layout]).mean()) if weakness else None,
             seed=image_seed(options.sampling.seed, number, repeat),
             size=(layout.width, layout.height),
             path=folder / f"{index + 1:012d}.png",
@@ -312,6 +319,7 @@ def _describe(
                 "source_image_id": item.layout.image_id,
                 "repeat": item.repeat,
                 "seed": item.seed,
+                **({} if item.hard_share is None else {"hard_share": item.hard_share}),
                 **image.provenance,
                 **made,
             }

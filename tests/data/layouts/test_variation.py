@@ -1,5 +1,6 @@
 """New layouts: inside the image, by the protocol, as things overlap and are in real ones."""
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +10,9 @@ from hypothesis import strategies as st
 
 from data.layouts.layout import Layout, PerceptionAttribute
 from data.layouts.variation import new_layouts
+from data.layouts.weakness import Weakness
 
-SOURCES = ("jittered", "recombined")
+SOURCES = ("jittered", "recombined", "aimed")
 MINIMUM = 0.02
 
 
@@ -93,14 +95,15 @@ def test_jittered_things_are_the_images_own_and_overlap_no_more(layouts, seed):
         assert (np.abs(np.log(sides / before)) <= np.log(1.25) + 1e-6).all()
 
 
+@pytest.mark.parametrize("source", ["recombined", "aimed"])
 @given(layouts=some_layouts(), seed=st.integers(0, 5))
-def test_recombined_things_keep_class_and_attribute(layouts, seed):
+def test_recombined_things_keep_class_and_attribute(source, layouts, seed):
     pairs = {
         pair
         for item in layouts
         for pair in zip(item.category_ids.tolist(), item.attributes, strict=True)
     }
-    for new in new_layouts(layouts, "recombined", 3, seed=seed):
+    for new in new_layouts(layouts, source, 3, seed=seed):
         assert set(zip(new.category_ids.tolist(), new.attributes, strict=True)) <= pairs
 
 
@@ -124,6 +127,54 @@ def test_recombined_things_are_of_several_images(layouts):
     for new in new_layouts(numbered, "recombined", 20, seed=0):
         assert len(set(new.category_ids[new.is_thing].tolist())) > 1
         assert set(new.category_ids[~new.is_thing].tolist()) == {new.image_id}
+
+
+def test_aimed_things_are_drawn_in_proportion_to_the_share_of_hard_ones(scene_layouts):
+    def kinds(layouts):
+        found = [
+            (int(label), bool(share > 0.5))
+            for item in layouts
+            for label, share in zip(item.category_ids, item.is_thing, strict=True)
+        ]
+        return Counter(label for label, is_thing in found if is_thing)
+
+    hard = {label: k / 10 for k, label in enumerate(sorted(kinds(scene_layouts)))}
+
+    def graded(layout):
+        """Of class k every tenth k times hard, whatever the size."""
+        attributes = tuple(
+            None if not is_thing else
+            PerceptionAttribute.HARD if rng.random() < hard[int(label)] else PerceptionAttribute.EASY
+            for label, is_thing in zip(layout.category_ids, layout.is_thing, strict=True)
+        )  # fmt: skip
+        return replace(layout, attributes=attributes)
+
+    rng = np.random.default_rng(0)
+    real = [graded(layout) for layout in scene_layouts]
+    made = kinds(new_layouts(real, "aimed", 2000, seed=0))
+    before, weakness = kinds(real), Weakness.measured(real)
+    weights = Counter()
+    for layout in real:
+        for label, share in zip(
+            layout.category_ids[layout.is_thing], weakness.of([layout]), strict=True
+        ):
+            weights[int(label)] += share
+    for label in before:
+        share = made[label] / made.total()
+        assert share == pytest.approx(weights[label] / weights.total(), abs=0.015)
+    rarest, commonest = min(hard, key=hard.get), max(hard, key=hard.get)
+    assert made[rarest] / before[rarest] < 0.5 * made[commonest] / before[commonest]
+
+
+def test_where_nothing_is_hard_aimed_layouts_are_recombined_ones(layouts):
+    easy = [
+        replace(item, attributes=tuple(a and PerceptionAttribute.EASY for a in item.attributes))
+        for item in layouts
+    ]
+    for first, second in zip(
+        *(new_layouts(easy, source, 5, seed=1) for source in ("aimed", "recombined")), strict=True
+    ):
+        assert (first.boxes == second.boxes).all()
 
 
 def test_half_of_them_are_mirrored():

@@ -310,7 +310,7 @@ def test_a_killed_rendering_ends_as_one_that_was_not(context, tmp_path):
         assert path.read_bytes() == (whole.out / "images" / path.name).read_bytes()
 
 
-@pytest.mark.parametrize("source", ["jittered", "recombined"])
+@pytest.mark.parametrize("source", ["jittered", "recombined", "aimed"])
 def test_new_layouts_may_be_more_than_there_are_images(source, context, layouts):
     rule = Protocol(min_area_fraction=0.05, min_objects=2)
     more = {"drawn_by": "scenes", "layout_source": source, "protocol": rule}
@@ -321,6 +321,10 @@ def test_new_layouts_may_be_more_than_there_are_images(source, context, layouts)
     assert {row["layout_source"] for row in rows} == {source}
     assert len({row["seed"] for row in rows}) == 60
     assert {row["source_image_id"] for row in rows} <= {layout.image_id for layout in layouts}
+    shares = [row["hard_share"] for row in rows if "hard_share" in row]
+    assert len(shares) == (60 if source == "aimed" else 0)
+    assert all(0 < share < 1 for share in shares)
+    assert ("hard share of such real things" in (step.out / "card.md").read_text()) == bool(shares)
 
 
 def test_new_layouts_are_given_to_the_generator_and_are_its_labels(context, dataset):

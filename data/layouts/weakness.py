@@ -1,0 +1,62 @@
+"""Where a detector is weak: the share of things that are hard, by class and size."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.layouts.layout import Layout, PerceptionAttribute
+from data.vocabulary.boxes import area
+
+_PRIOR = 10
+"""Things of the usual hard share, counted with those of each class and size, of which there may be few."""
+
+_THIRDS = (1 / 3, 2 / 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Weakness:
+    """Shares of hard things by class and third of the sizes.
+
+    Attributes:
+        limits: areas between the thirds, in fractions of the image, float64 (2,).
+        shares: by category id and third, 0 the smallest; each with ten things of the usual share.
+        usual: of all things that have an attribute.
+    """
+
+    limits: np.ndarray
+    shares: dict[tuple[int, int], float]
+    usual: float
+
+    @classmethod
+    def measured(cls, layouts: Sequence[Layout]) -> "Weakness":
+        """Count the things of layouts with their measured attributes."""
+        boxes, labels = _things(layouts)
+        attributes = [
+            attribute
+            for item in layouts
+            for attribute, is_thing in zip(item.attributes, item.is_thing, strict=True)
+            if is_thing
+        ]
+        known = np.array([attribute is not None for attribute in attributes])
+        hard = np.array([attribute == PerceptionAttribute.HARD for attribute in attributes])
+        limits, usual = np.quantile(area(boxes), _THIRDS), float(hard.sum() / max(known.sum(), 1))
+        kinds = np.stack([labels, np.searchsorted(limits, area(boxes))])
+        found, places = np.unique(kinds, axis=1, return_inverse=True)
+        counts, numbers = np.bincount(places, known), np.bincount(places, hard)
+        shares = (numbers + _PRIOR * usual) / (counts + _PRIOR)
+        names = ((int(label), int(third)) for label, third in found.T)
+        return cls(limits, dict(zip(names, shares.tolist(), strict=True)), usual)
+
+    def of(self, layouts: Sequence[Layout]) -> np.ndarray:
+        """The share of each thing's class and size, float64 (num_things,), of what was not seen the usual."""
+        boxes, labels = _things(layouts)
+        thirds = np.searchsorted(self.limits, area(boxes))
+        kinds = zip(labels.tolist(), thirds.tolist(), strict=True)
+        return np.array([self.shares.get(kind, self.usual) for kind in kinds])
+
+
+def _things(layouts: Sequence[Layout]) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes in fractions of their image's sides and category ids."""
+    boxes = np.concatenate([item.boxes_normalized[item.is_thing] for item in layouts])
+    return boxes, np.concatenate([item.category_ids[item.is_thing] for item in layouts])
