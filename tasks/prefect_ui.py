@@ -106,6 +106,7 @@ class StepProgress:
         self._artifact: UUID | None = None
         self._bar: rich_progress.TaskID | None = None
         self._last_line = 0.0
+        self._said: list[str] = []
 
     def __enter__(self) -> Self:
         return self
@@ -141,7 +142,10 @@ class StepProgress:
         self._say(f"error: {self._name}: {first.rstrip(':')}", "red")
 
     def warn(self, text: str) -> None:
-        """Say what the user should know of a result, in Prefect's log and above a terminal's bars."""
+        """Say once what the user should know of a step, in Prefect's log and above a terminal's bars."""
+        if any(text in said for said in self._said):
+            return
+        self._said.append(text)
         get_run_logger().warning("%s: %s", self._name, text)
         self._say(f"warning: {self._name}: {text}", "yellow")
 
@@ -173,7 +177,7 @@ def obtain_artifact(workshop: Workshop, name: str) -> Any:
     step = workshop.graph.find(name)
     with StepProgress(name) as progress:
         try:
-            manifest, hit = workshop.obtain(step, progress)
+            manifest, hit = workshop.obtain(step, progress, progress.warn)
         except PipelineError as error:
             progress.fail(str(error))
             return Failed(message=str(error), data=error)

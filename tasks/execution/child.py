@@ -1,7 +1,8 @@
 """A step in a process of its own.
 
-It speaks over a connection: progress as a tuple, and at the end a dictionary with `summary` and `device`,
-or with `error` (class name) and `message`. Everything that libraries print goes to a log file.
+It speaks over a connection: progress as a tuple, a warning as text, and at the end a dictionary with
+`summary` and `device`, or with `error` (class name) and `message`. Everything that is logged, or printed by
+libraries, goes to a log file.
 """
 
 import importlib
@@ -31,6 +32,28 @@ logger = logging.getLogger(__name__)
 
 NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
 """Environment variable with which PyTorch looks for a GPU without its driver."""
+
+
+_OURS = ("data", "models", "tasks")
+"""Packages whose warnings are for users."""
+
+_MOST_WARNINGS = 20
+"""Of a step that its run is told; all are in the log."""
+
+
+class _Warnings(logging.Handler):
+    """Sends warnings to the run."""
+
+    def __init__(self, channel: Connection):
+        super().__init__(logging.WARNING)
+        self._channel = channel
+        self._left = _MOST_WARNINGS
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send the first ones."""
+        self._left -= 1
+        if self._left >= 0:
+            self._channel.send(record.getMessage())
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +86,8 @@ def run_step(spec: StepSpec, channel: Connection) -> None:
     end_with_channel(channel)
     forget_bucket()
     _log_to(spec.work / LOG_NAME)
+    for package in _OURS:
+        logging.getLogger(package).addHandler(_Warnings(channel))
     use_threads(spec.num_workers)
     os.environ.pop(NVML_CHECK, None)  # it does not see whether the driver is too old
     if spec.visible_gpus is not None:  # in time: CUDA reads it when it is first used

@@ -110,8 +110,13 @@ class Workshop:
             with _start_lock, gpu_looked_for_without_cuda(), interrupts_blocked():
                 forkserver.ensure_running()
 
-    def obtain(self, step: Step, progress: Progress) -> tuple[Manifest, bool]:
+    def obtain(
+        self, step: Step, progress: Progress, warn: Callable[[str], None] = logger.warning
+    ) -> tuple[Manifest, bool]:
         """Return a step's artifact and whether it was there already, or on the mirror, or made meanwhile.
+
+        Args:
+            warn: called with what a user should know while the step runs.
 
         Raises:
             ArtifactMissing: an input's artifact is absent or damaged.
@@ -127,7 +132,7 @@ class Workshop:
                     hit = False
                     inputs = {name: self._input(step, name, progress) for name in step.inputs}
                     with self._part_for(step, progress) as part:
-                        manifest = self._make(step, inputs, part, progress)
+                        manifest = self._make(step, inputs, part, progress, warn)
             if not hit:
                 self._on_mirror(Remote.push, self.store, manifest, self._until_stopped(progress))
         step.options.note_places(self.store.root / identity.reference)
@@ -251,7 +256,12 @@ class Workshop:
         return folder
 
     def _make(
-        self, step: Step, inputs: dict[str, Path], part: Part, progress: Progress
+        self,
+        step: Step,
+        inputs: dict[str, Path],
+        part: Part,
+        progress: Progress,
+        warn: Callable[[str], None],
     ) -> Manifest:
         identity = step.identity
         spec = StepSpec(
@@ -269,7 +279,7 @@ class Workshop:
         )
         started = time.monotonic()
         self._require_unchanged(step)
-        result, peak = self._run(step, spec, progress)
+        result, peak = self._run(step, spec, progress, warn)
         try:
             self._require_unchanged(step)
         except InvalidConfig:
@@ -304,7 +314,9 @@ class Workshop:
                 f"{step.name!r}: what {', '.join(changed)} names was changed since the run began: run again"
             )
 
-    def _run(self, step: Step, spec: StepSpec, progress: Progress) -> tuple[dict[str, Any], int]:
+    def _run(
+        self, step: Step, spec: StepSpec, progress: Progress, warn: Callable[[str], None]
+    ) -> tuple[dict[str, Any], int]:
         """Let a process run the step; returns what it reports, and its memory at the peak, bytes."""
         start = "forkserver" if self._is_forked(step) else "spawn"
         context = cast("ForkServerContext", multiprocessing.get_context(start))
@@ -328,6 +340,8 @@ class Workshop:
                         break
                     if isinstance(last, tuple):
                         progress(*last)
+                    elif isinstance(last, str):
+                        warn(last)
                 process.join()
                 _kill_group(process)  # what it left behind
         except BaseException:

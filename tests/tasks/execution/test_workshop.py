@@ -33,7 +33,7 @@ from tasks.execution.workshop import Workshop
 from tasks.kind import Kind
 
 MODULE = """
-import os, signal, subprocess, time
+import logging, os, signal, subprocess, time
 from pathlib import Path
 from typing import Annotated
 from data.artifacts.options import Options, RuntimeOnly
@@ -59,6 +59,10 @@ def run(context):
     match context.options.what:
         case "error":
             raise InvalidConfig("the user did it")
+        case "warn":
+            logging.getLogger("library").warning("no matter of the user's")
+            for number in range(30):
+                logging.getLogger("models.some").warning("mind %d", number)
         case "edit":
             context.options.named.write_text("edited")
         case "death":
@@ -151,6 +155,15 @@ def test_a_step_runs_in_its_own_process_and_is_a_hit_the_second_time(store, step
     assert log.read_text() == "something on standard output\n"
     again, hit, reports = obtain(store, alone(step()))
     assert (again, hit, reports) == (manifest, True, [])
+
+
+def test_warnings_of_a_step_reach_its_run_and_all_are_in_the_log(store, step):
+    told, only = [], alone(step("warn"))
+    manifest, _ = workshop_of(store, only).obtain(only, lambda *report: None, told.append)
+    assert told == [f"mind {number}" for number in range(20)]
+    log = (store.root / manifest.reference / "log.txt").read_text()
+    assert "models.some WARNING mind 29" in log
+    assert "no matter of the user's" in log
 
 
 def test_nothing_is_filed_under_the_digest_of_a_file_that_was_changed(store, step, tmp_path):
