@@ -6,9 +6,10 @@ import os
 import shlex
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,44 +40,48 @@ _STEP, _PLAN, _VERSIONS = "step", "plan", "versions"
 
 TrainingT = TypeVar("TrainingT", GeneratorConfig, DetectorTraining)
 
+Train = Callable[..., None]
+"""Of a step's context and a plan: trains with the others, in a process of its own."""
+
 logger = logging.getLogger(__name__)
 
 
-def invite(
+def train_in_processes(
     context: StepContext[TrainingT],
+    train: Train,
     kind: str,
     num_steps: int,
-    plan: Mapping[str, Any] | None = None,
+    plan: Any = None,
 ) -> None:
-    """Where there shall be other hosts, say how they take part, to people and in the work folder.
+    """Have several processes, on other hosts too, train together, and report what the first one does.
+
+    What is wrong for the user ends them all; where one dies all go on from their newest checkpoint.
 
     Args:
-        kind: module that takes part when it is run with the work folder.
+        train: called by each process; importable by name.
+        kind: module by which other hosts take part, when it is run with the work folder.
         num_steps: of the training.
-        plan: what they need beside the step's context, plain JSON.
+        plan: what the processes need beside the step's context, plain JSON.
+
+    Raises:
+        PipelineError: by `train`, or as of `run_distributed`.
     """
-    if context.options.num_nodes == 1:
-        return
-    step = TypeAdapter(StepContext[Any]).dump_python(context, mode="json", exclude={"progress"})
-    facts = {_STEP: step, _PLAN: plan, _VERSIONS: versions()}
-    with durable_file(context.work / _SHARED_NAME) as file:
-        file.write(json.dumps(facts).encode())
-    command = shlex.join(["python", "-P", "-m", kind, str(context.work)])
-    logger.info("on each of %d other hosts: %s", context.options.num_nodes - 1, command)
-    context.progress(0, num_steps, f"waiting for hosts: {command}")
+    if context.options.num_nodes > 1:
+        _invite(context, kind, num_steps, plan)
+    _train_here(context, partial(train, plan=plan), is_first_host=True)
 
 
-def invited(
-    work: Path, of: type[StepContext[TrainingT]]
-) -> tuple[StepContext[TrainingT], dict[str, Any]]:
-    """The step that another host runs, and its plan.
+def join(work: Path, of: type[StepContext[TrainingT]], train: Train) -> None:
+    """Let this host take part in a training that another one runs, until it is done.
 
     Args:
-        work: its work folder, which both see under the same path.
+        work: the step's work folder, which both see under the same path.
+        train: as that host has it.
 
     Raises:
         ArtifactMissing: no training waits for hosts there.
-        ServiceUnavailable: the hosts have other versions of the code.
+        ServiceUnavailable: the hosts do not find each other, or have other versions of the code.
+        StepFailed: a process died once more.
     """
     shared = work / _SHARED_NAME
     if not shared.is_file():
@@ -86,26 +91,37 @@ def invited(
     facts = json.loads(shared.read_text())
     require_versions(facts[_VERSIONS], "this host")
     step = TypeAdapter(of).validate_python(facts[_STEP] | {"progress": silent})
-    return step, facts[_PLAN]
+    _train_here(step, partial(train, plan=facts[_PLAN]), is_first_host=False)
 
 
-def train_in_processes(
+def join_by_command(of: type[StepContext[TrainingT]], train: Train) -> None:
+    """`join` the training whose work folder is the command's argument."""
+    log_plainly()
+    forget_bucket()
+    try:
+        join(Path(sys.argv[1]), of, train)
+    except PipelineError as error:
+        sys.exit(str(error))
+
+
+def _invite(context: StepContext[TrainingT], kind: str, num_steps: int, plan: Any) -> None:
+    """Say how other hosts take part, to people and in the work folder."""
+    step = TypeAdapter(StepContext[Any]).dump_python(context, mode="json", exclude={"progress"})
+    facts = {_STEP: step, _PLAN: plan, _VERSIONS: versions()}
+    with durable_file(context.work / _SHARED_NAME) as file:
+        file.write(json.dumps(facts).encode())
+    command = shlex.join(["python", "-P", "-m", kind, str(context.work)])
+    logger.info("on each of %d other hosts: %s", context.options.num_nodes - 1, command)
+    context.progress(0, num_steps, f"waiting for hosts: {command}")
+
+
+def _train_here(
     context: StepContext[TrainingT],
     train: Callable[[StepContext[TrainingT]], None],
     *,
-    is_first_host: bool = True,
+    is_first_host: bool,
 ) -> None:
-    """Have several processes, on other hosts too, train together, and report what the first one does.
-
-    What is wrong for the user ends them all; where one dies all go on from their newest checkpoint.
-
-    Args:
-        train: called by each process; importable by name, or of such a function partial.
-        is_first_host: whether this host runs the step.
-
-    Raises:
-        PipelineError: by `train`, or as of `run_distributed`.
-    """
+    """Start this host's processes, and wait for them."""
     options, hosts = context.options, None
     if options.rdzv_endpoint:
         hosts = Hosts(options.num_nodes, options.rdzv_endpoint, context.key, is_first_host)
@@ -174,13 +190,3 @@ def _passed_on(path: Path, progress: Progress) -> Iterator[None]:
     finally:
         finished.set()
         thread.join()
-
-
-def join_by_command(join: Callable[[Path], None]) -> None:
-    """Let this host take part in the training whose work folder is the command's argument."""
-    log_plainly()
-    forget_bucket()
-    try:
-        join(Path(sys.argv[1]))
-    except PipelineError as error:
-        sys.exit(str(error))

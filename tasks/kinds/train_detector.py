@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -18,12 +17,7 @@ from models.detector.config_files import CocoFolder, Mixture, learning_rate
 from models.detector.options import DetectorTraining
 from models.detector.training import train_detector
 from tasks.execution.context import StepContext, Summary
-from tasks.execution.data_parallel import (
-    invite,
-    invited,
-    join_by_command,
-    train_in_processes,
-)
+from tasks.execution.data_parallel import join_by_command, train_in_processes
 from tasks.pages.cards import markdown_table, write_card
 
 Context = StepContext[DetectorTraining]
@@ -73,8 +67,8 @@ def run(context: Context) -> Summary:
     if options.num_processes == 1:
         _train(context, plan)
     else:
-        invite(context, __name__, iterations, TypeAdapter(_Plan).dump_python(plan, mode="json"))
-        train_in_processes(context, partial(_train, plan=plan))
+        facts = TypeAdapter(_Plan).dump_python(plan, mode="json")
+        train_in_processes(context, _train_as_one_of_several, __name__, iterations, facts)
     counts = {part.what: part.count for part in parts}
     passes = _passes(list(counts.values()), iterations * options.batch_size, mixture)
     facts = {
@@ -91,20 +85,8 @@ def run(context: Context) -> Summary:
     return {"images": counts, "iterations": iterations, **passes}
 
 
-def join(work: Path) -> None:
-    """Let this host take part in a training that another one runs, until it is done.
-
-    Args:
-        work: the step's work folder, which both see under the same path.
-
-    Raises:
-        ArtifactMissing: no training waits for hosts there.
-        ServiceUnavailable: the hosts do not find each other, or have other versions of the code.
-        StepFailed: a process died once more.
-    """
-    context, plan = invited(work, Context)
-    train = partial(_train, plan=TypeAdapter(_Plan).validate_python(plan))
-    train_in_processes(context, train, is_first_host=False)
+def _train_as_one_of_several(context: Context, plan: Any) -> None:
+    _train(context, TypeAdapter(_Plan).validate_python(plan))
 
 
 def _train(context: Context, plan: _Plan) -> None:
@@ -236,4 +218,4 @@ def _passes(counts: Sequence[int], num_seen: int, mixture: Mixture | None) -> di
 
 
 if __name__ == "__main__":
-    join_by_command(join)
+    join_by_command(Context, _train_as_one_of_several)

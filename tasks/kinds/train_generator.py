@@ -50,12 +50,7 @@ from models.training.probe import GeneratorProbe
 from models.training.state import TrainingState
 from models.training.training_set import TrainingSet, build_training_set
 from tasks.execution.context import WARNINGS, StepContext, Summary
-from tasks.execution.data_parallel import (
-    invite,
-    invited,
-    join_by_command,
-    train_in_processes,
-)
+from tasks.execution.data_parallel import join_by_command, train_in_processes
 from tasks.pages.cards import markdown_picture, markdown_table, write_card
 
 logger = logging.getLogger(__name__)
@@ -119,8 +114,7 @@ def run(context: Context) -> Summary:
     else:
         del prepared, generator  # each process has its own
         release_memory()
-        invite(context, __name__, options.num_steps)
-        train_in_processes(context, _train_as_one_of_several)
+        train_in_processes(context, _train_as_one_of_several, __name__, options.num_steps)
     shutil.copy(context.work / METRICS_NAME, context.out / METRICS_NAME)
     metrics = read_metrics(context.work / METRICS_NAME)
     rows = _summary_rows(metrics)
@@ -236,23 +230,8 @@ def _train(context: Context, prepared: _Prepared) -> None:
         save_generator(prepared.generator, context.out / "generator")
 
 
-def join(work: Path) -> None:
-    """Let this host take part in a training that another one runs, until it is done.
-
-    Args:
-        work: the step's work folder, which both see under the same path.
-
-    Raises:
-        ArtifactMissing: no training waits for hosts there.
-        ServiceUnavailable: the hosts do not find each other, or have other versions of the code.
-        StepFailed: a process died once more.
-    """
-    context, _ = invited(work, Context)
-    train_in_processes(context, _train_as_one_of_several, is_first_host=False)
-
-
-def _train_as_one_of_several(context: Context) -> None:
-    """Train with a generator and images of this process' own."""
+def _train_as_one_of_several(context: Context, plan: None) -> None:
+    """Train with a generator and images of this process' own; all follows from the options."""
     images = _images(context)
     _train(context, _prepare(context, images, _new_generator(context, images)))
 
@@ -354,4 +333,4 @@ def _pictures(out: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    join_by_command(join)
+    join_by_command(Context, _train_as_one_of_several)

@@ -28,6 +28,7 @@ from models.generator.options import (
 )
 from models.training.metrics_file import METRICS_NAME, read_metrics
 from tasks.execution.context import StepContext
+from tasks.execution.data_parallel import join
 from tasks.execution.versions import versions
 from tasks.kinds import ingest_unlabelled, pseudo_label, train_generator
 
@@ -136,7 +137,7 @@ def test_a_host_of_other_versions_takes_no_part(tmp_path):
     with pytest.raises(
         ServiceUnavailable, match=r"this host has torch .*, the run has torch 0\.4:"
     ):
-        train_generator.join(tmp_path)
+        join(tmp_path, train_generator.Context, train_generator._train_as_one_of_several)
 
 
 def test_another_host_takes_part_by_one_command(
@@ -146,7 +147,7 @@ def test_another_host_takes_part_by_one_command(
     config = CONFIG.model_copy(update={"mixed_precision": "no"})
     alone, _ = run(train_generator, "alone", config, attributes=tmp_path)
     with pytest.raises(ArtifactMissing, match="no training waits there"):
-        train_generator.join(tmp_path)
+        join(tmp_path, train_generator.Context, train_generator._train_as_one_of_several)
     inputs = {"ingest": dataset.folder, "attributes": tmp_path}
     out = run_on_two_hosts(train_generator, config, inputs)
     losses, expected = (
