@@ -176,14 +176,16 @@ def _show(config: RunConfig, rows: Sequence[Row]) -> None:
     for row in rows:
         table.add_row(*(_cell(name, row[name]) for name in columns))
     print_table(table)
-    long = [
-        float(row["took / estimate"] or 0) for row in rows if float(row.get("took") or 0) >= _LONG
+    ratios = [
+        float(ratio)
+        for row in rows
+        if (ratio := row.get("took / estimate")) and float(row.get("took") or 0) >= _LONG
     ]
-    if long:
-        close = sum(1 / _CLOSE <= ratio <= _CLOSE for ratio in long)
+    if ratios:
+        close = sum(1 / _CLOSE <= ratio <= _CLOSE for ratio in ratios)
         typer.echo(
-            f"{close} of {len(long)} steps of {_LONG} s and more took between 1/{_CLOSE} and {_CLOSE} times "
-            "their estimate"
+            f"{close} of {len(ratios)} steps of {_LONG} s and more took between 1/{_CLOSE} and {_CLOSE} "
+            "times their estimate"
         )
 
 

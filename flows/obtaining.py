@@ -34,7 +34,7 @@ def checked_graph(
     """
     graph = request.graph(digests)
     steps = stage_steps(graph, request.stage)
-    check(store, graph)
+    check(store, steps)
     for line in request.idle_options():
         typer.echo(f"warning: {line}", err=True)
     missing = [step for step in steps if not store.has(step.kind.name, step.identity.key)]

@@ -116,7 +116,7 @@ class Found:
             tiles = {name: len(item.image_sizes) for name, item in self.shown.items()}
             pixels = sum(item.image_sizes.prod(axis=1).sum() for item in self.shown.values())
             yield (
-                f"these are cut into {tiles['train']} and {tiles['val']} tiles of {self.tile.size} pixels, "
+                f"images are cut into {tiles['train']} and {tiles['val']} tiles of {self.tile.size} pixels, "
                 f"about {pixels * PNG_BYTES / 1e9:.2g} GB of files"
             )
         if self.turned:
@@ -152,7 +152,9 @@ def look(sources: Mapping[Split, SplitConfig], folder: Path, num_workers: int) -
             "correct the file, or give as --images the folder that its file names are relative to"
         )
         if SIZE_BEFORE_EXIF in said:
-            advice = "annotate images as they are shown, or drop EXIF's entry from the files"
+            advice += (
+                ", or where EXIF turns images annotate them as they are shown, or drop its entry"
+            )
         raise InvalidDataset(f"{said}: {advice}") from error
     dataset = Dataset(tables)
     whole = {name: survey(dataset, name) for name in sources}

@@ -144,7 +144,7 @@ def _obtain(workshop: Workshop, steps: Sequence[Step]) -> State[Any]:
         workshop.prepare(steps)
         _submit(workshop, [step for step in steps if step.kind.name == "ingest"], futures)
         wait(list(futures.values()))
-        check(store, graph)
+        check(store, steps)
         _submit(workshop, steps, futures)
         wait(list(futures.values()))
     except BaseException as error:

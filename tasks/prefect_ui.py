@@ -143,7 +143,7 @@ class StepProgress:
 
     def warn(self, text: str) -> None:
         """Say once what the user should know of a step, in Prefect's log and above a terminal's bars."""
-        if any(text in said for said in self._said):
+        if any(said == text or said.endswith(f": {text}") for said in self._said):
             return
         self._said.append(text)
         get_run_logger().warning("%s: %s", self._name, text)

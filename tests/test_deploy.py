@@ -44,7 +44,10 @@ def test_containers_get_gpus_and_shared_memory():
     assert host()["DeviceRequests"] == [request | {"Count": -1}]
     assert host(gpu_count=2)["DeviceRequests"] == [request | {"Count": 2}]
     assert host()["ShmSize"] == 8 * 2**30
-    assert f"{HOST_LOCKS}:{HOST_LOCKS}" in job("docker")["volumes"]  # a GPU is one container's
+    assert f"detdiffusion-gpus:{HOST_LOCKS}" in job("docker")["volumes"]  # a GPU is one container's
+    assert (
+        f"--mode=1777 {HOST_LOCKS}" in (ROOT / "Dockerfile").read_text()
+    )  # of whom a new volume is
 
 
 def test_pods_get_gpus_and_shared_memory_and_are_not_retried_by_kubernetes():

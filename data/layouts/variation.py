@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from data.errors import InvalidDataset
 from data.layouts.layout import Layout, PerceptionAttribute, image_seed
 from data.layouts.weakness import Weakness
 from data.vocabulary.boxes import area, overlap
@@ -59,12 +60,17 @@ def new_layouts(
     overlaps least. Layout k depends on the layouts, `seed` and k alone.
 
     Args:
-        layouts: with a thing at least.
+        layouts: one of them with a thing at least.
         min_area_fraction: boxes above it, in fractions of their image, stay above it.
 
     Returns:
         Layouts with the image id of the one whose stuff they have, and without masks.
+
+    Raises:
+        InvalidDataset: there is no thing.
     """
+    if not any(item.is_thing.any() for item in layouts):
+        raise InvalidDataset(f"train_layout_source={source}: no layout has a thing to draw")
     pool = None if source == "jittered" else _pooled(layouts)
     draw = _draw_of(layouts, aimed=source == "aimed")
     made = []

@@ -55,6 +55,10 @@ class Weakness:
         kinds = zip(labels.tolist(), thirds.tolist(), strict=True)
         return np.array([self.shares.get(kind, self.usual) for kind in kinds])
 
+    def mean(self, layout: Layout) -> float | None:
+        """Over the things of a layout; None where it has none."""
+        return float(self.of([layout]).mean()) if layout.is_thing.any() else None
+
 
 def _things(layouts: Sequence[Layout]) -> tuple[np.ndarray, np.ndarray]:
     """Boxes in fractions of their image's sides and category ids."""

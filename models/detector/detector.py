@@ -1,7 +1,7 @@
 """MMDetection detectors in use: loading, inference, writing.
 
-A trained detector is a folder with `config.py` (an MMEngine config), `model.safetensors` and
-`detector.json` (the categories).
+A trained detector is a folder with `config.py` (plain values, as MMEngine's `Config.dump` writes them),
+`model.safetensors` and `detector.json` (the categories).
 """
 
 import json

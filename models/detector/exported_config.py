@@ -1,10 +1,17 @@
-"""Reading the config that a detector was exported with, which says what it is and runs nothing."""
+"""Reading the config that a detector was exported with, which names what is built and runs nothing else."""
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+
+_BUILT = (
+    "mmcv.cnn.", "mmcv.transforms.", "mmdet.datasets.transforms.", "mmdet.models.", "mmengine.model.",
+    "torch.nn.",
+)  # fmt: skip
+"""Where a type's dotted name may begin: MMEngine's registries call whatever else is given so."""
 
 
 def read_exported_config(path: Path) -> Config:
@@ -14,12 +21,16 @@ def read_exported_config(path: Path) -> Config:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it holds something else.
+        ValueError: it holds something else, or types of other libraries than those of detectors.
     """
     try:
-        body = ast.parse(path.read_text()).body
-    except SyntaxError as error:
+        return Config(_assigned(path))
+    except (SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise ValueError(f"{path.name} is no config: {error}") from error
+
+
+def _assigned(path: Path) -> dict[str, Any]:
+    body = ast.parse(path.read_text()).body
     found: dict[str, Any] = {}
     for item in body:
         match item:
@@ -27,7 +38,20 @@ def read_exported_config(path: Path) -> Config:
                 found[name] = _value(value)
             case _:
                 raise ValueError(f"{path.name}, line {item.lineno}: no value by name")
-    return Config(found)
+    foreign = sorted(kind for kind in _types(found) if "." in kind and not kind.startswith(_BUILT))
+    if foreign:
+        raise ValueError(f"{path.name} names types that are no part of a detector: {foreign}")
+    return found
+
+
+def _types(value: Any) -> Iterator[str]:
+    """Every `type` of what is to be built."""
+    if isinstance(value, dict):
+        yield from (str(item) for name, item in value.items() if name == "type")
+    inside = value.values() if isinstance(value, dict) else value
+    if isinstance(value, dict | list | tuple):
+        for item in inside:
+            yield from _types(item)
 
 
 def _value(node: ast.expr) -> Any:

@@ -6,7 +6,7 @@ from models.detector.checkpoints import load_url
 from models.detector.mmcv_ops import install_mmcv_ops
 
 install_mmcv_ops()
-checkpoint.load_url = load_url
+checkpoint.load_url = load_url  # MMEngine's would run what is in a file that a config downloads
 
 from mmdet.registry import DATA_SAMPLERS, DATASETS, HOOKS, MODELS, TRANSFORMS  # noqa: E402  # needs the operators above
 from mmdet.utils import register_all_modules  # noqa: E402  # likewise

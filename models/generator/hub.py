@@ -47,13 +47,16 @@ def hub_commit(name: str, revision: str) -> str:
     Raises:
         InvalidModel: the name is no hub id, the hub has no such model, or it cannot be reached.
     """
-    from huggingface_hub import model_info  # noqa: PLC0415  # slow, and for hub ids alone
+    from huggingface_hub import hf_hub_download, model_info  # noqa: PLC0415  # slow, and for hub ids alone
     from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]  # noqa: PLC0415  # likewise
 
     try:
-        if cached := _cached(name, _INDEX, revision):
-            return Path(cached).parent.name
-        return str(model_info(name, revision=revision, timeout=_SECONDS).sha)
+        path = _cached(name, _INDEX, revision)
+        if path is None:
+            model_info(
+                name, revision=revision, timeout=_SECONDS
+            )  # which is not tried again and again
+            path = hf_hub_download(name, _INDEX, revision=revision, etag_timeout=_SECONDS)
     except HFValidationError as error:
         raise InvalidModel(_NEITHER.format(name, error)) from error
     except (OSError, ValueError, HTTPError) as error:  # the hub's errors derive from these
@@ -62,6 +65,7 @@ def hub_commit(name: str, revision: str) -> str:
             f"is in the cache or can be reached (revision {revision}): give the path of a Stable Diffusion "
             f"folder. {str(error).splitlines()[0]}"
         ) from error
+    return Path(path).parent.name
 
 
 def missing_downloads(name: str, revision: str) -> tuple[str, ...]:

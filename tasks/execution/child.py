@@ -9,6 +9,7 @@ import importlib
 import logging
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,19 +42,33 @@ _MOST_WARNINGS = 20
 """Of a step that its run is told; all are in the log."""
 
 
-class _Warnings(logging.Handler):
-    """Sends warnings to the run."""
+class _Speaker(logging.Handler):
+    """Tells the run of progress and warnings, whichever thread has them; of a process' forks nothing."""
 
     def __init__(self, channel: Connection):
         super().__init__(logging.WARNING)
         self._channel = channel
         self._left = _MOST_WARNINGS
+        self._speaking = threading.Lock()
+        self._process = os.getpid()
+
+    def send(self, message: Any) -> None:
+        """Send one message whole."""
+        if os.getpid() == self._process:
+            with self._speaking:
+                self._channel.send(message)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send the first ones."""
+        """Send the first warnings, each with its cause."""
         self._left -= 1
-        if self._left >= 0:
-            self._channel.send(record.getMessage())
+        try:
+            if self._left >= 0:
+                cause = record.exc_info[1] if record.exc_info else None
+                self.send(record.getMessage() + (f": {cause}" if cause else ""))
+            elif self._left == -1:
+                self.send(f"more warnings are in {LOG_NAME}")
+        except Exception:  # noqa: BLE001  # logging has a way for these
+            self.handleError(record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +101,9 @@ def run_step(spec: StepSpec, channel: Connection) -> None:
     end_with_channel(channel)
     forget_bucket()
     _log_to(spec.work / LOG_NAME)
+    speaker = _Speaker(channel)
     for package in _OURS:
-        logging.getLogger(package).addHandler(_Warnings(channel))
+        logging.getLogger(package).addHandler(speaker)
     use_threads(spec.num_workers)
     os.environ.pop(NVML_CHECK, None)  # it does not see whether the driver is too old
     if spec.visible_gpus is not None:  # in time: CUDA reads it when it is first used
@@ -100,7 +116,7 @@ def run_step(spec: StepSpec, channel: Connection) -> None:
         key=spec.key,
         root=spec.root,
         num_workers=spec.num_workers,
-        progress=Seldom(lambda *report: channel.send(report)),
+        progress=Seldom(lambda *report: speaker.send(report)),
         foreign=spec.foreign,
     )
     try:
@@ -108,9 +124,9 @@ def run_step(spec: StepSpec, channel: Connection) -> None:
             context.out.mkdir(exist_ok=True)
             summary = importlib.import_module(spec.module).run(context)
     except PipelineError as error:
-        channel.send({"error": type(error).__name__, "message": str(error)})
+        speaker.send({"error": type(error).__name__, "message": str(error)})
     else:
-        channel.send({"summary": summary, "device": _device()})
+        speaker.send({"summary": summary, "device": _device()})
 
 
 @contextmanager

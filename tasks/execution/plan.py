@@ -136,7 +136,7 @@ def plan(
     return [planner.look_up(step) for step in graph]
 
 
-def check(store: ArtifactStore, graph: Graph) -> None:
+def check(store: ArtifactStore, steps: Iterable[Step]) -> None:
     """Hold options of steps that have no artifact against GPUs, and data sets where these are there.
 
     Raises:
@@ -144,7 +144,7 @@ def check(store: ArtifactStore, graph: Graph) -> None:
     """
     datasets: dict[str, Dataset | None] = {}
     num_gpus = len(visible_gpus())
-    for step in graph:
+    for step in steps:
         if store.has(step.kind.name, step.identity.key):
             continue
         asked = step.options.num_gpus if step.kind.preload else 0

@@ -330,18 +330,21 @@ class Workshop:
         self._processes.add(process)
         if self._stopped.is_set():  # meanwhile
             _end([process])
-        last: Any = None
+        report: dict[str, Any] = {}
         try:
             with PeakMemory(process.pid or 0) as peak:
                 while True:
                     try:
-                        last = receiving.recv()
+                        said = receiving.recv()
                     except EOFError:
                         break
-                    if isinstance(last, tuple):
-                        progress(*last)
-                    elif isinstance(last, str):
-                        warn(last)
+                    match said:
+                        case dict():
+                            report = said
+                        case str():
+                            warn(said)
+                        case _:
+                            progress(*said)
                 process.join()
                 _kill_group(process)  # what it left behind
         except BaseException:
@@ -350,10 +353,11 @@ class Workshop:
         finally:
             self._processes.discard(process)
             receiving.close()
-        return self._result(step, spec, last, process.exitcode), peak.bytes
+        return self._result(step, spec, report, process.exitcode), peak.bytes
 
-    def _result(self, step: Step, spec: StepSpec, last: Any, status: int | None) -> dict[str, Any]:
-        report = last if isinstance(last, dict) else {}
+    def _result(
+        self, step: Step, spec: StepSpec, report: dict[str, Any], status: int | None
+    ) -> dict[str, Any]:
         if "error" in report:
             raise _user_error(report["error"], f"{report['message']} (log: {spec.work / LOG_NAME})")
         if "summary" in report:

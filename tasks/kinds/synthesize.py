@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
@@ -61,7 +62,8 @@ class SyntheticImage(Picture):
     Attributes:
         image_id: id in the synthetic data set.
         repeat: 0 for the layout's first image.
-        hard_share: of real things of its things' classes and sizes; None where layouts are not aimed.
+        hard_share: of real things of its things' classes and sizes; None where layouts are not aimed, or
+            have no thing.
     """
 
     image_id: int
@@ -103,14 +105,16 @@ def run(context: Context) -> Summary:
     counts[what[options.drawn_by]] = sum(image.provenance["num_omitted"] for image in labelled)
     chosen = _chosen_layouts(dataset, options)
     warnings = _warnings(dataset, options, chosen)
+    shares = [item.hard_share for item in images if item.hard_share is not None]
+    if options.layout_source == "aimed" and not any(shares):
+        warnings.append("no real thing is hard, so that the layouts are aimed at nothing")
     mind = "".join(f"**Mind that {text}.**\n\n" for text in warnings)
     sheet = layout_sheet((item.path, item.layout) for item in images[:_PICTURES])
     how: dict[str, Any] = {"drawn by": options.drawn_by, "layouts": options.layout_source}
     if options.strength < 1:
         how["strength"] = options.strength
-    if options.layout_source == "aimed":
-        shares = [item.hard_share * item.layout.is_thing.sum() for item in images]
-        how["hard share of such real things"] = f"{sum(shares) / counts['objects']:.2f}"
+    if shares:
+        how["hard share of such real things, mean of images"] = f"{fmean(shares):.2f}"
     write_card(
         context.out,
         f"Synthetic data set: {options.split}, {options.policy}",
@@ -220,7 +224,7 @@ def _planned(context: Context, dataset: Dataset, folder: Path) -> list[Synthetic
             image_id=index + 1,
             layout=layout,
             repeat=repeat,
-            hard_share=float(weakness.of([layout]).mean()) if weakness else None,
+            hard_share=weakness.mean(layout) if weakness else None,
             seed=image_seed(options.sampling.seed, number, repeat),
             size=(layout.width, layout.height),
             path=folder / f"{index + 1:012d}.png",
@@ -319,7 +323,7 @@ def _describe(
                 "source_image_id": item.layout.image_id,
                 "repeat": item.repeat,
                 "seed": item.seed,
-                **({} if item.hard_share is None else {"hard_share": item.hard_share}),
+                **({"hard_share": item.hard_share} if options.layout_source == "aimed" else {}),
                 **image.provenance,
                 **made,
             }

@@ -238,7 +238,7 @@ def test_where_all_images_are_turned_exif_is_named(own, tmp_path):
         path = tmp_path / "my/images" / item["file_name"]
         Image.new("RGB", (item["width"], item["height"])).save(path, format="JPEG", exif=exif)
     write(tmp_path, document)
-    with pytest.raises(InvalidDataset, match=r"before EXIF turns it.*drop EXIF's entry"):
+    with pytest.raises(InvalidDataset, match=r"before EXIF turns it.*or drop its entry"):
         new(tmp_path)
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.errors import InvalidDataset
 from data.layouts.layout import Layout, PerceptionAttribute
 from data.layouts.variation import new_layouts
 from data.layouts.weakness import Weakness
@@ -131,12 +132,9 @@ def test_recombined_things_are_of_several_images(layouts):
 
 def test_aimed_things_are_drawn_in_proportion_to_the_share_of_hard_ones(scene_layouts):
     def kinds(layouts):
-        found = [
-            (int(label), bool(share > 0.5))
-            for item in layouts
-            for label, share in zip(item.category_ids, item.is_thing, strict=True)
-        ]
-        return Counter(label for label, is_thing in found if is_thing)
+        return Counter(
+            label for item in layouts for label in item.category_ids[item.is_thing].tolist()
+        )
 
     hard = {label: k / 10 for k, label in enumerate(sorted(kinds(scene_layouts)))}
 
@@ -175,6 +173,15 @@ def test_where_nothing_is_hard_aimed_layouts_are_recombined_ones(layouts):
         *(new_layouts(easy, source, 5, seed=1) for source in ("aimed", "recombined")), strict=True
     ):
         assert (first.boxes == second.boxes).all()
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_layouts_of_stuff_alone_are_refused(source):
+    stuff = Layout(
+        1, 9, 9, np.array([[0.0, 0, 9, 9]]), np.array([5]), np.zeros(1, bool), (None,), (None,)
+    )
+    with pytest.raises(InvalidDataset, match=f"{source}: no layout has a thing"):
+        new_layouts([stuff], source, 1, seed=0)
 
 
 def test_half_of_them_are_mirrored():

@@ -13,7 +13,7 @@ EASY, HARD = PerceptionAttribute.EASY, PerceptionAttribute.HARD
 
 def layout(things):
     """Of class, side in percent of the image's, and attribute each; with a piece of stuff."""
-    boxes = np.array([[0.0, 0, side, side] for _, side, _ in things] + [[0, 0, 100, 100]])
+    boxes = np.array([*([0.0, 0, side, side] for _, side, _ in things), [0.0, 0, 100, 100]])
     labels = np.array([label for label, _, _ in things] + [99])
     attributes = (*(attribute for _, _, attribute in things), None)
     is_thing = np.arange(len(boxes)) < len(things)
@@ -53,3 +53,11 @@ def test_size_is_of_the_image(real):
 def test_without_attributes_nothing_is_weak(real):
     bare = [replace(item, attributes=(None,) * len(item.boxes)) for item in real]
     assert not Weakness.measured(bare).of(bare).any()
+
+
+def test_a_layout_without_things_has_no_share(real):
+    found = Weakness.measured(real)
+    assert found.mean(layout([])) is None
+    assert found.mean(layout([(1, 10, None), (2, 10, None)])) == pytest.approx(
+        (found.shares[1, 0] + found.shares[2, 0]) / 2
+    )

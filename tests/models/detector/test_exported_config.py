@@ -37,11 +37,16 @@ def test_what_mmengine_dumps_is_read_as_mmengine_reads_it(tmp_path):
         "model = [x for x in (1, 2)]",
         "a.b = 1",
         "model = dict(",
+        "model = {{[1]: 2}}",
+        "model = dict(type='os.system', command='touch {trace}')",
+        "test_pipeline = [dict(type='Compose', transforms=[dict(type='subprocess.run')])]",
     ],
 )
 def test_nothing_in_a_detectors_folder_is_run(tmp_path, text):
     (tmp_path / "config.py").write_text(text.format(trace=tmp_path / "trace"))
     (tmp_path / "detector.json").write_text('{"categories": []}')
+    with pytest.raises(ValueError, match=r"config\.py|malformed"):
+        read_exported_config(tmp_path / "config.py")
     with pytest.raises(InvalidModel, match="detector folder"):
         Detector.load(tmp_path)
     assert not (tmp_path / "trace").exists()

@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.compute as pc
@@ -263,9 +262,19 @@ def test_a_hub_that_cannot_be_reached_is_told_at_once(monkeypatch):
         foreign(GeneratorConfig(base_model="some/model"))
 
 
-def test_a_model_that_is_not_here_is_known_by_the_hubs_commit(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.model_info", lambda *_, **__: SimpleNamespace(sha="5ead"))
+def test_a_model_that_is_not_here_is_pinned_in_the_cache(monkeypatch, tmp_path):
+    asked = []
+
+    def download(name, file, *, revision, etag_timeout):
+        path = tmp_path / "snapshots" / "5ead" / file
+        path.parent.mkdir(parents=True)
+        path.touch()
+        return str(path)
+
+    monkeypatch.setattr("huggingface_hub.model_info", lambda name, **_: asked.append(name))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     assert foreign(GeneratorConfig(base_model="some/model")) == {"base_model": "some/model@5ead"}
+    assert asked == ["some/model"]
 
 
 @pytest.mark.parametrize(

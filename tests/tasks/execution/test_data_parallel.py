@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import InvalidConfig, OutOfMemory, StorageError
-from models.detector.options import DetectorConfig
+from models.detector.options import DetectorTraining
 from tasks.execution.context import StepContext
 from tasks.execution.data_parallel import train_in_processes
 
@@ -22,12 +22,12 @@ def in_two(tmp_path, monkeypatch):
     for name in ("out", "work"):
         (tmp_path / name).mkdir()
     context = StepContext(
-        DetectorConfig(batch_size=6), {}, tmp_path / "out", tmp_path / "work", "key", tmp_path, 2,
-        lambda *report: reports.append(report),
+        DetectorTraining(batch_size=6, num_processes=2), {}, tmp_path / "out", tmp_path / "work",
+        "key", tmp_path, 2, lambda *report: reports.append(report),
     )  # fmt: skip
 
     def call(name):
-        train_in_processes(context, getattr(script, name), 2)
+        train_in_processes(context, getattr(script, name), "a kind", 2, "a plan")
         return reports
 
     return call

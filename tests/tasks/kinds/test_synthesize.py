@@ -324,7 +324,9 @@ def test_new_layouts_may_be_more_than_there_are_images(source, context, layouts)
     shares = [row["hard_share"] for row in rows if "hard_share" in row]
     assert len(shares) == (60 if source == "aimed" else 0)
     assert all(0 < share < 1 for share in shares)
-    assert ("hard share of such real things" in (step.out / "card.md").read_text()) == bool(shares)
+    assert ("hard share of such real things, mean" in (step.out / "card.md").read_text()) == bool(
+        shares
+    )
 
 
 def test_new_layouts_are_given_to_the_generator_and_are_its_labels(context, dataset):
@@ -383,3 +385,13 @@ def test_things_that_training_does_not_see_are_on_the_card(context):
     (said,) = summary[WARNINGS]
     assert "is not trained on" in said
     assert f"**Mind that {said}.**" in (step.out / "card.md").read_text()
+
+
+def test_layouts_that_are_aimed_at_nothing_are_told(context, attributes, tmp_path):
+    easy = pa.array(["easy"] * attributes.num_rows, attributes.schema.field("attribute").type)
+    column = attributes.schema.get_field_index("attribute")
+    step = context(split="train", num_layouts=2, drawn_by="scenes", layout_source="aimed")
+    pq.write_table(
+        attributes.set_column(column, "attribute", easy), tmp_path / "attributes.parquet"
+    )
+    assert "aimed at nothing" in " ".join(synthesize.run(step)[WARNINGS])
