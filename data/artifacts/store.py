@@ -202,10 +202,7 @@ class ArtifactStore:
         folder = self.root / manifest.reference
         files = {k: record for k, record in manifest.files.items() if k.endswith(suffix)}
         if remembered:
-            with (
-                suppress(OSError),
-                DigestMemory(self.root) as digests,
-            ):  # below it is said of which file
+            with suppress(OSError), DigestMemory(self.root) as digests:  # below: of which file
                 found = digests.files([folder / name for name in files])
                 pairs = zip(files.items(), found, strict=True)
                 return [name for (name, record), digest in pairs if digest != record.sha256]

@@ -1,13 +1,14 @@
 """New layouts from those of real images."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 
 from data.errors import InvalidDataset
-from data.layouts.layout import Layout, PerceptionAttribute, image_seed
+from data.layouts.layout import Layout, image_seed
+from data.layouts.things import Things, things_of
 from data.layouts.weakness import Weakness
 from data.vocabulary.boxes import area, overlap
 
@@ -22,25 +23,6 @@ _EDGE = 0.01
 
 _ATTEMPTS = 20
 """To place a thing."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Things:
-    """Things of one or more layouts.
-
-    Attributes:
-        boxes: xyxy in fractions of their image's sides, float64 (num_things, 4).
-        category_ids: int64 (num_things,).
-        attributes: one per thing.
-    """
-
-    boxes: np.ndarray
-    category_ids: np.ndarray
-    attributes: Sequence[PerceptionAttribute | None]
-
-    def __getitem__(self, chosen: np.ndarray) -> "_Things":
-        attributes = [self.attributes[index] for index in chosen]
-        return _Things(self.boxes[chosen], self.category_ids[chosen], attributes)
 
 
 def new_layouts(
@@ -71,47 +53,27 @@ def new_layouts(
     """
     if not any(item.is_thing.any() for item in layouts):
         raise InvalidDataset(f"train_layout_source={source}: no layout has a thing to draw")
-    pool = None if source == "jittered" else _pooled(layouts)
-    draw = _draw_of(layouts, aimed=source == "aimed")
+    pool = None if source == "jittered" else things_of(layouts)
+    weights = Weakness.measured(layouts).of(layouts).cumsum() if source == "aimed" else None
     made = []
     for number in range(count):
         rng = np.random.default_rng([number, image_seed(seed, number, 0)])  # no image's own
         base = layouts[int(rng.integers(len(layouts)))]
-        own = _pooled([base])
+        own = things_of([base])
         limit = _greatest_overlap(own.boxes)
-        things = pool[draw(rng, len(own.boxes))] if pool else own
+        things = pool[_drawn(rng, len(pool.boxes), weights, len(own.boxes))] if pool else own
         boxes = _jittered(things.boxes, limit, min_area_fraction, rng)
         made.append(_on_stuff(base, replace(things, boxes=boxes), mirrored=rng.random() < 0.5))
     return made
 
 
-def _pooled(layouts: Sequence[Layout]) -> _Things:
-    return _Things(
-        boxes=np.concatenate([item.boxes_normalized[item.is_thing] for item in layouts]),
-        category_ids=np.concatenate([item.category_ids[item.is_thing] for item in layouts]),
-        attributes=[
-            attribute
-            for item in layouts
-            for attribute, thing in zip(item.attributes, item.is_thing, strict=True)
-            if thing
-        ],
-    )
-
-
-def _draw_of(
-    layouts: Sequence[Layout], *, aimed: bool
-) -> Callable[[np.random.Generator, int], np.ndarray]:
-    """A draw of so many of the layouts' things, evenly or where the detector is weak."""
-    num_things = sum(int(item.is_thing.sum()) for item in layouts)
-    shares = Weakness.measured(layouts).of(layouts) if aimed else np.zeros(num_things)
-    cumulated = shares.cumsum()
-
-    def draw(rng: np.random.Generator, count: int) -> np.ndarray:
-        if not shares.any():
-            return rng.integers(num_things, size=count)
-        return np.searchsorted(cumulated, rng.random(count) * cumulated[-1], side="right")
-
-    return draw
+def _drawn(
+    rng: np.random.Generator, among: int, cumulated: np.ndarray | None, count: int
+) -> np.ndarray:
+    """Numbers below `among`, by weights that are summed up, or evenly where there are none, (count,)."""
+    if cumulated is None or not cumulated[-1]:
+        return rng.integers(among, size=count)
+    return np.searchsorted(cumulated, rng.random(count) * cumulated[-1], side="right")
 
 
 def _greatest_overlap(boxes: np.ndarray) -> float:
@@ -151,7 +113,7 @@ def _places(box: np.ndarray, min_area_fraction: float, rng: np.random.Generator)
     return np.concatenate([corners, np.minimum(corners + scaled, 1)], axis=1)
 
 
-def _on_stuff(base: Layout, things: _Things, *, mirrored: bool) -> Layout:
+def _on_stuff(base: Layout, things: Things, *, mirrored: bool) -> Layout:
     """A layout of things on another's stuff."""
     stuff = ~base.is_thing
     boxes = np.concatenate([things.boxes, base.boxes_normalized[stuff]])

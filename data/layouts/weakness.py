@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.layouts.layout import Layout, PerceptionAttribute
+from data.layouts.things import things_of
 from data.vocabulary.boxes import area
 
 _PRIOR = 10
@@ -31,17 +32,12 @@ class Weakness:
     @classmethod
     def measured(cls, layouts: Sequence[Layout]) -> "Weakness":
         """Count the things of layouts with their measured attributes."""
-        boxes, labels = _things(layouts)
-        attributes = [
-            attribute
-            for item in layouts
-            for attribute, is_thing in zip(item.attributes, item.is_thing, strict=True)
-            if is_thing
-        ]
-        known = np.array([attribute is not None for attribute in attributes])
-        hard = np.array([attribute == PerceptionAttribute.HARD for attribute in attributes])
-        limits, usual = np.quantile(area(boxes), _THIRDS), float(hard.sum() / max(known.sum(), 1))
-        kinds = np.stack([labels, np.searchsorted(limits, area(boxes))])
+        things = things_of(layouts)
+        sizes = area(things.boxes)
+        known = np.array([attribute is not None for attribute in things.attributes])
+        hard = np.array([attribute == PerceptionAttribute.HARD for attribute in things.attributes])
+        limits, usual = np.quantile(sizes, _THIRDS), float(hard.sum() / max(known.sum(), 1))
+        kinds = np.stack([things.category_ids, np.searchsorted(limits, sizes)])
         found, places = np.unique(kinds, axis=1, return_inverse=True)
         counts, numbers = np.bincount(places, known), np.bincount(places, hard)
         shares = (numbers + _PRIOR * usual) / (counts + _PRIOR)
@@ -50,17 +46,11 @@ class Weakness:
 
     def of(self, layouts: Sequence[Layout]) -> np.ndarray:
         """The share of each thing's class and size, float64 (num_things,), of what was not seen the usual."""
-        boxes, labels = _things(layouts)
-        thirds = np.searchsorted(self.limits, area(boxes))
-        kinds = zip(labels.tolist(), thirds.tolist(), strict=True)
+        things = things_of(layouts)
+        thirds = np.searchsorted(self.limits, area(things.boxes))
+        kinds = zip(things.category_ids.tolist(), thirds.tolist(), strict=True)
         return np.array([self.shares.get(kind, self.usual) for kind in kinds])
 
     def mean(self, layout: Layout) -> float | None:
         """Over the things of a layout; None where it has none."""
         return float(self.of([layout]).mean()) if layout.is_thing.any() else None
-
-
-def _things(layouts: Sequence[Layout]) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes in fractions of their image's sides and category ids."""
-    boxes = np.concatenate([item.boxes_normalized[item.is_thing] for item in layouts])
-    return boxes, np.concatenate([item.category_ids[item.is_thing] for item in layouts])

@@ -47,10 +47,11 @@ def _assigned(path: Path) -> dict[str, Any]:
 def _types(value: Any) -> Iterator[str]:
     """Every `type` of what is to be built."""
     if isinstance(value, dict):
-        yield from (str(item) for name, item in value.items() if name == "type")
-    inside = value.values() if isinstance(value, dict) else value
-    if isinstance(value, dict | list | tuple):
-        for item in inside:
+        if "type" in value:
+            yield str(value["type"])
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
             yield from _types(item)
 
 
