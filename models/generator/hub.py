@@ -53,9 +53,8 @@ def hub_commit(name: str, revision: str) -> str:
     try:
         path = _cached(name, _INDEX, revision)
         if path is None:
-            model_info(
-                name, revision=revision, timeout=_SECONDS
-            )  # which is not tried again and again
+            # Where there is no connection this says so at once; a download tries for half a minute.
+            model_info(name, revision=revision, timeout=_SECONDS)
             path = hf_hub_download(name, _INDEX, revision=revision, etag_timeout=_SECONDS)
     except HFValidationError as error:
         raise InvalidModel(_NEITHER.format(name, error)) from error
