@@ -309,6 +309,12 @@ def reference(tmp_path_factory):
 
 
 @pytest.fixture
+def empty_place(tmp_path):
+    """A place in which nothing was made."""
+    return Place(tmp_path / "place")
+
+
+@pytest.fixture
 def new_place(reference, tmp_path):
     """Makes a place with a copy of the undisturbed run without some kinds' artifacts."""
 

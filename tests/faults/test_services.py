@@ -2,10 +2,13 @@
 
 import socket
 import time
+import uuid
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 
@@ -119,6 +122,42 @@ def test_prefects_worker_is_killed(deployed, ends_the_same, noted):
     assert state(run) == "CRASHED"
     ends_the_same(place)
     noted("Prefect's worker killed", 1, time.monotonic() - started, "without generator, report")
+
+
+def test_a_run_without_signs_of_life_is_marked_and_no_other(empty_place):
+    server, url = serve(empty_place, free_port())
+
+    def post(path, sent):
+        answer = httpx.post(f"{url}/{path}", json=sent, timeout=60).raise_for_status()
+        return answer.json() if answer.content else None
+
+    def live(run):
+        sign = {
+            "id": str(uuid.uuid4()),
+            "occurred": datetime.now(UTC).isoformat(),
+            "event": "prefect.flow-run.heartbeat",
+            "resource": {"prefect.resource.id": f"prefect.flow-run.{run}"},
+        }
+        post("events", [sign])
+
+    (automation,) = yaml.safe_load((ROOT / "deploy" / "automations.yaml").read_text())
+    automation["trigger"]["within"] = 15
+    post("automations/", automation)
+    flow = post("flows/", {"name": "end-to-end"})["id"]
+    running = {"flow_id": flow, "state": {"type": "RUNNING"}}
+    dead, healthy, finished = (post("flow_runs/", running)["id"] for _ in range(3))
+    for run in (dead, healthy, finished):
+        live(run)
+    post(f"flow_runs/{finished}/set_state", {"state": {"type": "COMPLETED", "name": "Cached"}})
+    deadline = time.monotonic() + 180
+    while state(f"{url}/flow_runs/{dead}") == "RUNNING":
+        assert time.monotonic() < deadline
+        live(healthy)
+        time.sleep(3)
+    states = [state(f"{url}/flow_runs/{run}") for run in (dead, healthy, finished)]
+    assert states == ["CRASHED", "RUNNING", "COMPLETED"]
+    server.terminate()
+    server.wait()
 
 
 @pytest.mark.parametrize("victim", ["an actor killed", "the driver killed", "the run ended"])
