@@ -18,7 +18,7 @@ RdzvEndpoint = Annotated[
     str | None,
     RuntimeOnly,
     Field(
-        pattern=r"^\S+:\d+$",
+        pattern=r"^[\w.:\[\]-]+:[1-9]\d{0,4}$",
         description="HOST:PORT of the host that runs the training, where the others find it.",
     ),
 ]

@@ -53,7 +53,7 @@ def run_distributed(
 
     Raises:
         InvalidConfig: there are fewer GPUs than processes.
-        ServiceUnavailable: the hosts do not find each other.
+        ServiceUnavailable: the hosts do not find each other, or the endpoint's port is taken.
         StepFailed: a process died once more.
     """
     if torch.cuda.is_available() and num_processes > torch.cuda.device_count():
@@ -96,6 +96,10 @@ def run_distributed(
             "Run again, and the command of its log on each other host"
         ) from error
     except RendezvousError as error:
+        if "EADDRINUSE" in str(error.__cause__):
+            raise ServiceUnavailable(
+                f"rdzv_endpoint {hosts.endpoint}: something else has this port here; name one that is free"
+            ) from error
         raise ServiceUnavailable(
             f"rdzv_endpoint {hosts.endpoint}: no connection within {_SECONDS_TO_CONNECT} s, or the host "
             "there has ended. It must be the name and a free port of the host that runs the training"

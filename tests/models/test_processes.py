@@ -126,6 +126,17 @@ def test_hosts_that_do_not_find_each_other_say_so_in_time(monkeypatch, is_first,
         run_distributed(print, num_processes=1, hosts=hosts)
 
 
+def test_a_port_that_something_else_has_is_said_at_once(monkeypatch):
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        endpoint = f"127.0.0.1:{listener.getsockname()[1]}"
+        message = f"rdzv_endpoint {endpoint}: something else has this port here"
+        with pytest.raises(ServiceUnavailable, match=message):
+            run_distributed(print, num_processes=1, hosts=Hosts(2, endpoint, "run", is_first=True))
+
+
 def test_processes_share_the_threads(tmp_path):
     """With more threads than cores they would wait for each other in busy loops."""
     script = tmp_path / "script.py"

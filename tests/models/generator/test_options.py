@@ -53,6 +53,7 @@ def test_processes_are_spread_over_hosts_and_the_key_does_not_know():
         ({"rdzv_endpoint": None}, "num_nodes from 2 on and rdzv_endpoint, .*need each other"),
         ({"num_nodes": 1}, "need each other"),
         ({"rdzv_endpoint": "first"}, "should match pattern"),
+        ({"rdzv_endpoint": "tcp://first:29400"}, "should match pattern"),
         ({"num_processes": 1}, "num_processes 1 is not a multiple of num_nodes 2"),
     ],
 )

@@ -1,14 +1,38 @@
 """What is told of several processes."""
 
 import importlib
+import os
+import socket
+import threading
 from pathlib import Path
 
 import pytest
 
-from data.errors import InvalidConfig, OutOfMemory, StorageError
+from data.errors import InvalidConfig, OutOfMemory, ServiceUnavailable, StorageError
 from models.detector.options import DetectorTraining
 from tasks.execution.context import StepContext
 from tasks.execution.data_parallel import train_in_processes
+
+
+@pytest.fixture
+def at_one_endpoint(tmp_path, monkeypatch):
+    """Begins a training that no other host joins, and waits for its end; its reports go to a list."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as below
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    monkeypatch.setattr("models.processes._SECONDS_TO_MEET", 2)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{listener.getsockname()[1]}"
+    options = DetectorTraining(batch_size=6, num_processes=2, num_nodes=2, rdzv_endpoint=endpoint)
+
+    def train(name, report):
+        work = tmp_path / name
+        work.mkdir()
+        context = StepContext(options, {}, work, work, name, tmp_path, 2, report)
+        with pytest.raises(ServiceUnavailable, match="were not all at"):
+            train_in_processes(context, print, "a kind", 7, None)
+
+    return train
 
 
 @pytest.fixture
@@ -51,3 +75,18 @@ def test_what_is_wrong_for_the_user_is_the_steps_error(in_two, what, error, mess
         in_two(what)
     with pytest.raises(error, match=message):  # of a run after it too
         in_two(what)
+
+
+def test_a_training_waits_for_another_that_has_its_endpoint(at_one_endpoint):
+    begun, reports = threading.Event(), []
+    other = threading.Thread(target=at_one_endpoint, args=("other", lambda *_: begun.set()))
+    other.start()
+    assert begun.wait(20)
+    at_one_endpoint("one", lambda *report: reports.append((*report, other.is_alive())))
+    other.join(20)
+    waits, invites = reports
+    assert waits[:2] == (0, 7)
+    assert waits[2].startswith("waits for rdzv_endpoint 127.0.0.1:")
+    assert f" of process {os.getpid()} on " in waits[2]
+    assert invites[2].startswith("waiting for hosts: ")
+    assert [waits[3], invites[3]] == [True, False]
