@@ -63,12 +63,45 @@ class _Speaker(logging.Handler):
         self._left -= 1
         try:
             if self._left >= 0:
-                cause = record.exc_info[1] if record.exc_info else None
-                self.send(record.getMessage() + (f": {cause}" if cause else ""))
+                self.send(_told(record))
             elif self._left == -1:
                 self.send(f"more warnings are in {LOG_NAME}")
         except Exception:  # noqa: BLE001  # logging has a way for these
             self.handleError(record)
+
+
+class _Gatherer(logging.Handler):
+    """Keeps warnings."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a warning."""
+        self.texts.append(_told(record))
+
+
+def _told(record: logging.LogRecord) -> str:
+    cause = record.exc_info[1] if record.exc_info else None
+    return record.getMessage() + (f": {cause}" if cause else "")
+
+
+@contextmanager
+def gathered_warnings() -> Iterator[list[str]]:
+    """What users should know of what is done meanwhile, in a process that does not speak to the run."""
+    gatherer = _Gatherer()
+    _attach(gatherer)
+    try:
+        yield gatherer.texts
+    finally:
+        for package in _OURS:
+            logging.getLogger(package).removeHandler(gatherer)
+
+
+def _attach(handler: logging.Handler) -> None:
+    for package in _OURS:
+        logging.getLogger(package).addHandler(handler)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +135,7 @@ def run_step(spec: StepSpec, channel: Connection) -> None:
     forget_bucket()
     _log_to(spec.work / LOG_NAME)
     speaker = _Speaker(channel)
-    for package in _OURS:
-        logging.getLogger(package).addHandler(speaker)
+    _attach(speaker)
     use_threads(spec.num_workers)
     os.environ.pop(NVML_CHECK, None)  # it does not see whether the driver is too old
     if spec.visible_gpus is not None:  # in time: CUDA reads it when it is first used

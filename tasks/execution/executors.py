@@ -13,7 +13,7 @@ from data.artifacts.options import Execution
 from data.errors import InvalidConfig
 from data.orphans import end_with_parent
 from models.precision import visible_gpus
-from tasks.execution.child import log_plainly, use_threads
+from tasks.execution.child import gathered_warnings, log_plainly, use_threads
 
 THREADS = 1
 """Of torch in a worker. It is part of a result: equal wherever, and by however many workers, it is made."""
@@ -22,14 +22,17 @@ Job = Callable[[Any], None]
 Prepare = Callable[[], Job]
 """Loads, once in each worker, what its jobs need. Importable by name, as are its arguments' types."""
 
+Warned = Future[list[str]]
+"""Ends with what a worker's process has warned of, where that is not the step's own."""
+
 
 class Worker(Protocol):
     """Does one job at a time; all that it is asked for ends in `BrokenExecutor` when it dies."""
 
-    def begin(self) -> Future[None]:
+    def begin(self) -> Warned:
         """Load what the jobs need."""
 
-    def do(self, given: Any) -> Future[None]:
+    def do(self, given: Any) -> Warned:
         """Do a job."""
 
     def end(self) -> None:
@@ -90,28 +93,28 @@ class _ThisProcess:
     def __init__(self, prepare: Prepare):
         self._prepare = prepare
 
-    def begin(self) -> Future[None]:
+    def begin(self) -> Warned:
         return _called(self._load)
 
     def _load(self) -> None:
         use_threads(THREADS)
         self._job = self._prepare()
 
-    def do(self, given: Any) -> Future[None]:
+    def do(self, given: Any) -> Warned:
         return _called(partial(self._job, given))
 
     def end(self) -> None:
         pass
 
 
-def _called(function: Callable[[], None]) -> Future[None]:
-    future: Future[None] = Future()
+def _called(function: Callable[[], None]) -> Warned:
+    future: Warned = Future()
     try:
         function()
     except Exception as error:  # noqa: BLE001  # whoever asks for the result gets it
         future.set_exception(error)
     else:
-        future.set_result(None)
+        future.set_result([])
     return future
 
 
@@ -132,10 +135,10 @@ class _Process:
         self._own = gpus[:1]
         del gpus[:1]
 
-    def begin(self) -> Future[None]:
+    def begin(self) -> Warned:
         return self._pool.submit(_begin, self._prepare, self._own)
 
-    def do(self, given: Any) -> Future[None]:
+    def do(self, given: Any) -> Warned:
         return self._pool.submit(_do, given)
 
     def end(self) -> None:
@@ -150,14 +153,18 @@ _job: Job
 """What this worker process does."""
 
 
-def _begin(prepare: Prepare, gpus: Sequence[str]) -> None:
+def _begin(prepare: Prepare, gpus: Sequence[str]) -> list[str]:
     global _job  # noqa: PLW0603  # the only place that outlives a call in a process of a pool
     log_plainly()
     use_threads(THREADS)
     if gpus:  # in time: CUDA reads it when it is first used
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    _job = prepare()
+    with gathered_warnings() as warned:
+        _job = prepare()
+    return warned
 
 
-def _do(given: Any) -> None:
-    _job(given)
+def _do(given: Any) -> list[str]:
+    with gathered_warnings() as warned:
+        _job(given)
+    return warned

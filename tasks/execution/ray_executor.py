@@ -21,8 +21,8 @@ from ray.exceptions import RayError, RayTaskError
 from data.artifacts.options import Execution
 from data.errors import InvalidConfig, ServiceUnavailable
 from models.precision import visible_gpus
-from tasks.execution.child import log_plainly, use_threads
-from tasks.execution.executors import THREADS, Job, Prepare, Worker, enough_gpus
+from tasks.execution.child import gathered_warnings, log_plainly, use_threads
+from tasks.execution.executors import THREADS, Job, Prepare, Warned, Worker, enough_gpus
 from tasks.execution.versions import require_versions, versions
 
 _OBJECT_STORE_BYTES = 100_000_000
@@ -120,21 +120,21 @@ class _RayWorker:
             prepare
         )  # of a notebook too; read when versions are known
 
-    def begin(self) -> Future[None]:
+    def begin(self) -> Warned:
         return _outcome(self._actor.begin.remote(versions(), self._prepare))
 
-    def do(self, given: Any) -> Future[None]:
+    def do(self, given: Any) -> Warned:
         return _outcome(self._actor.do.remote(given))
 
     def end(self) -> None:
         ray.kill(self._actor)
 
 
-def _outcome(reference: Any) -> Future[None]:
+def _outcome(reference: Any) -> Warned:
     """What becomes of a call: errors as they were raised in the actor, `BrokenExecutor` where it died."""
-    outcome: Future[None] = Future()
+    outcome: Warned = Future()
 
-    def settle(done: Future[None]) -> None:
+    def settle(done: Warned) -> None:
         error = done.exception()
         if isinstance(error, RayTaskError):
             error = error.cause
@@ -143,7 +143,7 @@ def _outcome(reference: Any) -> Future[None]:
         if error:
             outcome.set_exception(error)
         else:
-            outcome.set_result(None)
+            outcome.set_result(done.result())
 
     reference.future().add_done_callback(settle)
     return outcome
@@ -154,11 +154,15 @@ class _Actor:
 
     _job: Job
 
-    def begin(self, theirs: dict[str, str], prepare: bytes) -> None:
+    def begin(self, theirs: dict[str, str], prepare: bytes) -> list[str]:
         require_versions(theirs, f"a worker on {os.uname().nodename}")
         log_plainly()
         use_threads(THREADS)
-        self._job = pickle.loads(prepare)()  # noqa: S301  # of the run itself
+        with gathered_warnings() as warned:
+            self._job = pickle.loads(prepare)()  # noqa: S301  # of the run itself
+        return warned
 
-    def do(self, given: Any) -> None:
-        self._job(given)
+    def do(self, given: Any) -> list[str]:
+        with gathered_warnings() as warned:
+            self._job(given)
+        return warned

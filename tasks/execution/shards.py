@@ -9,7 +9,7 @@ import logging
 import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +24,7 @@ from data.artifacts.store import durable_rename
 from data.errors import PipelineError, StepFailed
 from tasks.execution.child import is_out_of_memory
 from tasks.execution.context import StepContext
-from tasks.execution.executors import Executor, LocalExecutor, Prepare, Worker
+from tasks.execution.executors import Executor, LocalExecutor, Prepare, Warned, Worker
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +157,8 @@ def _made(
     tries: Counter[Path | None] = Counter()
     workers: set[Worker] = set()
     idle: list[Worker] = []
-    busy: dict[Future[None], tuple[Worker, _Shard[ItemT] | None]] = {}
+    busy: dict[Warned, tuple[Worker, _Shard[ItemT] | None]] = {}
+    told = set[str]()
     try:
         while todo or any(shard for _, shard in busy.values()):
             while len(workers) < executor.num_workers:
@@ -178,6 +179,7 @@ def _made(
                 else:
                     idle.append(worker)
                     tries[None] = 0
+                    _tell(future.result(), told)
                 if made and not made.folder.exists():
                     todo.append(made)
                 elif made:
@@ -187,7 +189,15 @@ def _made(
             worker.end()
 
 
-def _settled(busy: Mapping[Future[None], tuple[Worker, _Shard[ItemT] | None]]) -> set[Future[None]]:
+def _tell(warned: Sequence[str], told: set[str]) -> None:
+    """Warn of what this step has not been told yet."""
+    for text in warned:
+        if text not in told:
+            told.add(text)
+            logger.warning("%s", text)
+
+
+def _settled(busy: Mapping[Warned, tuple[Worker, _Shard[ItemT] | None]]) -> set[Warned]:
     """Calls that have ended; none where for a while no worker has begun."""
     has_begun = any(shard for _, shard in busy.values())
     return wait(busy, None if has_begun else _PATIENCE, FIRST_COMPLETED).done

@@ -28,10 +28,12 @@ pytestmark = pytest.mark.filterwarnings(
 )  # Ray leaves sockets and processes to the collector
 
 MODULE = """
-import os, signal, time
+import logging, os, signal, time
 
 def prepare(folder, what):
     (folder / f"begun {os.getpid()}").touch()
+    if what == "warnings":
+        logging.getLogger("data.some").warning("one mind")
 
     def make(items, shard):
         (shard / "first").write_text(str(items[0]))
@@ -50,6 +52,11 @@ def prepare(folder, what):
                 (shard / "threads").write_text(str(torch.get_num_threads()))
             case "slow":
                 time.sleep(0.7)
+            case "warnings":
+                logging.getLogger("library").warning("no matter of the user's")
+                logging.getLogger("models.some").warning("mind %d", items[0] // 8)
+                while len(list(folder.glob("begun *"))) < 2:
+                    time.sleep(0.1)
             case "again" | "otherwise":
                 target = shard.with_name(shard.name.partition(".")[0])
                 target.mkdir()
@@ -143,6 +150,13 @@ def test_shards_are_the_same_by_any_number_of_workers(work, execution, executor,
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
+def test_what_workers_warn_of_is_told_once(work, execution, executor, caplog):
+    assert made(work, execution(executor, 2), "warnings") == WHOLE
+    assert begun(work) == 2
+    assert sorted(caplog.messages) == ["mind 0", "mind 1", "mind 2", "one mind"]
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
 def test_a_worker_that_dies_is_replaced(work, execution, executor):
     assert made(work, execution(executor, 2), "one death") == WHOLE
     assert (work / "notes" / "death").exists()
@@ -185,7 +199,7 @@ class Scripted:
 
     def _outcome(self, is_well):
         future = Future()
-        future.set_result(None) if is_well else future.set_exception(BrokenExecutor("dead"))
+        future.set_result([]) if is_well else future.set_exception(BrokenExecutor("dead"))
         return future
 
 
@@ -213,7 +227,7 @@ def test_a_cluster_without_room_is_told_until_workers_begin(work, monkeypatch):
         def append(self, report):
             super().append(report)
             if "waiting" in report[2]:
-                begun.set_result(None)
+                begun.set_result([])
 
     monkeypatch.setattr("tasks.execution.shards._PATIENCE", 0.1)
     monkeypatch.setattr("tasks.execution.shards._executor", busy)
