@@ -94,7 +94,7 @@ def short_keys(references: Collection[str]) -> Mapping[str, str]:
     keys = {item: item.partition("/")[2] for item in references}
     ordered = sorted(keys.values())
     shared = [len(os.path.commonprefix(pair)) for pair in pairwise(ordered)]  # noqa: RUF071  # of letters
-    neighbours = zip(ordered, [0, *shared], [*shared, 0], strict=True)
+    neighbours = zip(ordered, [0, *shared], [*shared, 0], strict=bool(ordered))
     short = {key: key[: max(before + 1, after + 1, _DIGITS)] for key, before, after in neighbours}
     return {item: short[key] for item, key in keys.items()}
 
