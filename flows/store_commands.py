@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from typing import Annotated, Any, Literal
@@ -19,10 +19,11 @@ from data.artifacts.comparison import (
 )
 from data.artifacts.digests import DigestMemory
 from data.artifacts.inventory import find, short_keys
-from data.artifacts.listing import Listed, listed
+from data.artifacts.listing import Found, Listed, listed
 from data.artifacts.manifest import Manifest
 from data.artifacts.records import RECORDS_FOLDER, Record, read_records
 from data.artifacts.remote import default_remote
+from data.artifacts.remote_contents import RemoteContents
 from data.artifacts.roots import Keep
 from data.artifacts.store import ArtifactStore, default_root
 from data.artifacts.verification import sampled
@@ -66,15 +67,17 @@ def ls(
 ) -> None:
     """List the artifacts, the newest first: state, size, age, and the runs that use them."""
     contents = opened(remote=remote)
+    records = contents.records()
+    elsewhere, others = ([], []) if remote else _beyond(contents, records)
     if runs:
-        _list_runs(contents, as_json=as_json)
+        _list_runs(contents, records, others, as_json=as_json)
         return
     order = {
         "age": lambda item: -item.changed,
         "size": lambda item: -item.bytes,
         "kind": lambda item: item.reference,
     }
-    there = listed(contents.found(), contents.records(), contents.pins())
+    there = listed([*contents.found(), *elsewhere], [*records, *others], contents.pins())
     found = [item for item in sorted(there, key=order[sort]) if not (unused and item.runs)]
     short = short_keys({item.reference for item in there})
     if as_json:
@@ -95,6 +98,20 @@ def ls(
     print_table(table)
 
 
+def _beyond(contents: Contents, records: Sequence[Record]) -> tuple[list[Found], list[Record]]:
+    """Artifacts and runs' records that the remote alone has; none, with a note, if it cannot be used."""
+    try:
+        remote = default_remote()
+        if remote is None:
+            return [], []
+        there = RemoteContents(remote)
+        known = {record.id for record in records}
+        return there.beyond({*contents.artifacts}), there.records(known)
+    except PipelineError as error:
+        typer.echo(f"listed without the remote: {error}", err=True)
+        return [], []
+
+
 def _as_json(item: Listed) -> dict[str, Any]:
     kind, _, key = item.reference.partition("/")
     return {
@@ -109,10 +126,17 @@ def _as_json(item: Listed) -> dict[str, Any]:
     }
 
 
-def _list_runs(contents: Contents, *, as_json: bool) -> None:
+def _list_runs(
+    contents: Contents, records: Sequence[Record], others: Sequence[Record], *, as_json: bool
+) -> None:
+    """List runs.
+
+    Args:
+        others: of runs that the remote alone has.
+    """
     table, documents = Table("run", "of", "stage", "started", "steps there", "missing", "kept"), []
     there, pins = set(contents.artifacts), contents.pins()
-    for record in contents.records():
+    for record in sorted([*records, *others], key=lambda record: record.id, reverse=True):
         present = sum(step.reference in there for step in record.steps)
         missing = len(record.steps) - present
         is_pinned = f"{RECORDS_FOLDER}/{record.id}" in pins
@@ -123,7 +147,7 @@ def _list_runs(contents: Contents, *, as_json: bool) -> None:
             record.created_at[:16],
             str(present),
             str(missing),
-            "pin" if is_pinned else "",
+            "remote" if record in others else "pin" if is_pinned else "",
         )
         documents.append(
             {
@@ -135,6 +159,7 @@ def _list_runs(contents: Contents, *, as_json: bool) -> None:
                 "present": present,
                 "missing": missing,
                 "pinned": is_pinned,
+                "remote": record in others,
             }
         )
     if as_json:

@@ -10,7 +10,7 @@ from data.artifacts.inventory import artifacts, made_at, tree, unfinished
 from data.artifacts.records import Record
 from data.artifacts.store import WORK_FOLDER, ArtifactStore
 
-State = Literal["ok", "damaged", "unfinished", "unused"]
+State = Literal["ok", "damaged", "unfinished", "unused", "remote"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Listed:
 
     Attributes:
         reference: `kind/key`.
-        state: by the sizes of its files; unused: intact, and in no run's record.
+        state: by the sizes of its files; unused: intact, and in no run's record; remote: only there.
         bytes: of its files.
         changed: seconds since the epoch.
         step: what the newest run that uses it calls it; empty where none does.

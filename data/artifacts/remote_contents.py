@@ -7,8 +7,8 @@ files of its own are deleted says that it is done, and `verify` finds what it la
 """
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -77,14 +77,18 @@ class RemoteContents:
         """Those, and what was not pushed to its end."""
         return {*self._changed, *(reference for reference, _ in self._attempts)}
 
-    def records(self) -> list[Record]:
+    def records(self, known: Collection[str] = ()) -> list[Record]:
         """Those that are there now, the newest first.
+
+        Args:
+            known: ids of those that are left out.
 
         Raises:
             InvalidRecord: one is damaged, or of a newer version of this program.
         """
+        ids = [run for run in self._remote.record_ids() if run not in known]
         with ThreadPoolExecutor(_THREADS) as pool:
-            return list(pool.map(self._record, self._remote.record_ids()))
+            return list(pool.map(self._record, ids))
 
     def pins(self) -> set[str]:
         """What is pinned there now, as `pin` was given it."""
@@ -100,6 +104,17 @@ class RemoteContents:
         for place, files in self._attempts.items():
             if not self._is_current(*place) and place not in self._trashed:
                 yield Found(place[0], "unfinished", _size(files), _newest(files))
+
+    def beyond(self, known: Collection[str]) -> list[Found]:
+        """Artifacts other than those, by the listing alone: nothing of them is read."""
+        sizes: Counter[str] = Counter()
+        for (reference, _), files in self._attempts.items():
+            sizes[reference] += _size(files)
+        return [
+            Found(reference, "remote", sizes[reference], changed)
+            for reference, changed in self._changed.items()
+            if reference not in known
+        ]
 
     def damage(self, reference: str, *, fast: bool = False) -> list[str]:
         """Files of an artifact that are missing or are not what was put there.

@@ -69,6 +69,33 @@ def test_a_run_goes_from_one_machine_to_another(made, call, tmp_path):
     assert call("two", "ls", "--remote", "--runs")[1].count("smoke") == 2
 
 
+def test_ls_shows_what_only_the_remote_has(made, call, tmp_path):
+    store, graph = made
+    newest, oldest = [record.id for record in read_records(store.root)]
+    call("one", "push", newest)
+    scorer = graph.find("train scorer").identity
+    assert call("two", "pull", scorer.key)[0] == 0
+    (tmp_path / "two" / "runs" / f"{newest}.json").unlink()
+    shutil.copy(tmp_path / "one" / "runs" / f"{oldest}.json", tmp_path / "two" / "runs")
+    rows = json.loads(call("two", "ls", "--json")[1])
+    states = {f"{row['kind']}/{row['key']}": row["state"] for row in rows}
+    assert states == {**dict.fromkeys(graph.steps, "remote"), scorer.reference: "ok"}
+    assert all(row["bytes"] and row["step"] for row in rows)
+    runs = json.loads(call("two", "ls", "--runs", "--json")[1])
+    assert [(run["id"], run["remote"]) for run in runs] == [(newest, True), (oldest, False)]
+    assert " remote " in call("two", "ls", "--runs")[1]
+    assert " remote " not in call("two", "ls", "--remote")[1]
+
+
+def test_ls_goes_without_a_remote_that_cannot_be_used(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETDIFFUSION_REMOTE", (tmp_path / "none").as_uri())
+    status, out = call("one", "ls")
+    assert status == 0
+    assert " ok " in out
+    (note,) = [line for line in out.splitlines() if line.startswith("listed without the remote: ")]
+    assert "there is no such bucket or folder" in note
+
+
 def test_what_is_there_is_looked_at_as_in_a_store(made, call, tmp_path):
     store, graph = made
     newest, oldest = [record.id for record in read_records(store.root)]
@@ -138,7 +165,8 @@ def test_a_store_gets_no_larger_than_its_limit_by_what_the_remote_has(made, call
     assert status == 0
     assert "over the limit stay: young, pinned, in use or not on a remote" in out
     assert not (one.root / ".trash").exists() or not [*(one.root / ".trash").rglob("file")]
-    left = json.loads(call("one", "ls", "--json")[1])
+    rows = json.loads(call("one", "ls", "--json")[1])
+    left = [row for row in rows if row["state"] != "remote"]
     keys = {row["key"] for row in left}
     assert {scorer.key, label.key, graph.find("ingest").identity.key} <= keys
     status, out = call("one", "pull")
