@@ -95,9 +95,8 @@ KINDS: dict[str, Kind] = {
                 "pseudo-labels": "optional",
                 "pretrained": "optional",
             },
-            {"step": 1} | _GENERATOR,
+            {"step": 2} | _GENERATOR,
             share=1.0,
-            timed=frozenset({"card.md", "metrics.jsonl"}),
         ),
         Kind(
             "synthesize",
@@ -158,7 +157,7 @@ KINDS: dict[str, Kind] = {
             },
             {"step": 3},
             preload=False,
-            timed=frozenset({"card.md", "report.html"}),
+            timed=frozenset({"report.html"}),
         ),
         Kind(
             "conclude",

@@ -1,6 +1,7 @@
 """The training's metrics on disk, a line of JSON a step."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from data.artifacts.store import durable_file
@@ -8,6 +9,9 @@ from data.artifacts.store import durable_file
 Metrics = dict[str, float]
 
 METRICS_NAME = "metrics.jsonl"
+
+TIMED = ("images_per_second", "peak_memory_gb")
+"""What is another each time that the same is trained."""
 
 
 def read_metrics(path: Path) -> list[Metrics]:
@@ -20,6 +24,10 @@ def read_metrics(path: Path) -> list[Metrics]:
 
 def truncate_metrics(path: Path, step: int) -> None:
     """Drop the lines of steps after `step`, which will be made again."""
-    kept = [line for line in read_metrics(path) if line["step"] <= step]
+    write_metrics(path, [line for line in read_metrics(path) if line["step"] <= step])
+
+
+def write_metrics(path: Path, lines: Iterable[Metrics]) -> None:
+    """Write the metrics of steps."""
     with durable_file(path) as file:
-        file.writelines(f"{json.dumps(line)}\n".encode() for line in kept)
+        file.writelines(f"{json.dumps(line)}\n".encode() for line in lines)

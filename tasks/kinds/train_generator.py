@@ -1,7 +1,6 @@
 """Kind `train-generator`: fine-tune the layout-conditioned diffusion model."""
 
 import logging
-import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -45,7 +44,13 @@ from models.generator.options import GeneratorConfig, NewModelConfig
 from models.processes import is_main_process
 from models.training.loop import train_generator
 from models.training.memory import fitted
-from models.training.metrics_file import METRICS_NAME, Metrics, read_metrics
+from models.training.metrics_file import (
+    METRICS_NAME,
+    TIMED,
+    Metrics,
+    read_metrics,
+    write_metrics,
+)
 from models.training.probe import GeneratorProbe
 from models.training.state import TrainingState
 from models.training.training_set import TrainingSet, build_training_set
@@ -56,7 +61,7 @@ from tasks.pages.cards import markdown_picture, markdown_table, write_card
 logger = logging.getLogger(__name__)
 
 _AUTOENCODER_IMAGES = 1000
-_SHOWN = ("step", "loss_ldm", "loss_perception", "mask_iou", "grad_norm", "images_per_second")
+_SHOWN = ("step", "loss_ldm", "loss_perception", "mask_iou", "grad_norm")
 _PROBED = ("step", "layout_recall", "layout_recall_shuffled")
 _CAPTIONS = {
     "step": "Validation layouts, sampled in training",
@@ -115,8 +120,9 @@ def run(context: Context) -> Summary:
         del prepared, generator  # each process has its own
         release_memory()
         train_in_processes(context, _train_as_one_of_several, __name__, options.num_steps)
-    shutil.copy(context.work / METRICS_NAME, context.out / METRICS_NAME)
     metrics = read_metrics(context.work / METRICS_NAME)
+    timeless = [{k: v for k, v in item.items() if k not in TIMED} for item in metrics]
+    write_metrics(context.out / METRICS_NAME, timeless)
     rows = _summary_rows(metrics)
     write_card(
         context.out,
@@ -139,6 +145,7 @@ def run(context: Context) -> Summary:
         "precision": precision,
         "optimizer": worked,
         "progress": rows,
+        "metrics": {"images_per_second": rows[-1]["images_per_second"]},
         WARNINGS: [f"{omitted} objects are in no prompt, which were too long"] if omitted else [],
     }
 

@@ -18,7 +18,7 @@ from models.training.loop import (
     train_generator,
     train_step,
 )
-from models.training.metrics_file import read_metrics
+from models.training.metrics_file import TIMED, read_metrics
 from models.training.state import merge_adapters, new_state
 
 SMALL = GeneratorConfig(
@@ -189,7 +189,7 @@ def test_steps_begun_ahead_change_neither_weights_nor_metrics(prepare, tmp_path,
     assert all(torch.equal(whole[name], ahead[name]) for name in whole)
     timeless = [
         [
-            {k: v for k, v in row.items() if k not in ("images_per_second", "peak_memory_gb")}
+            {k: v for k, v in row.items() if k not in TIMED}
             for row in read_metrics(tmp_path / name / "metrics.jsonl")
         ]
         for name in ("whole", "ahead")

@@ -22,6 +22,7 @@ from data.layouts.options import POLICIES, Protocol
 from data.vocabulary.boxes import area, xyxy_to_xywh
 from data.vocabulary.tables import ATTRIBUTES, DETECTIONS, write_table
 from models.metrics.options import MeasureOptions, ReportOptions
+from tasks.catalogue import KINDS
 from tasks.execution.context import StepContext
 from tasks.kinds.report import _layouts, _missed_gallery, _warnings, run
 
@@ -263,6 +264,22 @@ def test_the_card_says_the_same_in_short(context):
     assert "recall orders easy &gt; origin &gt; hard" not in card  # Markdown, no HTML
     assert "recall orders easy > origin > hard" in card
     assert card.count("data:image/png") == 1
+
+
+def test_the_page_alone_says_how_long_the_steps_took(context, tmp_path):
+    root = shutil.copytree(context.root, tmp_path / "root", symlinks=True)
+    for path in root.glob("*/*/manifest.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": 56.78}))
+    inputs = {name: root / path.relative_to(context.root) for name, path in context.inputs.items()}
+    (tmp_path / "out").mkdir()
+    run(replace(context, inputs=inputs, out=tmp_path / "out", root=root))
+    other = [
+        path.name
+        for path in (tmp_path / "out").iterdir()
+        if path.read_bytes() != (context.out / path.name).read_bytes()
+    ]
+    assert other == ["report.html"]
+    assert KINDS["report"].timed == {*other}
 
 
 def test_a_run_without_scores_of_the_sets_has_no_failures_to_show(context, dataset):

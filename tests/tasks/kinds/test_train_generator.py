@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from data.artifacts.digests import file_digest as digest
 from data.attributes.options import ATTRIBUTES_NAME, PseudoLabelConfig
 from data.errors import ArtifactMissing, ServiceUnavailable
 from data.ingest.options import UnlabelledConfig
@@ -27,6 +28,7 @@ from models.generator.options import (
     pretraining_options,
 )
 from models.training.metrics_file import METRICS_NAME, read_metrics
+from tasks.catalogue import KINDS
 from tasks.execution.context import StepContext
 from tasks.execution.data_parallel import join
 from tasks.execution.versions import versions
@@ -110,6 +112,18 @@ def test_a_length_in_epochs_is_of_the_layouts_that_the_rule_leaves(run, attribut
     num_images = summary["layouts"]["images"]
     assert 0 < num_images < 12
     assert len(read_metrics(out / METRICS_NAME)) == math.ceil(num_images / 2 / CONFIG.batch_size)
+
+
+def test_no_file_says_how_long_the_training_took_and_the_manifest_does(run, attributes, tmp_path):
+    pq.write_table(attributes, tmp_path / ATTRIBUTES_NAME)
+    (one, summary), (other, _) = (
+        run(train_generator, name, CONFIG, attributes=tmp_path) for name in ("one", "other")
+    )
+    files = [path.relative_to(one) for path in sorted(one.rglob("*")) if path.is_file()]
+    assert {Path("card.md"), Path(METRICS_NAME)} <= {*files}
+    assert [str(name) for name in files if digest(one / name) != digest(other / name)] == []
+    assert not KINDS["train-generator"].timed
+    assert summary["metrics"]["images_per_second"] == summary["progress"][-1]["images_per_second"]
 
 
 def test_a_training_goes_on_from_the_pre_trained_generator(
