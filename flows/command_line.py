@@ -348,7 +348,8 @@ def new(
         str | None,
         typer.Option(
             help="Regular expression: images whose names it matches alike, such as frames of a film by "
-            "'(.*)_[0-9]+', are not torn apart. Default: each image for itself."
+            "'(.*)_[0-9]+', are not torn apart. Default: one that keeps together images that are nearly the "
+            "same, where many are and their names tell; else each image for itself."
         ),
     ] = None,
     *,

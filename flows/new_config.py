@@ -3,6 +3,7 @@
 import json
 import textwrap
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from data.errors import InvalidConfig
 from data.ingest.survey import SMALL_SIDE, fitting_resolution, fitting_sides
-from flows.own_data import MOST, VAL_SHARE, Found, NewConfig, look, split_texts
+from flows.own_data import MOST, VAL_SHARE, Found, NewConfig, Parts, look, split_file
 from flows.run_config import RunConfig, build_run
 
 PRESET = "fine-tune"
@@ -47,15 +48,16 @@ def write_config(new: NewConfig, num_workers: int) -> list[str]:
     if new.val_images and not new.val:
         raise InvalidConfig("--val-images needs --val, the COCO file of these images")
     _require_free(new)
-    texts = {} if new.val else split_texts(new)
+    parts = Parts({}, None, None) if new.val else split_file(new, num_workers)
+    new = replace(new, group_by=parts.group_by)
     with TemporaryDirectory() as folder:
         sources = new.splits
-        for name, text in texts.items():
+        for name, text in parts.texts.items():
             path = Path(folder, f"{name}.json")
             path.write_text(text)
             sources[name] = sources[name].model_copy(update={"instances": path})
-        found = look(sources, Path(folder), num_workers)
-    files = {new.splits[name].instance_files[0]: text for name, text in texts.items()}
+        found = replace(look(sources, Path(folder), num_workers), alike=parts.alike)
+    files = {new.splits[name].instance_files[0]: text for name, text in parts.texts.items()}
     files[new.out] = "\n".join([*_lines(new, found), ""])
     try:
         new.out.parent.mkdir(parents=True, exist_ok=True)

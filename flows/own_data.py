@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from data.coco.splitting import read_document, split_document
+from data.coco.near_duplicates import NearDuplicates, find_near_duplicates
+from data.coco.splitting import file_names, read_document, split_document
 from data.errors import InvalidConfig, InvalidDataset
 from data.ingest.ingestion import write_tables
 from data.ingest.options import IngestConfig, SplitConfig, TileConfig
@@ -79,6 +80,7 @@ class Found:
         classes: id to name.
         refused: what was left out or mended, by reason.
         turned: names of files that EXIF turns or mirrors.
+        alike: images that are nearly the same, where they were looked for.
     """
 
     whole: Mapping[Split, Survey]
@@ -87,6 +89,7 @@ class Found:
     classes: Mapping[int, str]
     refused: Sequence[str]
     turned: Sequence[str]
+    alike: NearDuplicates | None = None
 
     @property
     def has_masks(self) -> bool:
@@ -111,6 +114,8 @@ class Found:
             f"{counts['train']} images to train on and {counts['val']} to validate on, "
             f"{len(self.classes)} classes, {num_objects} objects"
         )
+        if self.alike and self.alike.is_clear:
+            yield str(self.alike)
         yield from self.refused
         if self.tile:
             tiles = {name: len(item.image_sizes) for name, item in self.shown.items()}
@@ -170,23 +175,45 @@ def look(sources: Mapping[Split, SplitConfig], folder: Path, num_workers: int) -
     return Found(whole, shown, tile, dataset.things, refused, turned)
 
 
-def split_texts(new: NewConfig) -> dict[Split, str]:
-    """The two COCO files that one is split into.
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A COCO file that was split.
+
+    Attributes:
+        texts: the files that it becomes.
+        group_by: the expression that it was split by.
+        alike: images that are nearly the same; None: they were not looked for.
+    """
+
+    texts: Mapping[Split, str]
+    group_by: str | None
+    alike: NearDuplicates | None
+
+
+def split_file(new: NewConfig, num_workers: int) -> Parts:
+    """Split a COCO file, by an expression that keeps near-duplicates together where none is given.
 
     Raises:
         InvalidDataset: it is no COCO file, or cannot be split.
         InvalidConfig: the expression to group by is none.
     """
     try:
-        pattern = re.compile(new.group_by) if new.group_by else None
+        re.compile(new.group_by or "")
     except re.error as error:
         raise InvalidConfig(f"--group-by {new.group_by!r} is no expression: {error}") from error
     document = read_document(new.instances)
+    group_by, alike = new.group_by, None
+    if group_by is None:
+        names = file_names(document).values()
+        alike = find_near_duplicates(names, new.images, VAL_SHARE, num_workers)
+        group_by = alike.group_by if alike.is_clear else None
+    pattern = re.compile(group_by) if group_by else None
     try:
         parts = split_document(document, pattern, VAL_SHARE)
     except InvalidDataset as error:
         raise InvalidDataset(f"{new.instances}: {error}") from error
-    return {name: json.dumps(part) for name, part in zip(_SPLITS, parts, strict=True)}
+    texts = {name: json.dumps(part) for name, part in zip(_SPLITS, parts, strict=True)}
+    return Parts(texts, group_by, alike)
 
 
 def _file_names(dataset: Dataset, split: Split) -> list[str]:

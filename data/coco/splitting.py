@@ -60,6 +60,15 @@ def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
+def file_names(document: Mapping[str, Any]) -> dict[str, str]:
+    """The images of a COCO file that have a name: id as text to name."""
+    return {
+        _key(item, "id"): str(item["file_name"])
+        for item in document["images"]
+        if isinstance(item, Mapping) and "file_name" in item
+    }
+
+
 def split_document(
     document: Mapping[str, Any], pattern: re.Pattern[str] | None, share: float
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -73,11 +82,7 @@ def split_document(
     Raises:
         InvalidDataset: all images are of one group.
     """
-    groups = {
-        _key(item, "id"): group_of(str(item["file_name"]), pattern)
-        for item in document["images"]
-        if isinstance(item, Mapping) and "file_name" in item
-    }
+    groups = {key: group_of(name, pattern) for key, name in file_names(document).items()}
     chosen = held_out(list(groups.values()), share)
     if not chosen:
         raise InvalidDataset(_why_not(len(groups), pattern))

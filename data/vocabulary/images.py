@@ -25,6 +25,11 @@ SIZE_BEFORE_EXIF = "size is that of the image file before EXIF turns it"
 
 Fact = TypeVar("Fact")
 
+_HASH_SIDE = 8
+_EVEN = 8
+"""Of 255 grey levels that an image's cells span: with fewer its hash says nothing (160 photographs of COCO
+span 38 at least, 364 micrographs 39)."""
+
 _TRAILERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 _TRAILER_WINDOW = 4096
 
@@ -80,6 +85,25 @@ def shown_size(path: Path) -> tuple[int, int] | None:
 def is_turned(path: Path) -> bool:
     """Whether EXIF asks for an image to be turned or mirrored; not where it cannot be read."""
     return (_of_header(path, _orientation) or 1) != 1
+
+
+def difference_hash(path: Path) -> int | None:
+    """Where an image grows lighter from left to right, between cells of 8 rows and 9 columns.
+
+    Returns:
+        64 bits, few of which differ between images that are nearly the same; None where an image cannot be
+        read, or is even.
+    """
+    return _of_header(path, _difference_bits)
+
+
+def _difference_bits(image: Image.Image) -> int | None:
+    image.draft("L", (8 * _HASH_SIDE, 8 * _HASH_SIDE))  # a JPEG is decoded no larger than needed
+    grey = _as_rgb(image).convert("L")
+    cells = np.asarray(grey.resize((_HASH_SIDE + 1, _HASH_SIDE), Image.Resampling.BOX))
+    if np.ptp(cells) < _EVEN:
+        return None
+    return int.from_bytes(np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes())
 
 
 def _of_header(path: Path, look: Callable[[Image.Image], Fact]) -> Fact | None:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from data.coco.near_duplicates import KEYS
 from data.errors import InvalidConfig, InvalidDataset
 from flows import new_config
 from flows.command_line import app
@@ -187,10 +188,37 @@ def test_dense_layouts_are_said_to_leave_the_prompt(own, tmp_path):
 def test_images_that_belong_together_are_not_torn_apart(own, tmp_path):
     own()
     new(tmp_path, group_by="^(film[0-9])_")
-    films = [{item["file_name"][:5] for item in json.loads(path.read_text())["images"]}
-             for path in (tmp_path / "instances_train.json", tmp_path / "instances_val.json")]  # fmt: skip
+    films = [films_of(tmp_path / f"instances_{name}.json") for name in ("train", "val")]
     assert films[0].isdisjoint(films[1])
     assert len(films[1]) == 2  # of six, for a fifth of the images
+
+
+def films_of(path):
+    return {item["file_name"][:5] for item in json.loads(path.read_text())["images"]}
+
+
+def test_frames_of_films_are_found_and_stay_together_unless_the_user_says_how(own, tmp_path):
+    document, rng = own(), np.random.default_rng(0)
+    scenes = rng.integers(0, 256, (6, 6, 8), np.uint8)
+    for item in document["images"]:
+        film, frame = map(int, re.findall("[0-9]+", item["file_name"]))
+        size = (item["width"], item["height"])
+        scene = Image.fromarray(scenes[film]).resize((size[0] + 60, size[1]))
+        image = scene.crop((frame, 0, frame + size[0], size[1]))  # six pixels from frame to frame
+        image.save(tmp_path / "my/images" / item["file_name"])
+    parts = [tmp_path / "instances_train.json", tmp_path / "instances_val.json"]
+    made = call("new", "my/instances.json", "--images", "my/images")
+    told = (
+        "60 of 60 images looked at are nearly the same as another (film0_006.png and film0_012.png)"
+    )
+    assert told in made.stderr
+    assert films_of(parts[0]).isdisjoint(films_of(parts[1]))
+    text = " ".join((tmp_path / "my.toml").read_text().replace("\n#", "").split())
+    assert told in text
+    assert f"for validation: what {KEYS[0]!r} matches alike stays together" in text
+    made = call("new", "my/instances.json", "--images", "my/images", "--group-by", ".*", "--force")
+    assert "nearly the same" not in made.stderr + (tmp_path / "my.toml").read_text()
+    assert not films_of(parts[0]).isdisjoint(films_of(parts[1]))
 
 
 def test_given_validation_images_are_taken_as_they_are(own, tmp_path):

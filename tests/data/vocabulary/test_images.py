@@ -6,7 +6,14 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from data.errors import InvalidDataset
-from data.vocabulary.images import SIZE_BEFORE_EXIF, image_problem, is_turned, read_rgb, read_square
+from data.vocabulary.images import (
+    SIZE_BEFORE_EXIF,
+    difference_hash,
+    image_problem,
+    is_turned,
+    read_rgb,
+    read_square,
+)
 
 WIDTH, HEIGHT = 60, 40
 
@@ -121,3 +128,14 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
     assert image_problem(path, WIDTH, HEIGHT) == "image of gigantic size"
     with pytest.raises(InvalidDataset, match="cannot be read"):
         read_rgb(path)
+
+
+def test_a_hash_says_where_cells_grow_lighter(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (40, 45)).astype(np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    cells = np.array([[part.mean() for part in np.hsplit(row, 9)] for row in np.vsplit(noise, 8)])
+    bits = "".join(f"{difference > 0:d}" for difference in np.diff(cells.round()).flatten())
+    assert difference_hash(tmp_path / "a.png") == int(bits, 2)
+    Image.fromarray(noise // 32 + 100).save(tmp_path / "even.png")
+    assert difference_hash(tmp_path / "even.png") is None
+    assert difference_hash(tmp_path / "missing.png") is None
