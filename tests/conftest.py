@@ -84,6 +84,23 @@ def publish():
 
 
 @pytest.fixture(scope="session")
+def publish_tables():
+    """Puts an ingested data set where a graph looks for it."""
+
+    def publish(store, graph, folder):
+        identity = graph.find("ingest").identity
+        out = store.work(identity.kind, identity.key) / "out"
+        shutil.copytree(folder, out)
+        store.publish(
+            identity, out, summary={}, environment={}, seconds=0, peak_memory_bytes=0,
+            created_at="2026-01-01T00:00:00+00:00",
+        )  # fmt: skip
+        return identity
+
+    return publish
+
+
+@pytest.fixture(scope="session")
 def ingested(tmp_path_factory) -> Path:
     """Folder of an ingested Scenes data set of 12 training and 6 validation images."""
     from data.ingest.ingestion import ingest

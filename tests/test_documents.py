@@ -3,6 +3,7 @@ import json
 import re
 import runpy
 import shlex
+import shutil
 import tomllib
 from itertools import pairwise
 from pathlib import Path
@@ -12,17 +13,24 @@ import typer
 import yaml
 from markdown_it import MarkdownIt
 from prefect.utilities.schema_tools.validation import validate
+from typer.testing import CliRunner
 
-from flows import stages
+from data.artifacts.digests import DigestMemory
+from data.artifacts.store import ArtifactStore
+from flows import cost_command, stages
 from flows.command_line import app
 from flows.command_options import configured_run
+from flows.request import Request
 from flows.run_config import build_run
 from flows.run_graph import STAGES
 from flows.studies import read_study
+from models.counts import known_counts
+from tasks.estimates.cost import ASSUMED_CORE
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 MARKDOWN = MarkdownIt("commonmark").enable("table")
+STANDS_FOR_OTHERS = re.compile("[A-Z]+$|…")
 
 
 def tokens(document):
@@ -59,6 +67,15 @@ def commands(document, program="detdiffusion"):
                 yield words[1:]
 
 
+def own_commands(document):
+    """Ours in blocks, and in the text those with arguments, but for what stands for others: `KEY`, `…`."""
+    yield from commands(document)
+    for token in tokens(document):
+        name, *words = token.content.split() if token.type == "code_inline" else [""]
+        if name == "detdiffusion" and words[1:] and not any(map(STANDS_FOR_OTHERS.match, words)):
+            yield words
+
+
 def started_deployments(document):
     """Likewise of `prefect deployment run`."""
     for words in commands(document, "prefect"):
@@ -74,7 +91,15 @@ def prefect_files(document):
                 yield value
 
 
+LONG = "trains for minutes to days; "
 ELSEWHERE = {
+    "detdiffusion run smoke": "tests/flows/test_end_to_end.py, on Scenes",
+    "detdiffusion run": LONG + "the suite runs smoke, which has the same steps",
+    "detdiffusion study": LONG + "tests/flows/test_end_to_end.py has some of runs of smoke",
+    "detdiffusion plateau": LONG + "tests/flows/test_plateau.py has its parts",
+    "detdiffusion plan coco-512 --memory": "takes a minute; tests/models/training/test_memory_table.py",
+    "detdiffusion plan coco-512 --config": "tests/flows/test_coco_commands.py, on files like COCO's",
+    "detdiffusion plan fine-tune --config": "tests/flows/test_coco_commands.py, with a base model",
     "make setup": "the gate begins with it",
     "make demo": "takes minutes; the suite runs smoke, which has the same steps",
     "make test": "is this suite",
@@ -92,7 +117,13 @@ ELSEWHERE = {
     "pip install": "needs the network",
     "pytest": "is a part of this suite, with more of its tests",
 }
-"""Beginnings of commands of other programs, and where they are run, or why nowhere."""
+"""Beginnings of commands that are not run here, and where they are, or why nowhere."""
+
+OURS = {shlex.join(["detdiffusion", *x]) for document in DOCUMENTS for x in own_commands(document)}
+
+
+def is_elsewhere(text):
+    return text.startswith(tuple(ELSEWHERE))
 
 
 def other_commands(document):
@@ -137,7 +168,7 @@ def test_links_lead_to_files_and_headings(document):
         assert not anchor or anchor in anchors(linked), target
 
 
-@pytest.mark.parametrize("words", cases(commands))
+@pytest.mark.parametrize("words", cases(own_commands))
 def test_commands_parse_and_their_options_exist(words):
     name, *arguments = words
     given = typer.main.get_command(app).commands[name].make_context(name, arguments).params
@@ -150,9 +181,55 @@ def test_commands_parse_and_their_options_exist(words):
 
 def test_every_other_command_is_run_elsewhere_or_there_is_a_reason():
     found = [text for document in DOCUMENTS for text in other_commands(document)]
-    assert [text for text in found if not text.startswith(tuple(ELSEWHERE))] == []
-    unused = [start for start in ELSEWHERE if not any(text.startswith(start) for text in found)]
-    assert unused == []
+    assert [text for text in found if not is_elsewhere(text)] == []
+    used = {
+        max(filter(text.startswith, ELSEWHERE), key=len, default="") for text in {*found, *OURS}
+    }
+    assert ELSEWHERE.keys() - used == set()
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory, dataset, publish, publish_tables):
+    """A folder with the files that our commands name, and a store with a data set and reports."""
+    folder = tmp_path_factory.mktemp("desk")
+    for path, split in (
+        ("my/instances.json", "train"),
+        ("bccd/instances_train.json", "train"),
+        ("bccd/instances_val.json", "val"),
+    ):
+        images = (folder / path).parent / "images"
+        shutil.copytree(dataset.image_folder(split), images, dirs_exist_ok=True)
+        shutil.copy(dataset.instances_file(split), folder / path)
+    blocks = [*settings(ROOT / "docs/operating.md")]
+    (folder / "study.toml").write_text(next(text for text in blocks if "[runs." in text))
+    own = tomllib.loads(next(settings(ROOT / "docs/micrographs.md")))
+    (folder / "mirror").mkdir()
+    store = ArtifactStore(folder / "artifacts")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        studies = [read_study("study.toml"), read_study("pays-bccd", own)]
+        demo = Request("run", "demo", build_run("demo", {}))
+        publish_tables(store, demo.graph(DigestMemory()), dataset.folder)
+        for request in (demo, *(Request("study", study.name, study) for study in studies)):
+            graph = request.graph(DigestMemory())
+            request.record(store, graph)
+            for step in graph:
+                name, key = step.kind.name, step.identity.key
+                if name in {"report", "conclude"} and not store.has(name, key):
+                    publish(store, step.identity)
+    return folder
+
+
+@pytest.mark.parametrize("text", sorted(text for text in OURS if not is_elsewhere(text)))
+def test_our_commands_run(text, desk, monkeypatch):
+    monkeypatch.chdir(desk)
+    monkeypatch.delenv("DETDIFFUSION_HOME", raising=False)
+    monkeypatch.setenv("DETDIFFUSION_REMOTE", (desk / "mirror").as_uri())
+    speed = cost_command._Measured(known_counts(), ASSUMED_CORE)  # measured for seconds otherwise
+    monkeypatch.setattr(cost_command, "_measured", lambda models: speed)
+    found = CliRunner().invoke(app, shlex.split(text)[1:])
+    assert found.exit_code == 0, found.exception or found.output
+    assert found.stdout
 
 
 @pytest.mark.parametrize("path", cases(prefect_files))
