@@ -32,6 +32,7 @@ class ModelCount(BaseModel):
         parameters: that are kept.
         trained: of them.
         tensors: that the trained ones are in.
+        frozen: of a generator's modules that are trained in part, the parameters that are not.
         passes: by name: `train`, `forward`; of a generator also `text`, `encode` and `decode`.
         least_gpu_memory: bytes that a training takes at least, see `plan --memory`.
     """
@@ -41,6 +42,7 @@ class ModelCount(BaseModel):
     parameters: int
     trained: int
     tensors: int
+    frozen: int = 0
     passes: dict[str, Pass]
     least_gpu_memory: int = 0
 

@@ -38,6 +38,7 @@ def count_model(options: str) -> ModelCount:
         shapes.unet["in_channels"] += num_canvas_channels(len(THINGS) + len(STUFF))
     modules = empty_modules(shapes.unet, shapes.text_encoder, config)
     trained = [item for item in modules.parameters() if item.requires_grad]
+    frozen = [item for item in modules.parameters() if not item.requires_grad]
     with FakeTensorMode(allow_non_fake_inputs=True):
         modules.to_empty(device="cpu")
         autoencoder = _autoencoder(config, shapes)
@@ -50,6 +51,7 @@ def count_model(options: str) -> ModelCount:
         parameters=sum(item.numel() for part in exported for item in part.parameters()),
         trained=sum(item.numel() for item in trained),
         tensors=len(trained),
+        frozen=sum(item.numel() for item in frozen),
         passes=passes,
         least_gpu_memory=needed.total(1, checkpointing=True),
     )

@@ -274,7 +274,8 @@ def _train_generator(step: Step, facts: Facts) -> Work:
         passes += _drawing(count, drawn, options.probe.sampling)
     pixels = options.resolution**2
     latents = encoded * _latent_bytes(options) if kept else 0
-    state = count.trained * rates.STATE_BYTES
+    frozen = count.frozen * rates.WEIGHT_BYTES
+    state = count.trained * rates.STATE_BYTES + frozen
     saved = rates.SAVED_BY_8_BITS if options.optimizer == "adamw-8bit" else 0
     average = 0 if options.ema_decay is None else rates.WEIGHT_BYTES
     kept_bytes = rates.CHECKPOINT_BYTES - saved + average
@@ -283,7 +284,7 @@ def _train_generator(step: Step, facts: Facts) -> Work:
         core_seconds=_seconds_to_read(encoded / 2, data.pixels) + seen * rates.BATCH_SECONDS,
         read=encoded / 2 * data.file_bytes,
         stored=count.parameters * rates.WEIGHT_BYTES + 64 * pixels * PNG_BYTES,
-        scratch=rates.CHECKPOINTS * count.trained * kept_bytes + latents,
+        scratch=rates.CHECKPOINTS * (count.trained * kept_bytes + frozen) + latents,
         memory=options.num_gpus * (rates.PROCESS_BYTES + state)
         + options.batch_size * count.passes["train"].held,
         least_gpu_memory=count.least_gpu_memory - saved * count.trained,

@@ -21,6 +21,7 @@ from models.counts import (
     known_counts,
 )
 from models.passes import Pass
+from models.training.memory_table import THRIFTY
 
 MODULES = {kind: importlib.import_module(name) for kind, name in COUNTERS.items()}
 
@@ -58,13 +59,16 @@ def test_attention_is_counted_as_by_hand():
 
 
 def models():
-    """Of all presets, by key."""
+    """Of all presets, and of Stable Diffusion with what takes less memory, by key."""
     found = {}
     for preset in PRESETS:
         config = build_run(preset, {})
         detectors = (config.train_detector, config.train_scorer)
         given = map(detector_model, (*detectors, *config.retrain.detectors.values()))
-        found |= {item.key: item for item in (generator_model(config.train_generator), *given)}
+        generator = config.train_generator
+        thrifty = THRIFTY.values() if isinstance(generator.base_model, str) else ()
+        generators = (generator.model_copy(update=options) for options in ({}, *thrifty))
+        found |= {item.key: item for item in (*map(generator_model, generators), *given)}
     return found
 
 
