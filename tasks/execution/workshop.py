@@ -11,8 +11,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -49,7 +47,7 @@ from tasks.execution.graph import Graph, Step
 from tasks.execution.machine import Machine, Part, available_cores
 from tasks.execution.memory import PeakMemory
 from tasks.execution.starting import gpu_looked_for_without_cuda, interrupts_blocked, without_main
-from tasks.execution.versions import package_versions
+from tasks.execution.versions import environment
 
 logger = logging.getLogger(__name__)
 
@@ -289,7 +287,7 @@ class Workshop:
             identity,
             spec.work / "out",
             summary=result["summary"],
-            environment=_environment()
+            environment=environment()
             | {"device": result["device"], "gpus": list(part.gpus), "cores": part.cores},
             seconds=time.monotonic() - started,
             peak_memory_bytes=peak,
@@ -396,28 +394,3 @@ def _kill_group(process: BaseProcess) -> None:
 def _user_error(name: str, message: str) -> PipelineError:
     kind = getattr(errors, name, StepFailed)
     return kind(message)
-
-
-def _environment() -> dict[str, Any]:
-    return {
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "python": sys.version.split()[0],
-        "packages": package_versions(),
-    }
-
-
-def _git(*arguments: str) -> str | None:
-    """Output of a git command in the project's checkout; None outside of one."""
-    folder = Path(__file__).parent
-    try:
-        run = subprocess.run(  # noqa: S603  # fixed arguments
-            ["git", *arguments],  # noqa: S607  # git is found on the user's PATH
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return run.stdout.strip()
