@@ -1,4 +1,4 @@
-"""What makes the same bytes of the same step, versions of packages and the project's code, and what manifests say of it."""
+"""The versions of packages and of the project's code, which make the same bytes of the same step."""
 
 import subprocess
 import sys
