@@ -132,7 +132,7 @@ _YOLOX_NARROW = merge(
 _FAST_SAMPLING = {
     "sampler": "dpm-solver++",
     "num_inference_steps": 12,
-    "guidance_scale": 2.5,
+    "guidance_scale": 2.0,
     "batch_size": 64,
 }
 

@@ -57,6 +57,9 @@ _CLAIMS: dict[str, Any] = {
 _FOLDS = {"scoring": {"num_folds": 3}}
 """A detector finds hardly any of the few things hard that it has learnt from."""
 
+_SAMPLING = {"guidance_scale": 2.5}
+"""Of the images whose worth was measured; the demo's are further apart in their attributes."""
+
 _PASTED = {"augmentation": "copy-paste"}
 """What costs nothing, and is therefore in every arm that is to beat it."""
 
@@ -86,7 +89,11 @@ def _paying(
             "train_scorer": {"num_iterations": scoring_length},
             "extract_attributes": _FOLDS,
             "pretrain_generator": {"num_steps": pretraining_length},
-            "synthesize": {"num_train_layouts": 1200, "train_layout_source": "recombined"},
+            "synthesize": {
+                "num_train_layouts": 1200,
+                "train_layout_source": "recombined",
+                "sampling": _SAMPLING,
+            },
             "retrain": {
                 "detector": {"num_iterations": length},
                 "seeds": (0, 1, 2, 3, 4),
@@ -162,7 +169,7 @@ _PAYS_BCCD: dict[str, Any] = {
         "ingest": {"tile": {"size": 320, "overlap": 0.5}},
         "extract_attributes": _FOLDS,
         "train_generator": {"num_steps": 2400},
-        "synthesize": {"num_train_layouts": 1000},
+        "synthesize": {"num_train_layouts": 1000, "sampling": _SAMPLING},
         "retrain": {
             "detector": {"num_iterations": 3000},
             "seeds": (0, 1, 2),

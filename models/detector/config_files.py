@@ -22,11 +22,13 @@ class CocoFolder:
         annotations: an instances file.
         images: folder that its file names are relative to.
         has_masks: whether the file has them.
+        is_pasted_into: whether copy-paste changes these images.
     """
 
     annotations: Path
     images: Path
     has_masks: bool = False
+    is_pasted_into: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +227,8 @@ def _training_data(
     settings: DetectorConfig, folder: CocoFolder, categories: dict[int, str]
 ) -> dict[str, Any]:
     """A data set as MMDetection reads it for training."""
-    masks = folder.has_masks and settings.augmentation == "copy-paste"
+    is_pasted_into = folder.is_pasted_into and settings.augmentation == "copy-paste"
+    masks = folder.has_masks and is_pasted_into
     data: dict[str, Any] = {
         "type": "CocoDataset",
         "ann_file": str(folder.annotations),
@@ -239,7 +242,7 @@ def _training_data(
             {"type": "RandomFlip", "prob": 0.5},
         ],
     }
-    if settings.augmentation == "flip":
+    if not is_pasted_into:
         data["pipeline"].append({"type": "PackDetInputs"})
         return data
     side = max(settings.image_size)

@@ -63,7 +63,8 @@ class DetectorConfig(Options):
         "another shape, such as the classes', are left as they are.",
     )
     augmentation: Literal["flip", "copy-paste"] = Field(
-        "flip", description="Random flips, or those and MMDetection's CopyPaste."
+        "flip",
+        description="Random flips, or those and, in real images, MMDetection's CopyPaste.",
     )
     num_epochs: float = Field(
         6, ge=0, description="Passes over the real training images; 0: num_iterations says."

@@ -131,7 +131,7 @@ def _parts(context: Context, dataset: Dataset) -> list[_Part]:
     if synthetic and options.images in {"real+synthetic", "synthetic"}:
         policy = context.manifest("synthetic").options["policy"]
         what = f"synthetic ({policy}{', verified' if synthetic.verified else ''})"
-        folder = CocoFolder(synthetic.instances, synthetic.image_folder)
+        folder = CocoFolder(synthetic.instances, synthetic.image_folder, is_pasted_into=False)
         parts.append(_Part(what, folder, synthetic.provenance.num_rows))
     if options.images == "real+pseudo":
         pseudo = Dataset(context.inputs["pseudo-labels"], images_of=context.inputs["unlabelled"])

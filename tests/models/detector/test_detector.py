@@ -1,5 +1,6 @@
 import math
 import multiprocessing
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -337,6 +338,9 @@ def test_objects_of_other_images_are_pasted(dataset, tmp_path, masks):
     assert all("masks" not in item["data_samples"].gt_instances for item in pasted)
     again = samples(pasting)
     assert all(torch.equal(a["inputs"], b["inputs"]) for a, b in zip(pasted, again, strict=True))
+    folder = replace(folder, is_pasted_into=False)
+    left = samples(pasting)
+    assert all(torch.equal(a["inputs"], b["inputs"]) for a, b in zip(left, plain, strict=True))
 
 
 def test_a_detector_is_the_same_bytes_whenever_it_is_written(dataset, tmp_path):

@@ -221,6 +221,13 @@ def test_pasted_objects_come_with_their_masks(context, with_spare):
     assert not plain[0].folder.has_masks
 
 
+def test_nothing_is_pasted_into_synthetic_images(context, with_spare):
+    given = context(augmentation="copy-paste", images="real+synthetic")
+    real, synthetic = _parts(given, with_spare)
+    assert real.folder.is_pasted_into
+    assert not synthetic.folder.is_pasted_into
+
+
 def test_more_images_than_there_are_are_refused(with_spare, dataset):
     with pytest.raises(InvalidConfig, match="are 24, and there are 20 with the spare ones"):
         DetectorTraining(real_multiple=2).check(with_spare)
