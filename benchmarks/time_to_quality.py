@@ -21,6 +21,9 @@ from flows.run_graph import run_graph
 from tasks.execution.graph import Graph, Step
 from tasks.execution.workshop import Workshop
 
+GUIDANCE = 2.5
+"""With more than the demo's edges are sharper."""
+
 
 def needed(graph: Graph, last: Step) -> list[Step]:
     """A step and those that it needs, each once and after its inputs."""
@@ -34,7 +37,14 @@ def needed(graph: Graph, last: Step) -> list[Step]:
 def measured(store: ArtifactStore, digests: DigestMemory, steps: int, seed: int) -> np.ndarray:
     """Minutes that a generator was trained for, AP75 of its images and of the real ones."""
     graph = run_graph(
-        build_run("demo", {"train_generator": {"num_steps": steps, "seed": seed}}), digests
+        build_run(
+            "demo",
+            {
+                "train_generator": {"num_steps": steps, "seed": seed},
+                "synthesize": {"sampling": {"guidance_scale": GUIDANCE}},
+            },
+        ),
+        digests,
     )
     workshop, last = Workshop(store, graph), graph.find("measure")
     steps_needed = needed(graph, last)

@@ -61,7 +61,7 @@ _SAMPLING = {"guidance_scale": 2.5}
 """Of the images whose worth was measured; the demo's are further apart in their attributes."""
 
 _PASTED = {"augmentation": "copy-paste"}
-"""What costs nothing, and is therefore in every arm that is to beat it."""
+"""What costs nothing, and is therefore done to the real images of every arm that is to beat it."""
 
 
 def _paying(

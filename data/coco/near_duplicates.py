@@ -12,8 +12,8 @@ from data.coco.splitting import group_of, held_out
 from data.coco.workers import Workers
 from data.vocabulary.images import difference_hash
 
-KEYS = (r"^(.*?)[0-9]+[^0-9/]*[.]\w+$", "^(.*)/")
-"""What may tell: a name up to its last number, a folder."""
+KEYS = ("^(.*?)[0-9]+[^0-9/]*[.][^./]+$", "^(.*)/")
+"""What may tell: a name up to its last number, a folder. Shown as they are typed."""
 
 MOST_LOOKED_AT = 1000
 """Images of a data set; on one core 1 ms each as JPEG of 640 × 480 pixels, 40 ms as JPEG of 12 megapixels and
@@ -86,7 +86,7 @@ def find_near_duplicates(
         images: folder that file names are relative to; what cannot be read there is passed over.
         share: to be held out, see `held_out`; a key that cannot hold out half of it is none.
     """
-    names = sorted(set(file_names), key=_by_number)
+    names = sorted(sorted(set(file_names)), key=_by_number)
     rows = _looked_at(len(names))
     with Workers(images, num_workers) as workers:
         found = list(workers.map(_hash, (names[row] for row in rows)))

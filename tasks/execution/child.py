@@ -79,7 +79,10 @@ class _Gatherer(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a warning."""
-        self.texts.append(_told(record))
+        try:
+            self.texts.append(_told(record))
+        except Exception:  # noqa: BLE001  # logging has a way for these
+            self.handleError(record)
 
 
 def _told(record: logging.LogRecord) -> str:

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 
 from data import errors
 from data.artifacts.bucket import forget_bucket
-from data.artifacts.store import ArtifactStore, durable_file, holder
+from data.artifacts.store import ArtifactStore, durable_file, holder, storage_errors
 from data.errors import ArtifactMissing, PipelineError, StepFailed
 from data.orphans import end_with_parent
 from data.progress import SECONDS_BETWEEN_REPORTS, Progress, Seldom, silent
@@ -111,11 +111,12 @@ def join_by_command(of: type[StepContext[TrainingT]], train: Train) -> None:
 def _for_itself(endpoint: str, context: StepContext[TrainingT], num_steps: int) -> Iterator[None]:
     """Keep the store's other trainings from an endpoint; say for which one it waits."""
     lock = ArtifactStore(context.root).lock("rdzv", endpoint)
-    with suppress(Timeout):
-        lock.acquire(blocking=False)
-    if not lock.is_locked:
-        context.progress(0, num_steps, f"waits for rdzv_endpoint {endpoint} of {holder(lock)}")
-        lock.acquire()
+    with storage_errors(context.root):
+        with suppress(Timeout):
+            lock.acquire(blocking=False)
+        if not lock.is_locked:
+            context.progress(0, num_steps, f"waits for rdzv_endpoint {endpoint} of {holder(lock)}")
+            lock.acquire()
     try:
         yield
     finally:

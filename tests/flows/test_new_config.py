@@ -215,7 +215,7 @@ def test_frames_of_films_are_found_and_stay_together_unless_the_user_says_how(ow
     assert films_of(parts[0]).isdisjoint(films_of(parts[1]))
     text = " ".join((tmp_path / "my.toml").read_text().replace("\n#", "").split())
     assert told in text
-    assert f"for validation: what {KEYS[0]!r} matches alike stays together" in text
+    assert f"for validation: what '{KEYS[0]}' matches alike stays together" in text
     made = call("new", "my/instances.json", "--images", "my/images", "--group-by", ".*", "--force")
     assert "nearly the same" not in made.stderr + (tmp_path / "my.toml").read_text()
     assert not films_of(parts[0]).isdisjoint(films_of(parts[1]))
