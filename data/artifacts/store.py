@@ -10,7 +10,7 @@ import fcntl
 import os
 import shutil
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -147,6 +147,37 @@ class ArtifactStore:
             return
         try:
             yield True
+        finally:
+            lock.release()
+
+    @contextmanager
+    def lock_in_turn(
+        self,
+        kind: str,
+        key: str,
+        waits: Callable[[str], None],
+        cancel_check: Callable[[], bool] | None = None,
+    ) -> Iterator[None]:
+        """Hold a lock, after whoever has it.
+
+        Args:
+            waits: told who has it, where it must be waited for.
+            cancel_check: asked meanwhile.
+
+        Raises:
+            filelock.Timeout: it was cancelled.
+        """
+        from filelock import Timeout  # noqa: PLC0415  # as above
+
+        lock = self.lock(kind, key)
+        with storage_errors(self.root):
+            with suppress(Timeout):
+                lock.acquire(blocking=False)
+            if not lock.is_locked:
+                waits(holder(lock))
+                lock.acquire(cancel_check=cancel_check)
+        try:
+            yield
         finally:
             lock.release()
 

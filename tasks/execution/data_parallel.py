@@ -7,18 +7,17 @@ import shlex
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import Timeout
 from pydantic import TypeAdapter
 
 from data import errors
 from data.artifacts.bucket import forget_bucket
-from data.artifacts.store import ArtifactStore, durable_file, holder, storage_errors
+from data.artifacts.store import ArtifactStore, durable_file
 from data.errors import ArtifactMissing, PipelineError, StepFailed
 from data.orphans import end_with_parent
 from data.progress import SECONDS_BETWEEN_REPORTS, Progress, Seldom, silent
@@ -67,11 +66,18 @@ def train_in_processes(
     Raises:
         PipelineError: by `train`, or as of `run_distributed`.
     """
-    with ExitStack() as held:
-        if endpoint := context.options.rdzv_endpoint:
-            held.enter_context(_for_itself(endpoint, context, num_steps))
-            _invite(context, kind, num_steps, plan)
-        _train_here(context, partial(train, plan=plan), is_first_host=True)
+    train_here = partial(_train_here, context, partial(train, plan=plan), is_first_host=True)
+    endpoint = context.options.rdzv_endpoint
+    if not endpoint:
+        train_here()
+        return
+
+    def waits(whom: str) -> None:
+        context.progress(0, num_steps, f"waits for rdzv_endpoint {endpoint} of {whom}")
+
+    with ArtifactStore(context.root).lock_in_turn("rdzv", endpoint, waits):
+        _invite(context, kind, num_steps, plan)
+        train_here()
 
 
 def join(work: Path, of: type[StepContext[TrainingT]], train: Train) -> None:
@@ -105,22 +111,6 @@ def join_by_command(of: type[StepContext[TrainingT]], train: Train) -> None:
         join(Path(sys.argv[1]), of, train)
     except PipelineError as error:
         sys.exit(str(error))
-
-
-@contextmanager
-def _for_itself(endpoint: str, context: StepContext[TrainingT], num_steps: int) -> Iterator[None]:
-    """Keep the store's other trainings from an endpoint; say for which one it waits."""
-    lock = ArtifactStore(context.root).lock("rdzv", endpoint)
-    with storage_errors(context.root):
-        with suppress(Timeout):
-            lock.acquire(blocking=False)
-        if not lock.is_locked:
-            context.progress(0, num_steps, f"waits for rdzv_endpoint {endpoint} of {holder(lock)}")
-            lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _invite(context: StepContext[TrainingT], kind: str, num_steps: int, plan: Any) -> None:

@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from multiprocessing.connection import wait
@@ -30,7 +30,7 @@ from data.artifacts.digests import DigestMemory
 from data.artifacts.manifest import LOG_NAME, Manifest
 from data.artifacts.records import Record
 from data.artifacts.remote import Remote
-from data.artifacts.store import ArtifactStore, holder, storage_errors
+from data.artifacts.store import ArtifactStore, storage_errors
 from data.errors import (
     ArtifactMissing,
     InvalidConfig,
@@ -148,19 +148,18 @@ class Workshop:
     @contextmanager
     def _locked(self, step: Step, progress: Progress) -> Iterator[None]:
         """Keep other runs from making the same; say for which one it waits."""
-        lock = self.store.lock(step.identity.kind, step.identity.key)
-        with suppress(Timeout):
-            lock.acquire(blocking=False)
-        if not lock.is_locked:
-            progress(0, 1, f"waits for {holder(lock)}")
+        lock = self.store.lock_in_turn(
+            step.identity.kind,
+            step.identity.key,
+            lambda whom: progress(0, 1, f"waits for {whom}"),
+            self._stopped.is_set,
+        )
+        with ExitStack() as held:
             try:
-                lock.acquire(cancel_check=self._stopped.is_set)
+                held.enter_context(lock)
             except Timeout as error:
                 raise StepFailed(f"{step.name!r}: the run was stopped") from error
-        try:
             yield
-        finally:
-            lock.release()
 
     def _found(self, step: Step, progress: Progress) -> Manifest | None:
         """A step's artifact from the store, or else from the mirror; the caller holds its lock."""
