@@ -24,7 +24,6 @@ from models.training.loop import batches_ahead, train_step
 from models.training.losses import (
     denoising_loss,
     foreground_weights,
-    min_snr_weights,
     perception_loss,
 )
 from models.training.perception import captured_features
@@ -117,7 +116,7 @@ def plain_steps(scene: Demo) -> Step:
             config.foreground_power,
         )
         alphas = scheduler.alphas_cumprod[batch.timesteps]
-        weights = min_snr_weights(alphas, config.min_snr_gamma, "v_prediction")
+        weights = torch.ones_like(alphas)
         head = modules.head
         logits = head(features, states, batch.token_weights, (size, size))
         in_prompt = batch.token_weights.sum(dim=2) > 0
