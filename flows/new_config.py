@@ -107,6 +107,9 @@ def _ingest_lines(new: NewConfig, found: Found) -> Iterator[str]:
     for name, split in new.splits.items():
         files = f"instances = {_text(split.instance_files[0])}, images = {_text(split.images)}"
         yield f"{name} = {{ {files} }}"
+    if new.group_by:
+        yield from _comment("Also in folds, and in what intervals are over.")
+        yield f"group_by = {json.dumps(new.group_by, ensure_ascii=False)}"
     if not found.has_masks:
         yield 'masks = "none"'
     width, height = found.whole["train"].median_size

@@ -357,13 +357,17 @@ def _given_scorer(name: str, stage: str, given: Path | CheckpointConfig | Darkne
 
 
 def _features(config: RunConfig, name: str, inputs: Mapping[str, str], split: Split) -> Node:
-    """Features of a set, or of the images of a split."""
+    """Features of a set, or of the images of a split.
+
+    The generator has learnt from the training images and their mirror images; a copy is of either.
+    """
     given = config.evaluate
     options = FeatureOptions(
         extractor=given.features,
         inception_weights=given.inception_weights if given.features == "inception" else None,
         resolution=config.train_generator.resolution,
         split=split,
+        mirrored=split != "train",
         execution=config.execution,
     )
     return Node(name, "evaluate", "image-features", options, inputs)

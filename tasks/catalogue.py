@@ -131,7 +131,7 @@ KINDS: dict[str, Kind] = {
                 "scores": "many",
                 "features": "many",
             },
-            {"step": 8},
+            {"step": 9},
             preload=False,
         ),
         Kind(
@@ -155,7 +155,7 @@ KINDS: dict[str, Kind] = {
                 "sets": "many",
                 "scores": "many",
             },
-            {"step": 3},
+            {"step": 4},
             preload=False,
             timed=frozenset({"report.html"}),
         ),

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import pyarrow.compute as pc
 
 from data.errors import InvalidConfig
 from data.layouts.layout import image_seed
@@ -14,7 +13,9 @@ from data.vocabulary.tables import Dataset
 
 
 def assign_folds(image_ids: Sequence[int], num_folds: int) -> list[list[int]]:
-    """Deal images to folds in the order of a hash of their ids; sizes differ by one at most.
+    """Deal images, or groups of them, to folds in the order of a hash of their ids, as many to each.
+
+    Sizes differ by one at most.
 
     >>> assign_folds([1, 2, 3, 4, 5], 2)
     [[1, 4, 5], [2, 3]]
@@ -23,18 +24,20 @@ def assign_folds(image_ids: Sequence[int], num_folds: int) -> list[list[int]]:
         InvalidConfig: there are fewer images than folds.
     """
     if len(image_ids) < num_folds:
-        raise InvalidConfig(f"{len(image_ids)} training images cannot make {num_folds} folds")
+        raise InvalidConfig(
+            f"{len(image_ids)} training images, or groups of them, cannot make {num_folds} folds"
+        )
     order = sorted(image_ids, key=lambda image_id: (image_seed(0, image_id, 0), image_id))
     return [sorted(order[fold::num_folds]) for fold in range(num_folds)]
 
 
 def fold_image_ids(dataset: Dataset, split: Split, number: int, num_folds: int) -> list[int]:
-    """Ids of the images of one fold of a split; tiles of an image, which overlap, are in one fold.
+    """Ids of the images of one fold of a split; those that belong together are in one fold.
 
     Raises:
         InvalidConfig: there are fewer images than folds.
     """
-    groups = _whole_images(dataset, split)
+    groups = _groups(dataset, split)
     chosen = assign_folds(list(groups), num_folds)[number]
     return sorted(image_id for key in chosen for image_id in groups[key])
 
@@ -43,9 +46,9 @@ def first_image_ids(dataset: Dataset, split: Split, count: int) -> list[int]:
     """Choose images of a split in the order of a hash of their ids: few of them are among more.
 
     Returns:
-        Ids of so many images; of tiles those of whole images, so that there may be some more.
+        Ids of so many images, with all that belong together with them, so that there may be some more.
     """
-    groups = _whole_images(dataset, split)
+    groups = _groups(dataset, split)
     chosen: list[int] = []
     for key in sorted(groups, key=lambda image_id: (image_seed(1, image_id, 0), image_id)):
         if len(chosen) >= count:
@@ -54,16 +57,11 @@ def first_image_ids(dataset: Dataset, split: Split, count: int) -> list[int]:
     return sorted(chosen)
 
 
-def _whole_images(dataset: Dataset, split: Split) -> dict[int, list[int]]:
-    """Ids of the images of a split by that of the whole image that they show."""
-    if dataset.tiles is None:
-        return {row["image_id"]: [row["image_id"]] for row in dataset.split_images(split)}
+def _groups(dataset: Dataset, split: Split) -> dict[int, list[int]]:
+    """Ids of the images of a split by what they belong to."""
     groups: dict[int, list[int]] = {}
-    tiles = dataset.tiles.filter(pc.field("split") == split)
-    for key, image_id in zip(
-        *(tiles[name].to_pylist() for name in ("source_image_id", "image_id")), strict=True
-    ):
-        groups.setdefault(key, []).append(image_id)
+    for image_id, group in dataset.groups(split).items():
+        groups.setdefault(group, []).append(image_id)
     return groups
 
 

@@ -1,6 +1,7 @@
 """From COCO files to Parquet tables, with an account of everything that was refused."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from data.coco.workers import Workers
 from data.errors import InvalidDataset
 from data.ingest.annotations import AnnotationContext, ObjectRows, object_rows
 from data.ingest.category_table import CategoryTable
+from data.ingest.groups import write_groups
 from data.ingest.id_set import IdSet
 from data.ingest.image_checks import ImageContext, ImageReader
 from data.ingest.image_progress import ImageProgress
@@ -40,7 +42,7 @@ def ingest(
 
     Writes `images.parquet`, `objects.parquet`, `categories.parquet`, `refused.parquet`
     and `instances_{split}.json`; for Scenes the data set itself under `scenes/`. With `config.tile` these
-    are of tiles, see `Dataset`.
+    are of tiles, see `Dataset`, and with `config.group_by` there is `groups.parquet`.
 
     Args:
         on_progress: told of the images.
@@ -51,7 +53,8 @@ def ingest(
     Raises:
         InvalidDataset: a file is not COCO format, a split is empty, the splits have no category in
             common, something is broken and the policy is `strict`, or tiles leave no object.
-        InvalidConfig: a tile is as large as all images.
+        InvalidConfig: a tile is as large as all images, or no file name is matched by what they are to be
+            grouped by.
     """
     splits = config.splits or _make_scenes(config.scenes, out, num_workers, on_progress)
     of_files = on_progress if config.splits else silent  # all images of Scenes are there
@@ -68,6 +71,8 @@ def ingest(
             export_boxes(whole, "val", Dataset(tables).whole_instances_file)
             folders = {name: split.images for name, split in splits.items()}
             cut_images(tables, folders, out, num_workers, on_progress)
+        if config.group_by:
+            write_groups(tables, re.compile(config.group_by))
         for name in splits:
             export_boxes(tables, name, tables / f"instances_{name}.json", num_workers)
         out.mkdir(exist_ok=True)

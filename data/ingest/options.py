@@ -1,11 +1,12 @@
 """Options of `ingest`: where a data set lies, and how it is read."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from data.artifacts.digests import DigestMemory
 from data.artifacts.options import AddedLater, Options
@@ -215,6 +216,21 @@ class IngestConfig(Options):
     tile: Annotated[TileConfig | None, AddedLater] = Field(
         None, description="Cut the images into overlapping tiles, which take their place."
     )
+    group_by: Annotated[str | None, AddedLater] = Field(
+        None,
+        description="Expression for file names: images that it (its first group, if it has one) matches "
+        "alike, such as frames of a film, are in one fold, in one part of the data, and one draw of what "
+        "intervals are over.",
+    )
+
+    @field_validator("group_by")
+    @classmethod
+    def _is_expression(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise ValueError(f"{value!r} is no expression: {error}") from error
+        return value
 
     @property
     def splits(self) -> dict[Split, SplitConfig]:

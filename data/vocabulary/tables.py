@@ -69,6 +69,13 @@ TILES = pa.schema(
         _field("bottom", pa.int32(), "bottom edge in the whole image, exclusive", unit="pixels"),
     ]
 )
+GROUPS = pa.schema(
+    [
+        _field("split", pa.string(), "train, val or spare"),
+        _field("image_id", pa.int64(), "COCO image id; of the whole image where there are tiles"),
+        _field("group_id", pa.int64(), "the lowest id of the images that it belongs together with"),
+    ]
+)
 REFUSED = pa.schema(
     [
         _field("reason", pa.string(), "why it was left out, or how it was mended"),
@@ -148,8 +155,9 @@ class Dataset:
         folder: holds `images.parquet`, `objects.parquet`, `categories.parquet`, `refused.parquet`,
             `instances_{split}.json`, the accepted things as COCO files, and for Scenes `scenes/`. Where
             images were cut, all these are of the tiles, whose files lie in `tiles/`; `tiles.parquet` says
-            of which images they are, and `whole_instances_val.json` has the things of these. That of
-            unlabelled images, which `ingest-unlabelled` wrote, has neither objects nor categories.
+            of which images they are, and `whole_instances_val.json` has the things of these. Where images
+            belong together, `groups.parquet` says which. That of unlabelled images, which
+            `ingest-unlabelled` wrote, has neither objects nor categories.
         images_of: artifact whose images these are, where it is another one, as for pseudo-labels.
     """
 
@@ -176,6 +184,28 @@ class Dataset:
         """Table with schema `TILES`; None where the images are whole."""
         path = self.folder / "tiles.parquet"
         return pq.read_table(path) if path.is_file() else None
+
+    def groups(self, split: Split) -> dict[int, int]:
+        """Image id of a split to what it belongs to, by the images' ids.
+
+        Tiles of one image belong together, and so do images that `ingest.group_by` has a name for: what is
+        known of one tells something of the others. That is an id of one of them, or of the whole image.
+        """
+        sources = {row["image_id"]: row["image_id"] for row in self.split_images(split)}
+        if self.tiles is not None:
+            tiles = self.tiles.filter(pc.field("split") == split)
+            ids = (tiles[name].to_pylist() for name in ("image_id", "source_image_id"))
+            sources = dict(zip(*ids, strict=True))
+        groups = self.whole_groups(split)
+        return {image_id: groups.get(source, source) for image_id, source in sources.items()}
+
+    def whole_groups(self, split: Split) -> dict[int, int]:
+        """As `groups`, of whole images; none where each is for itself."""
+        path = self.folder / "groups.parquet"
+        if not path.is_file():
+            return {}
+        table = pq.read_table(path, filters=pc.field("split") == split)
+        return dict(zip(*(table[name].to_pylist() for name in GROUPS.names[1:]), strict=True))
 
     @cached_property
     def categories(self) -> tuple[Category, ...]:

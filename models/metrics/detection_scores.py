@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from data.coco.image_sets import SyntheticSet
 from data.vocabulary.tables import BOX_COLUMNS, Dataset, box_array
@@ -126,14 +126,61 @@ def detection_score(
     return coco_metrics(truth, detections.filter(confident))
 
 
-def score_intervals(
-    protocol: ScoreProtocolName,
+@dataclass(frozen=True, slots=True)
+class Hits:
+    """How much of what images show was found.
+
+    Attributes:
+        image_ids: ascending.
+        found: boxes of each image that a detection meets.
+        boxes: of each image.
+        clusters: what each belongs to, by its layout.
+    """
+
+    image_ids: list[int]
+    found: Float[np.ndarray, " images"]
+    boxes: Int[np.ndarray, " images"]
+    clusters: Int[np.ndarray, " images"]
+
+    @property
+    def enough(self) -> bool:
+        """Whether an interval can be told: there are two clusters with boxes."""
+        return len(np.unique(self.clusters[self.boxes > 0])) > 1
+
+    def recall(self, kept: Int[np.ndarray, " kept"]) -> float:
+        """Share of the boxes of some images that was found."""
+        return float(self.found[kept].sum() / max(self.boxes[kept].sum(), 1))
+
+
+def count_hits(
     truth: CocoTruth,
     detections: pa.Table,
-    layouts: Mapping[int, int],
+    clusters: Mapping[int, int],
     *,
     score_threshold: float,
     iou_threshold: float,
+) -> Hits:
+    """Count what was found in each image, as `detection_recall` does in all.
+
+    Args:
+        detections: in the truth's images.
+        clusters: by image what it belongs to; such images count together.
+    """
+    boxes = dict(sorted(truth_boxes(truth).items()))
+    counts = np.array([len(of_image) for of_image, _ in boxes.values()])
+    found = truths_found(
+        boxes, detections, score_threshold=score_threshold, iou_threshold=iou_threshold
+    )
+    return Hits(
+        list(boxes),
+        np.bincount(np.repeat(np.arange(len(boxes)), counts), found, len(boxes)),
+        counts,
+        np.array([clusters[key] for key in boxes]),
+    )
+
+
+def score_intervals(
+    protocol: ScoreProtocolName, truth: CocoTruth, detections: pa.Table, hits: Hits
 ) -> dict[str, Interval]:
     """Intervals of `recall`, `map50` and `map75` over the layouts, by the jackknife.
 
@@ -142,29 +189,36 @@ def score_intervals(
 
     Args:
         detections: in the truth's images.
-        layouts: by image what its layout goes by; images of one layout count together.
-        score_threshold: of recall, and so is `iou_threshold`.
+        hits: of the same.
 
     Returns:
         None of them where there are less than two layouts with boxes.
     """
-    boxes = dict(sorted(truth_boxes(truth).items()))
-    image_ids = list(boxes)
-    counts = np.array([len(of_image) for of_image, _ in boxes.values()])
-    clusters = np.array([layouts[key] for key in image_ids])
-    if len(np.unique(clusters[counts > 0])) < 2:
+    if not hits.enough:
         return {}
-    limits = {"score_threshold": score_threshold, "iou_threshold": iou_threshold}
-    found = truths_found(boxes, detections, **limits)
-    hits = np.bincount(np.repeat(np.arange(len(boxes)), counts), found, len(boxes))
+    image_ids = hits.image_ids
     confident = detections.filter(pc.field("score") >= SCORE_THRESHOLDS[protocol])
     results = coco_results(confident, image_ids)
     matched = match_detections(truth, results, image_ids, np.array([0.5, 0.75]))
 
     def scores(kept: Int[np.ndarray, " kept"]) -> tuple[float, ...]:
         weights = np.bincount(kept, minlength=len(image_ids)).astype(np.float64)
-        recall = hits[kept].sum() / max(counts[kept].sum(), 1)
-        return (recall, *weighted_precisions(matched, weights).tolist())
+        return (hits.recall(kept), *weighted_precisions(matched, weights).tolist())
 
     names = ("recall", "map50", "map75")
-    return dict(zip(names, jackknife_intervals(scores, clusters), strict=True))
+    return dict(zip(names, jackknife_intervals(scores, hits.clusters), strict=True))
+
+
+def recall_difference(of: Hits, versus: Hits) -> Interval | None:
+    """Recall of one set of images less that of another of the same layouts, each left out of both at once.
+
+    None where there are less than two layouts with boxes.
+    """
+    if not (of.enough and versus.enough):
+        return None
+    count = len(of.image_ids)
+
+    def difference(kept: Int[np.ndarray, " kept"]) -> tuple[float]:
+        return (of.recall(kept[kept < count]) - versus.recall(kept[kept >= count] - count),)
+
+    return jackknife_intervals(difference, np.concatenate([of.clusters, versus.clusters]))[0]

@@ -229,9 +229,12 @@ def _radii(features: Features, num_neighbours: int) -> Float64[np.ndarray, " ima
 
 
 def nearest_real(
-    real: Features, generated: OtherFeatures
+    real: Features, generated: OtherFeatures, mirrored: OtherFeatures | None = None
 ) -> tuple[Int[np.ndarray, " others"], Float64[np.ndarray, " others"]]:
     """Find the nearest real image of every generated one.
+
+    Args:
+        mirrored: features of the generated images seen in a mirror, of which the nearer counts.
 
     Returns:
         Places among the real images, and Euclidean distances of the features.
@@ -243,24 +246,30 @@ def nearest_real(
     for rows, distances in _distances(generated, real):
         indices[rows] = distances.argmin(axis=1)
     offsets = generated.astype(np.float64) - real[indices]
-    return indices, np.linalg.norm(offsets, axis=1)
+    distances = np.linalg.norm(offsets, axis=1)
+    if mirrored is None:
+        return indices, distances
+    others, beside = nearest_real(real, mirrored)
+    return np.where(beside < distances, others, indices), np.minimum(beside, distances)
 
 
 def copy_threshold(
     real: Features,
     other_real: OtherFeatures,
+    mirrored: OtherFeatures | None = None,
     *,
     quantile: float = 0.01,
 ) -> float:
-    """Distance to the nearest of `real` below which an image is suspected to be a copy.
+    """Distance to the nearest of `real` up to which an image is suspected to be a copy.
 
     All but this share of other real images, which cannot be copies, are farther from it.
 
     Args:
         real: the images that a generator was trained on.
         other_real: images that it was not trained on, such as those of the validation split.
+        mirrored: these seen in a mirror, if generated images are looked at so.
     """
-    return float(np.quantile(nearest_real(real, other_real)[1], quantile))
+    return float(np.quantile(nearest_real(real, other_real, mirrored)[1], quantile))
 
 
 def _distances(

@@ -132,12 +132,23 @@ class MapDraws:
     draws: Float[np.ndarray, " draws"]
 
 
-def bootstrap_map(matched: MatchedDetections, num_draws: int = 1000, seed: int = 0) -> MapDraws:
-    """Draw images with replacement, and find a detector's mAP in each draw (Efron, 1979)."""
-    num_images = len(matched.image_ids)
+def bootstrap_map(
+    matched: MatchedDetections,
+    groups: Mapping[int, int] | None = None,
+    num_draws: int = 1000,
+    seed: int = 0,
+) -> MapDraws:
+    """Draw images with replacement, and find a detector's mAP in each draw (Efron, 1979).
+
+    Args:
+        groups: image id to what it belongs to, which is drawn as a whole; those without are for themselves.
+    """
+    image_ids = matched.image_ids.tolist()
+    names = [(groups or {}).get(image_id, image_id) for image_id in image_ids]
+    group_ids, place = np.unique(names, return_inverse=True)
     rng = np.random.default_rng(seed)
-    draws = [weighted_map(matched, _draw(num_images, rng)) for _ in range(num_draws)]
-    return MapDraws(matched, weighted_map(matched, np.ones(num_images)), np.array(draws))
+    draws = [weighted_map(matched, _draw(len(group_ids), rng)[place]) for _ in range(num_draws)]
+    return MapDraws(matched, weighted_map(matched, np.ones(len(image_ids))), np.array(draws))
 
 
 def bootstrap_difference(of: MapDraws, versus: MapDraws) -> Interval:
@@ -167,10 +178,10 @@ def difference_p_value(of: MapDraws, versus: MapDraws) -> float:
     return min(2 * (beyond + 1) / (len(differences) + 1), 1.0)
 
 
-def _draw(num_images: int, rng: np.random.Generator) -> Float[np.ndarray, " images"]:
-    """How often each image is drawn when as many are drawn as there are."""
-    drawn = rng.integers(num_images, size=num_images)
-    return np.bincount(drawn, minlength=num_images).astype(np.float64)
+def _draw(count: int, rng: np.random.Generator) -> Float[np.ndarray, " count"]:
+    """How often each of so many is drawn when as many are drawn as there are."""
+    drawn = rng.integers(count, size=count)
+    return np.bincount(drawn, minlength=count).astype(np.float64)
 
 
 def _average_precisions(

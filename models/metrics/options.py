@@ -15,6 +15,9 @@ from data.vocabulary.splits import Split
 FEATURES_NAME = "features.parquet"
 """Table of image ids and their features in an artifact."""
 
+MIRRORED = "mirrored"
+"""Its column of features of the mirror images."""
+
 
 class FeatureOptions(ShardedOptions):
     """Which images an extractor looks at."""
@@ -25,6 +28,9 @@ class FeatureOptions(ShardedOptions):
     )
     resolution: int = Field(ge=1, description="Images are squashed to this square, pixels.")
     split: Split = "val"
+    mirrored: Annotated[bool, AddedLater] = Field(
+        False, description="Look at the images in a mirror too."
+    )
 
     def foreign(self, digests: DigestMemory) -> dict[str, str]:
         """Digest of the weights.

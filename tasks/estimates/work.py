@@ -331,6 +331,7 @@ def _synthesize(step: Step, facts: Facts) -> Work:
 def _image_features(step: Step, facts: Facts) -> Work:
     options = cast("FeatureOptions", step.options)
     data, images = _data(step, facts), _num_images(step, facts)
+    images *= 1 + options.mirrored
     return Work(
         flops=images * _extractor_flops(options),
         core_seconds=_seconds_to_read(images, data.pixels),

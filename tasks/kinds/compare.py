@@ -151,7 +151,8 @@ def _bootstrap(context: Context) -> Bootstrap:
         image_ids = [item["id"] for item in truth()["images"]]
         found = pq.read_table(context.inputs[f"found/{place}"] / DETECTIONS_NAME)
         found = join_tiles(found, whole.tiles) if whole else found
-        return bootstrap_map(match_detections(truth(), coco_results(found, image_ids), image_ids))
+        matched = match_detections(truth(), coco_results(found, image_ids), image_ids)
+        return bootstrap_map(matched, dataset.whole_groups("val"))
 
     def difference(of: ArmResult, versus: ArmResult) -> tuple[Interval, float]:
         pair = [draws(f"{item.detector}/{item.arm}/{item.seed}") for item in (of, versus)]

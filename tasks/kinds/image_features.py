@@ -17,7 +17,7 @@ from models.metrics.features import (
     RandomFeatures,
     image_features,
 )
-from models.metrics.options import FEATURES_NAME, FeatureOptions
+from models.metrics.options import FEATURES_NAME, MIRRORED, FeatureOptions
 from tasks.execution.context import StepContext, Summary
 from tasks.execution.shards import Make, run_shards
 from tasks.pages.cards import markdown_table, write_card
@@ -25,13 +25,13 @@ from tasks.pages.cards import markdown_table, write_card
 _SHARD_SIZE = 256
 """Images."""
 
-_FEATURES = "features.npy"
+_FEATURES = "{}.npy"
 
 Context = StepContext[FeatureOptions]
 
 
 def run(context: Context) -> Summary:
-    """Write `features.parquet`: image id and its features, float32."""
+    """Write `features.parquet`: image id and its features, float32, and if asked its mirror image's."""
     options, images = context.options, _images(context)
     shards = run_shards(
         context,
@@ -41,14 +41,17 @@ def run(context: Context) -> Summary:
         name=itemgetter(0),
         unit="images",
     )
-    features = np.concatenate([np.load(shard / _FEATURES) for shard in shards])
-    column = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1])
-    table = pa.table({"image_id": np.array(images.image_ids, np.int64), "features": column})
-    write_table(table, context.out / FEATURES_NAME)
+    columns = {"image_id": pa.array(images.image_ids, pa.int64())}
+    for name in _columns(options):
+        features = np.concatenate([np.load(shard / _FEATURES.format(name)) for shard in shards])
+        columns[name] = pa.FixedSizeListArray.from_arrays(
+            pa.array(features.ravel()), features.shape[1]
+        )
+    write_table(pa.table(columns), context.out / FEATURES_NAME)
     facts: Summary = {
         "extractor": (RandomFeatures if options.extractor == "random" else InceptionFeatures).name,
-        "images": len(features),
-        "features": features.shape[1],
+        "images": len(images.images),
+        "features": columns["features"].type.list_size,
         "resolution": options.resolution,
         "resize": RESIZE,
     }
@@ -69,9 +72,15 @@ def _describer(options: FeatureOptions) -> Make[tuple[int, Path]]:
 
     def describe(images: Sequence[tuple[int, Path]], shard: Path) -> None:
         paths = [path for _, path in images]
-        np.save(shard / _FEATURES, image_features(extractor, paths, options.resolution))
+        for name in _columns(options):
+            found = image_features(extractor, paths, options.resolution, mirrored=name == MIRRORED)
+            np.save(shard / _FEATURES.format(name), found)
 
     return describe
+
+
+def _columns(options: FeatureOptions) -> list[str]:
+    return ["features", MIRRORED] if options.mirrored else ["features"]
 
 
 def _extractor(options: FeatureOptions) -> Extractor:

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,9 +23,12 @@ from models.metrics.coco_metrics import CocoTruth, detection_recall, read_truth,
 from models.metrics.comparison import student_interval
 from models.metrics.detection_scores import (
     SCORE_THRESHOLDS,
+    Hits,
     ScoredImages,
     ScoreProtocolName,
+    count_hits,
     detection_score,
+    recall_difference,
     score_intervals,
     scored_images,
 )
@@ -39,7 +43,7 @@ from models.metrics.distances import (
     prdc,
 )
 from models.metrics.interval import Interval
-from models.metrics.options import DETECTOR, FEATURES_NAME, SCORER, MeasureOptions
+from models.metrics.options import DETECTOR, FEATURES_NAME, MIRRORED, SCORER, MeasureOptions
 from tasks.execution.context import StepContext, Summary
 from tasks.pages.cards import narrow_table, write_card
 from tasks.pages.detections import COCO_METRICS_NAME, DETECTIONS_NAME
@@ -59,6 +63,9 @@ _RANGES = {
     "coverage": (0, 1),
 }
 """Where numbers can be; the estimate of KID may be negative."""
+
+_ORDER = ("easy", "origin", "hard")
+"""Sets from that of the things found most often to that of those found least."""
 
 _COPIES_SHOWN = 8
 """Pairs of a set."""
@@ -96,17 +103,25 @@ def run(context: Context) -> Summary:
 def _score_rows(context: Context, sets: Mapping[str, SyntheticSet]) -> Rows:
     """By scorer and protocol the real images first, then every set."""
     dataset, rows = Dataset(context.inputs["ingest"]), []
+    groups = dataset.groups("val")
     protocols: tuple[ScoreProtocolName, ...] = get_args(ScoreProtocolName)
     scorers = dict.fromkeys(name.partition("/")[0] for name in context.many("scores"))
     for protocol in protocols:
         scored = {name: scored_images(protocol, dataset, item) for name, item in sets.items()}
         truths = {REAL: next(iter(scored.values())).real}
         truths |= {name: item.generated for name, item in scored.items()}
-        rows += [
-            _score_row(context, scorer, protocol, name, truth, scored.get(name))
-            for scorer in scorers
-            for name, truth in truths.items()
-        ]
+        for scorer in scorers:
+            found = {
+                name: _score_row(context, scorer, protocol, name, truth, scored.get(name), groups)
+                for name, truth in truths.items()
+            }
+            steps = {
+                easier: (easier, harder) for easier, harder in pairwise(filter(found.get, _ORDER))
+            }
+            for name, (row, _) in found.items():
+                hits = [found[item][1] for item in steps.get(name, ())]
+                step = recall_difference(*hits) if hits else None
+                rows.append(row | _limits("recall_step", step))
     return sorted(rows, key=lambda row: (row["scorer"] != SCORER, row["scorer"]))
 
 
@@ -117,22 +132,26 @@ def _score_row(
     name: str,
     truth: CocoTruth,
     generated: ScoredImages | None,
-) -> dict[str, Any]:
-    """Scores and recall.
+    groups: Mapping[int, int],
+) -> tuple[dict[str, Any], Hits]:
+    """Scores and recall, and what was found in each image.
 
     Args:
         generated: of which set the images are; None for the real ones.
+        groups: of the validation images.
     """
     found = pq.read_table(context.inputs[f"scores/{scorer}/{name}"] / DETECTIONS_NAME)
     boxes = truth_boxes(truth)
     found = found.filter(pc.is_in(found["image_id"], pa.array(list(boxes), pa.int64())))
     if generated:
         found = generated.in_real_pixels(found)
-    layouts = generated.sources if generated else {image_id: image_id for image_id in boxes}
+    sources = generated.sources if generated else {image_id: image_id for image_id in boxes}
+    layouts = {image_id: groups[source] for image_id, source in sources.items()}
     limits = {
         "score_threshold": context.options.recall_score_threshold,
         "iou_threshold": context.options.recall_iou_threshold,
     }
+    hits = count_hits(truth, found, layouts, **limits)
     row = {
         "scorer": scorer,
         "gave the attributes": scorer == DETECTOR,
@@ -144,31 +163,36 @@ def _score_row(
         "recall": detection_recall(boxes, found, **limits),
         **detection_score(protocol, truth, found).as_row(),
     }
-    intervals = score_intervals(protocol, truth, found, layouts, **limits)
+    intervals = score_intervals(protocol, truth, found, hits)
     for number in SCORES:
         row |= _limits(number, intervals.get(number)) | {number: row[number]}
-    return row
+    return row, hits
 
 
 def _fidelity_rows(context: Context, sets: Mapping[str, SyntheticSet]) -> tuple[Rows, Rows]:
     """Distances of every set and of other real images to the real ones, and the likeliest copies."""
     found = {name: _features(folder) for name, folder in context.many("features").items()}
+    dataset = Dataset(context.inputs["ingest"])
     sources = sorted({key for item in sets.values() for key in item.source_image_ids})
     image_ids, features = found[REAL]
     side = _Real(features[np.isin(image_ids, sources)], _facts(context, sets))
     known_ids, known = found["train"]
-    limit = copy_threshold(known, side.features)
-    chosen = dataset_selection(
-        Dataset(context.inputs["ingest"]), "train", context.options.protocol
-    ).image_ids
-    count = max(len(found[name][1]) for name in sets)
-    rows = side.floor_rows(known[np.isin(known_ids, chosen)], count)
+    folders = context.many("features")
+    mirrored = _features(folders[REAL], MIRRORED)[1][np.isin(image_ids, sources)]
+    limit = copy_threshold(known, side.features, mirrored)
+    chosen = np.isin(
+        known_ids, dataset_selection(dataset, "train", context.options.protocol).image_ids
+    )
+    groups = dataset.groups("train")
+    others = np.array([groups[key] for key in known_ids[chosen].tolist()])
+    rows = side.floor_rows(known[chosen], others, max(len(found[name][1]) for name in sets))
+    groups = dataset.groups("val")
     copies: Rows = []
     for name, item in sets.items():
         ids, generated = found[name]
-        layouts = np.array([item.source_of[key] for key in ids.tolist()])
-        nearest, distance = nearest_real(known, generated)
-        share = float((distance < limit).mean())
+        layouts = np.array([groups[item.source_of[key]] for key in ids.tolist()])
+        nearest, distance = nearest_real(known, generated, _features(folders[name], MIRRORED)[1])
+        share = float((distance <= limit).mean())
         rows.append(side.row(name, generated, layouts) | {"copies": share})
         copies += [
             {
@@ -209,10 +233,10 @@ def _way(context: Context, sets: Mapping[str, SyntheticSet], side: int) -> str:
     return f"generated at {side} px, bicubic to the real image's {what} and back"
 
 
-def _features(folder: Path) -> Features:
+def _features(folder: Path, column: str = "features") -> Features:
     """Image ids, and features."""
-    table = pq.read_table(folder / FEATURES_NAME).combine_chunks()
-    flat = pc.list_flatten(table["features"]).to_numpy()
+    table = pq.read_table(folder / FEATURES_NAME, columns=["image_id", column]).combine_chunks()
+    flat = pc.list_flatten(table[column]).to_numpy()
     return table["image_id"].to_numpy(), flat.reshape(table.num_rows, -1)
 
 
@@ -233,35 +257,38 @@ class _Real:
             else None
         )
 
-    def floor_rows(self, others: np.ndarray, count: int) -> Rows:
-        """Other real images for generated ones: as many, in several disjoint draws; or no row."""
+    def floor_rows(self, others: np.ndarray, groups: np.ndarray, count: int) -> Rows:
+        """Other real images for generated ones: as many, in several disjoint draws; or no row.
+
+        Args:
+            groups: what each of the others belongs to, which is drawn at once.
+        """
         count = min(count, len(others))
         if not count:
             return []
-        order = np.random.default_rng(0).permutation(len(others))
+        group_ids, place = np.unique(groups, return_inverse=True)
+        drawn = np.argsort(np.random.default_rng(0).permutation(len(group_ids)))
+        order = np.argsort(drawn[place], kind="stable")
         num_draws = min(len(others) // count, _MOST_DRAWS)
-        draws = [others[order[i * count : (i + 1) * count]] for i in range(num_draws)]
+        draws = [order[i * count : (i + 1) * count] for i in range(num_draws)]
         row = (
-            self._row(FLOOR, count, self._spread(draws))
+            self._row(FLOOR, count, self._spread([others[draw] for draw in draws]))
             if num_draws > 1
-            else self.row(FLOOR, *draws)
+            else self.row(FLOOR, others[draws[0]], groups[draws[0]])
         )
         return [row | {"draws": num_draws, "copies": None, "way": None}]
 
-    def row(
-        self, name: str, generated: np.ndarray, layouts: np.ndarray | None = None
-    ) -> dict[str, Any]:
+    def row(self, name: str, generated: np.ndarray, clusters: np.ndarray) -> dict[str, Any]:
         """Distances of one set, with intervals by the jackknife.
 
         Args:
-            layouts: of each image; those of one layout are left out together.
+            clusters: what each image belongs to, by its layout; such images are left out together.
 
         Raises:
-            ValueError: there are not as many layouts as images.
+            ValueError: there are not as many clusters as images.
         """
-        clusters = np.arange(len(generated)) if layouts is None else layouts
         if len(clusters) != len(generated):
-            raise ValueError(f"{len(generated)} images, but {len(clusters)} layouts")
+            raise ValueError(f"{len(generated)} images, but {len(clusters)} clusters")
         names, distances = self._distances(generated)
         enough = names and len(np.unique(clusters)) > 1
         found = jackknife_intervals(distances, clusters) if enough else ()

@@ -133,8 +133,8 @@ over the synthetic or spare ones.</p>
 
 <h2>Fidelity</h2>
 <p>How far the generated images are from the real ones of the same layouts. The floor is what other real
-images score, as many of them: less cannot be asked for.</p>
-{% for text in undefined %}<p><strong>{{ text }}</strong></p>
+images score, as many of them if there are: less cannot be asked for.</p>
+{% for text in notes %}<p><strong>{{ text }}</strong></p>
 {% endfor %}
 {{ table(fidelity) }}
 
@@ -213,7 +213,7 @@ def write_report(path: Path, report: Report) -> None:
         sizes=tables.size_table(report.contrasts),
         classes=tables.class_tables(report.contrasts),
         fidelity=shown["Fidelity"],
-        undefined=tables.undefined_distances(report.fidelity),
+        notes=tables.fidelity_notes(report.fidelity),
         scores=tables.score_tables(report.scores),
         recall_sentences=tables.recall_sentences(report.scores),
         recalls=recall_plot(recalls) if recalls else None,
@@ -250,7 +250,7 @@ def card_sections(report: Report) -> list[str]:
         f"## Arms\n\n{narrow_table(shown['Arms'])}",
         *([f"On {report.whole}."] if report.whole else []),
         f"## Fidelity\n\n{narrow_table(shown['Fidelity'])}",
-        *tables.undefined_distances(report.fidelity),
+        *tables.fidelity_notes(report.fidelity),
         "## Controllability",
         *tables.recall_sentences(report.scores),
     ]

@@ -208,16 +208,24 @@ def fidelity_table(rows: Rows) -> Table:
     ]
 
 
-def undefined_distances(rows: Rows) -> list[str]:
-    """Of which images there is no Fréchet distance, and why; nothing where all have one."""
+def fidelity_notes(rows: Rows) -> list[str]:
+    """Of which images there is no Fréchet distance, and why; and where the floor is too high."""
     reasons: dict[str, list[str]] = {}
     for row in rows:
         if row["frechet_distance"] is None:
             reasons.setdefault(_why_undefined(row), []).append(row["images"])
-    return [
+    notes = [
         f"{distance_name(rows[0])} of {', '.join(images)}: {reason}."
         for reason, images in reasons.items()
     ]
+    count = {row["images"]: row["num_images"] for row in rows}
+    floor, most = count.get(FLOOR, math.inf), max(count.values(), default=0)
+    if floor < most:
+        notes.append(
+            f"The floor is of {floor} images, as there are no more, and generated sets of up to {most}: of "
+            "as many the floor's Fréchet distance would be lower. KID is alike for any number."
+        )
+    return notes
 
 
 def _why_undefined(row: Row) -> str:
@@ -275,18 +283,29 @@ def recalls(rows: Rows) -> dict[str, dict[str, float]]:
 
 def recall_sentences(rows: Rows) -> list[str]:
     """Whether each scorer finds easy objects more often than origin, and those more often than hard."""
-    return [_recall_sentence(scorer, found) for scorer, found in recalls(rows).items()]
+    found: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        if row["protocol"] == "layout":
+            found.setdefault(scorer_name(row["scorer"]), {})[row["images"]] = row
+    return [_recall_sentence(scorer, of_scorer) for scorer, of_scorer in found.items()]
 
 
-def _recall_sentence(scorer: str, recall: Mapping[str, float]) -> str:
-    order = [name for name in ("easy", "origin", "hard") if name in recall]
-    values = [recall[name] for name in order]
-    steps = [a - b for a, b in pairwise(values)]
-    found = ", ".join(f"{name} {recall[name]:.3f}" for name in order)
-    if not steps or min(steps) > 0:
-        least = f"; the least step is {min(steps):.3f}" if steps else ""
-        return f"By the {scorer}, recall orders {' > '.join(order)}: {found}{least}."
-    return f"By the {scorer}, recall does not order {' > '.join(order)}: {found}."
+def _recall_sentence(scorer: str, rows: Mapping[str, Row]) -> str:
+    order = [name for name in ("easy", "origin", "hard") if name in rows]
+    found = ", ".join(f"{name} {rows[name]['recall']:.3f}" for name in order)
+    falls = all(rows[a]["recall"] > rows[b]["recall"] for a, b in pairwise(order))
+    steps = [interval(rows[name], "recall_step") for name in order[:-1]]
+    if not falls:
+        told = "does not order"
+    elif all(step and step.low > 0 for step in steps):
+        told = "orders"
+    else:
+        told = "cannot be told to order"
+    shown = ", ".join(filter(None, map(signed, steps)))
+    return (
+        f"By the {scorer}, recall {told} {' > '.join(order)}: {found}"
+        f"{'; steps ' if shown else ''}{shown}."
+    )
 
 
 def published_fidelity(preset: str, rows: Rows) -> Table:

@@ -191,6 +191,8 @@ def test_images_that_belong_together_are_not_torn_apart(own, tmp_path):
     films = [films_of(tmp_path / f"instances_{name}.json") for name in ("train", "val")]
     assert films[0].isdisjoint(films[1])
     assert len(films[1]) == 2  # of six, for a fifth of the images
+    ingest = tomllib.loads((tmp_path / "my.toml").read_text())["ingest"]
+    assert ingest["group_by"] == "^(film[0-9])_"  # of folds and intervals too
 
 
 def films_of(path):

@@ -1,5 +1,6 @@
 """Rows of a run's tables, made by the code of the steps that write them; executors of shards."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -67,19 +68,26 @@ def fidelity(num_images=40, num_features=8, extractor="InceptionV3"):
     )
     generated = {name: rng.normal(0.5, 1, real.shape) for name in ("origin", "easy", "hard")}
     side = _Real(real, facts)
-    rows = [side.row(name, features) | {"copies": 0.025} for name, features in generated.items()]
-    return [*side.floor_rows(others, num_images), *rows]
+    ids = np.arange(num_images)
+    rows = [
+        side.row(name, features, ids) | {"copies": 0.025} for name, features in generated.items()
+    ]
+    return [*side.floor_rows(others, np.arange(len(others)), num_images), *rows]
 
 
-def scores(scorer, recalls):
+def scores(scorer, recalls, reach=0.02):
     """What `measure` writes of a scorer, from its recalls by images."""
+    order = [name for name in ("easy", "origin", "hard") if name in recalls]
+    steps = {a: recalls[a] - recalls[b] for a, b in pairwise(order)}
     return [
         {
             "scorer": scorer, "gave the attributes": scorer == "detector", "protocol": protocol,
             "images": images, "num_images": 224, "num_objects": 900,
             "score_threshold": 0.001, "recall": recall, "map": recall - 0.3,
             "map50": recall - 0.05, "map75": recall - 0.35, "map_small": None, "map_medium": None,
-            "map_large": None, "mar100": None,
+            "map_large": None, "mar100": None, "recall_step": steps.get(images),
+            "recall_step_low": steps[images] - reach if images in steps else None,
+            "recall_step_high": steps[images] + reach if images in steps else None,
         }
         for protocol in ("layout", "lama")
         for images, recall in recalls.items()

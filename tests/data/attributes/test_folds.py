@@ -14,7 +14,9 @@ def test_folds_cover_all_images_once_and_are_even():
 
 
 def test_more_folds_than_images_are_refused():
-    with pytest.raises(InvalidConfig, match="2 training images cannot make 3 folds"):
+    with pytest.raises(
+        InvalidConfig, match="2 training images, or groups of them, cannot make 3 folds"
+    ):
         assign_folds([1, 2], 3)
 
 

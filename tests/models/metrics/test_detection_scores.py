@@ -9,8 +9,15 @@ import pytest
 from data.coco.image_sets import SyntheticSet
 from data.vocabulary.tables import BOX_COLUMNS, DETECTIONS, write_table
 from models.metrics.coco_metrics import detection_recall, read_truth, truth_boxes
-from models.metrics.detection_scores import detection_score, score_intervals, scored_images
+from models.metrics.detection_scores import (
+    count_hits,
+    detection_score,
+    recall_difference,
+    score_intervals,
+    scored_images,
+)
 from models.metrics.distances import jackknife_intervals
+from models.metrics.interval import Interval
 
 REPEATS = 2
 
@@ -117,6 +124,10 @@ def found_in(truth, rng):
     return table.select(DETECTIONS.names).cast(DETECTIONS)
 
 
+def intervals_of(protocol, truth, found, clusters):
+    return score_intervals(protocol, truth, found, count_hits(truth, found, clusters, **LIMITS))
+
+
 @pytest.fixture
 def many(dataset):
     """The truth of 12 images, and detections in them."""
@@ -128,7 +139,7 @@ def many(dataset):
 def test_the_intervals_are_of_the_scores(many, protocol):
     truth, found = many
     each = {item["id"]: item["id"] for item in truth["images"]}
-    intervals = score_intervals(protocol, truth, found, each, **LIMITS)
+    intervals = intervals_of(protocol, truth, found, each)
     score = detection_score(protocol, truth, found)
     expected = (detection_recall(truth_boxes(truth), found, **LIMITS), score.map50, score.map75)
     assert [item.value for item in intervals.values()] == pytest.approx(expected, abs=1e-6)
@@ -146,7 +157,7 @@ def test_the_interval_of_recall_is_the_jackknifes_of_a_ratio(many):
         lambda kept: [hits[kept].sum() / counts[kept].sum()], np.arange(len(ids))
     )
     each = {key: key for key in ids}
-    interval = score_intervals("layout", truth, found, each, **LIMITS)["recall"]
+    interval = intervals_of("layout", truth, found, each)["recall"]
     assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
 
 
@@ -166,19 +177,43 @@ def test_images_of_one_layout_count_together(many):
     more = pa.Table.from_pylist(again(rows, "image_id"), DETECTIONS)
     each = {item["id"]: item["id"] for item in truth["images"]}
     layouts = each | {key + further: key for key in each}
-    one = score_intervals("layout", truth, found, each, **LIMITS)["recall"]
-    two = score_intervals("layout", twice, more, layouts, **LIMITS)["recall"]
+    one = intervals_of("layout", truth, found, each)["recall"]
+    two = intervals_of("layout", twice, more, layouts)["recall"]
     assert (two.low, two.high) == pytest.approx((one.low, one.high))
-    apart = score_intervals("layout", twice, more, {key: key for key in layouts}, **LIMITS)[
-        "recall"
-    ]
+    apart = intervals_of("layout", twice, more, {key: key for key in layouts})["recall"]
     assert apart.high - apart.low < 0.9 * (two.high - two.low)
 
 
 def test_one_layout_or_none_with_a_box_has_no_interval(many):
     truth, found = many
     alike = {item["id"]: 1 for item in truth["images"]}
-    assert score_intervals("layout", truth, found, alike, **LIMITS) == {}
+    assert intervals_of("layout", truth, found, alike) == {}
     each = {item["id"]: item["id"] for item in truth["images"]}
     empty = truth | {"annotations": []}
-    assert score_intervals("layout", empty, found, each, **LIMITS) == {}
+    assert intervals_of("layout", empty, found, each) == {}
+
+
+def test_the_difference_of_recalls_is_paired_by_layout(many):
+    truth, found = many
+    each = {item["id"]: item["id"] for item in truth["images"]}
+    all_found = count_hits(truth, found, each, **LIMITS)
+    halved = count_hits(truth, found.slice(0, found.num_rows // 2), each, **LIMITS)
+    assert recall_difference(all_found, all_found) == Interval(0, 0, 0)
+    ids = np.arange(len(each))
+    rates = [
+        (hits.found, hits.boxes) for hits in (all_found, halved)
+    ]  # sums of each image; the same images are left out of both
+    (expected,) = jackknife_intervals(
+        lambda kept: [
+            rates[0][0][kept].sum() / rates[0][1][kept].sum()
+            - rates[1][0][kept].sum() / rates[1][1][kept].sum()
+        ],
+        ids,
+    )
+    step = recall_difference(all_found, halved)
+    assert step.value > 0
+    assert (step.value, step.low, step.high) == pytest.approx(
+        (expected.value, expected.low, expected.high)
+    )
+    alike = count_hits(truth, found, dict.fromkeys(each, 1), **LIMITS)
+    assert recall_difference(alike, alike) is None

@@ -230,6 +230,19 @@ def test_the_nearest_real_image_is_found(blocks):
     assert (found[:3] == 0).all()
 
 
+def test_a_mirror_image_is_a_copy_too(blocks):
+    rng = np.random.default_rng(0)
+    real, generated, mirrored = (rng.normal(size=(count, 4)) for count in (50, 6, 6))
+    mirrored[2] = real[31]
+    indices, found = nearest_real(real, generated, mirrored)
+    one, other = (nearest_real(real, item) for item in (generated, mirrored))
+    assert found.tolist() == np.minimum(one[1], other[1]).tolist()
+    assert (indices[2], found[2]) == (31, 0)
+    nearer = one[1] <= other[1]
+    assert indices[nearer].tolist() == one[0][nearer].tolist()
+    assert copy_threshold(real, generated, mirrored, quantile=0) == 0
+
+
 def test_copies_are_nearer_than_all_but_a_hundredth_of_other_real_images():
     real, other_real, generated = (normal(500, 4, seed) for seed in range(3))
     generated[:50] = real[100:150] + 1e-4

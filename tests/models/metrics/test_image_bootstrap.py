@@ -25,7 +25,9 @@ IMAGE_IDS = list(range(3, 3 + NUM_IMAGES))
 
 
 def difference(of, versus, num_draws=1000, seed=0):
-    return bootstrap_difference(*(bootstrap_map(item, num_draws, seed) for item in (of, versus)))
+    return bootstrap_difference(
+        *(bootstrap_map(item, None, num_draws, seed) for item in (of, versus))
+    )
 
 
 def random_boxes(rng):
@@ -230,8 +232,26 @@ def test_interval_of_a_share_is_binomial():
     assert interval.high - interval.low == pytest.approx(2 * 1.96 * error, rel=0.12)
 
 
+def test_images_that_belong_together_are_drawn_together():
+    """As many boxes found in each film: the interval is that of a share of films, not of frames."""
+    films = 10
+    found = np.repeat(TENS[:103] < 3, films)
+    groups = {image: image // films for image in range(len(found))}
+    of, versus = (
+        bootstrap_map(share_found(items), groups, 600) for items in (found, np.zeros_like(found))
+    )
+    together = bootstrap_difference(of, versus)
+    apart = difference(share_found(found), share_found(np.zeros_like(found)), 600)
+    assert together.value == apart.value
+    error = found.std() / math.sqrt(len(found) / films) * 100 / 101
+    assert together.high - together.low == pytest.approx(2 * 1.96 * error, rel=0.12)
+    assert apart.high - apart.low < 0.5 * (together.high - together.low)
+    one = bootstrap_map(share_found(found), dict.fromkeys(groups, 7), 20)
+    assert set(one.draws) == {one.value}
+
+
 def test_the_p_value_of_a_difference_agrees_with_its_interval():
-    less, more, same = (bootstrap_map(share_found(n > TENS), 400) for n in (3, 6, 3))
+    less, more, same = (bootstrap_map(share_found(n > TENS), num_draws=400) for n in (3, 6, 3))
     assert difference_p_value(more, less) == pytest.approx(2 / 401)
     assert difference_p_value(less, more) == pytest.approx(2 / 401)
     assert difference_p_value(less, same) == 1

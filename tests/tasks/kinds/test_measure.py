@@ -1,6 +1,7 @@
 """Generated images are held against real ones, whatever the size of their files."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 
 from data.coco.image_sets import SyntheticSet
 from data.layouts.options import Protocol
-from data.vocabulary.tables import ATTRIBUTES, DETECTIONS, write_table
+from data.vocabulary.tables import ATTRIBUTES, DETECTIONS, GROUPS, write_table
 from models.generator.drawing_options import SamplingConfig, SyntheticSetOptions
 from models.metrics.options import MeasureOptions
 from tasks.execution.context import StepContext
@@ -200,9 +201,38 @@ def test_detectors_learn_the_same_boxes_from_real_and_generated_images(
     assert compared == len(json.loads(made.instances.read_text())["annotations"])
 
 
+@pytest.mark.parametrize("generated", ["generator"], indirect=True)
+def test_images_of_a_film_are_left_out_together(photographs, generated, tmp_path):
+    made = generated.images
+    ingested = tmp_path / "ingested"
+    shutil.copytree(photographs.folder, ingested)
+    inputs = {
+        f"scores/asked/{name}": write_detections(tmp_path / name, labels(instances))
+        for name, instances in (
+            ("real", photographs.instances_file("val")),
+            ("origin", made.instances),
+        )
+    }
+    context = StepContext(
+        MeasureOptions(), {"ingest": ingested, **inputs}, tmp_path, tmp_path, "key", tmp_path, 1,
+        lambda *report: None,
+    )  # fmt: skip
+
+    def intervals():
+        return [row["recall_low"] for row in _score_rows(context, {"origin": made})]
+
+    assert None not in intervals()
+    ids = [row["image_id"] for row in photographs.split_images("val")]
+    rows = [{"split": "val", "image_id": key, "group_id": ids[0]} for key in ids]
+    write_table(pa.Table.from_pylist(rows, GROUPS), ingested / "groups.parquet")
+    assert set(intervals()) == {None}  # all are of one
+
+
 def test_no_interval_reaches_where_its_number_cannot_be():
     real = np.random.default_rng(0).normal(size=(40, 2))
-    row = _Real(real, {}).row("origin", real[::-1] * 1.01)  # nearly the same images: at the edge
+    row = _Real(real, {}).row(
+        "origin", real[::-1] * 1.01, np.arange(40)
+    )  # nearly the same images: at the edge
     for name in ("precision", "recall", "coverage"):
         assert 0 <= row[f"{name}_low"] <= row[name] <= row[f"{name}_high"] <= 1
     for name in ("frechet_distance", "density"):
@@ -218,25 +248,26 @@ def test_every_image_of_a_layout_counts(tmp_path):
     pq.write_table(pa.table(columns), tmp_path / "provenance.parquet")
     layouts = np.array([SyntheticSet(tmp_path).source_of[key] for key in ids.tolist()])
     assert layouts.tolist() == np.repeat(np.arange(20), 2)[::-1].tolist()
-    row, each = _Real(real, {}).row("origin", drawn, layouts), _Real(real, {}).row("origin", drawn)
+    row, each = (_Real(real, {}).row("origin", drawn, by) for by in (layouts, np.arange(40)))
     for name in ("frechet_distance", "kid", "precision", "recall", "density", "coverage"):
         assert row[name] == each[name]
     assert row["kid_low"] != each["kid_low"]  # those of one layout are left out together
-    with pytest.raises(ValueError, match="40 images, but 20 layouts"):
+    with pytest.raises(ValueError, match="40 images, but 20 clusters"):
         _Real(real, {}).row("origin", drawn, layouts[:20])
 
 
 def test_the_floor_is_the_mean_of_several_draws():
     rng = np.random.default_rng(0)
     side, others = _Real(rng.normal(size=(40, 2)), {}), rng.normal(size=(70, 2))
-    (floor,) = side.floor_rows(others, 30)
+    ids = np.arange(70)
+    (floor,) = side.floor_rows(others, ids, 30)
     order = np.random.default_rng(0).permutation(70)
-    rows = [side.row("", others[order[:30]]), side.row("", others[order[30:60]])]
+    rows = [side.row("", others[order[i : i + 30]], np.arange(30)) for i in (0, 30)]
     for name in ("frechet_distance", "kid", "coverage"):
         assert floor[name] == pytest.approx(np.mean([row[name] for row in rows]))
         assert floor[f"{name}_low"] < floor[name] < floor[f"{name}_high"]
     assert (floor["draws"], floor["num_images"]) == (2, 30)
-    (single,) = side.floor_rows(others, 40)
+    (single,) = side.floor_rows(others, ids, 40)
     assert single["draws"] == 1
     assert single["kid_low"] < single["kid"] < single["kid_high"]
 
@@ -244,7 +275,7 @@ def test_the_floor_is_the_mean_of_several_draws():
 def test_too_few_images_have_no_distances_and_no_floor():
     rng = np.random.default_rng(0)
     side, others = _Real(rng.normal(size=(4, 2)), {}), rng.normal(size=(12, 2))
-    (floor,) = side.floor_rows(others, 4)
+    (floor,) = side.floor_rows(others, np.arange(12), 4)
     assert floor["draws"] == 3
-    for row in (floor, side.row("origin", others[:4])):
+    for row in (floor, side.row("origin", others[:4], np.arange(4))):
         assert {row[name] for name in ("frechet_distance", "kid", "coverage", "kid_low")} == {None}

@@ -177,10 +177,18 @@ def test_an_undefined_distance_is_said_in_words(report, page, written, rows):
     assert cells(found, "origin")[0] == "undefined"
     assert words in card_sections(replace(report, fidelity=few))
     nothing = [{**row, "kid": None} for row in few]
-    assert tables.undefined_distances(nothing)[0].endswith(
-        "undefined: too few images, and so is KID."
-    )
+    assert tables.fidelity_notes(nothing)[0].endswith("undefined: too few images, and so is KID.")
     assert "undefined" not in page
+
+
+def test_a_floor_of_fewer_images_is_said_to_be_too_high(page, rows):
+    found = rows.fidelity()
+    assert tables.fidelity_notes(found) == []
+    assert found[0]["images"] == "floor"
+    (note,) = tables.fidelity_notes([{**found[0], "num_images": 25}, *found[1:]])
+    assert note.startswith(
+        "The floor is of 25 images, as there are no more, and generated sets of up to 40"
+    )
 
 
 def test_the_order_of_recall_is_judged_for_each_scorer(page, rows):
@@ -190,12 +198,20 @@ def test_the_order_of_recall_is_judged_for_each_scorer(page, rows):
     first, second, third = tables.recall_sentences(scores)
     assert first == (
         "By the independent detector, recall orders easy > origin > hard: "
-        "easy 0.900, origin 0.820, hard 0.700; the least step is 0.080."
+        "easy 0.900, origin 0.820, hard 0.700; steps +0.080 (+0.060 to +0.100), +0.120 (+0.100 to +0.140)."
     )
     assert second.startswith(
         "By the detector that gave the attributes, recall does not order"
     )  # a tie
     assert third.startswith("By the yolo<v4>, recall does not order")
+    (unsure,) = tables.recall_sentences(
+        rows.scores("scorer", {"origin": 0.82, "easy": 0.9, "hard": 0.81})
+    )
+    assert "recall cannot be told to order easy > origin > hard" in unsure
+    (few,) = tables.recall_sentences([
+        {**row, "recall_step": None} for row in rows.scores("scorer", {"easy": 0.9, "hard": 0.7})
+    ])  # fmt: skip
+    assert few.endswith("recall cannot be told to order easy > hard: easy 0.900, hard 0.700.")
     assert f"<p>{escape(first)}</p>" in page
 
 
