@@ -139,7 +139,7 @@ KINDS: dict[str, Kind] = {
             "tasks.kinds.compare",
             ComparisonOptions,
             {"ingest": "one", "trained": "many", "found": "many"},
-            {"step": 6},
+            {"step": 7},
             preload=False,
         ),
         Kind(
@@ -164,7 +164,7 @@ KINDS: dict[str, Kind] = {
             "tasks.kinds.conclude",
             ConclusionOptions,
             {"reports": "many"},
-            {"step": 2},
+            {"step": 3},
             preload=False,
         ),
     )

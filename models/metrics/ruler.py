@@ -9,17 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64
 from scipy.optimize import isotonic_regression
 
 from models.metrics.comparison import percentile_interval
 from models.metrics.interval import Interval
 
-_FLAT = 1e-12
-"""A rise of the scores along the ruler that is this small a share of them is rounding."""
-
 _ROUNDING = 1e-9
-"""A number of images that leaves the ruler by this small a share of it is its end."""
+"""A rise of the scores along the ruler that is this small a share of them is rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +25,12 @@ class Ruler:
     Attributes:
         sizes: numbers of real images, ascending.
         scores: of each, strictly ascending with them.
+        pools: the numbers measured, ascending, that each size stands for.
     """
 
     sizes: tuple[float, ...]
     scores: tuple[float, ...]
+    pools: tuple[tuple[int, ...], ...]
 
     def num_images(self, score: float) -> float:
         """Real images of this score, never extrapolated.
@@ -48,6 +46,11 @@ class Ruler:
         if score > self.scores[-1]:
             return math.inf
         return float(np.exp(np.interp(score, self.scores, np.log(self.sizes))))
+
+    def place(self, num_images: int) -> int | None:
+        """Index of the size whose pool has a number of images within its ends; None where none has."""
+        within = (i for i, pool in enumerate(self.pools) if pool[0] <= num_images <= pool[-1])
+        return next(within, None)
 
 
 def fit_ruler(num_images: Sequence[int], scores: Sequence[float]) -> Ruler:
@@ -72,7 +75,12 @@ def fit_ruler(num_images: Sequence[int], scores: Sequence[float]) -> Ruler:
     blocks = np.cumsum(np.diff(rising, prepend=rising[0]) > rounding)
     logs = np.bincount(blocks, weights=np.log(sizes)) / np.bincount(blocks)
     levels = np.bincount(blocks, weights=rising) / np.bincount(blocks)
-    return Ruler(tuple(np.exp(logs).tolist()), tuple(levels.tolist()))
+    pools = np.split(sizes, np.flatnonzero(np.diff(blocks)) + 1)
+    return Ruler(
+        tuple(np.exp(logs).tolist()),
+        tuple(levels.tolist()),
+        tuple(tuple(pool.tolist()) for pool in pools),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,21 +89,26 @@ class Worth:
 
     Attributes:
         real_images: gain in real images; -inf and inf where the arm scores less or more than the
-            ruler measures, which are results; NaN only where the ruler has no slope.
+            ruler measures, which are results; NaN only where the ruler has no slope, or none at `num_real`.
         num_synthetic: synthetic images that have it.
+        num_real: real images beside them.
     """
 
     real_images: Interval
     num_synthetic: int
+    num_real: int
 
     @property
     def exchange_rate(self) -> Interval:
         """Synthetic images per real one, which falls as the gain rises.
 
         inf where they are worth no real image, 0 where they are worth more of them than the ruler
-        measures, NaN where it has no slope.
+        measures, NaN where that cannot be said: less than the ruler measures is still worth some
+        where there are no real images beside them.
         """
         gain = self.real_images
+        if self._is_below:
+            return Interval(math.nan, 0.0, math.inf)
         return Interval(
             *(_exchange_rate(self.num_synthetic, g) for g in (gain.value, gain.high, gain.low))
         )
@@ -105,9 +118,11 @@ class Worth:
         """The same as a sentence without its full stop."""
         gain = self.real_images.value
         if math.isnan(gain):
-            return "cannot be said: more real images do not score better"
+            return "cannot be said: more real images do not score better there"
         if gain == math.inf:
             return "worth more real images than the ruler measures"
+        if self._is_below:
+            return "worth fewer real images than the ruler measures"
         if gain == -math.inf:
             return "worth no real image: scores less than the ruler measures"
         low, high = _count(self.real_images.low), _count(self.real_images.high)
@@ -115,9 +130,15 @@ class Worth:
             return f"worth no real image: a gain of {_count(gain)} ({low} to {high})"
         rate = self.exchange_rate
         rates = f"{rate.value:,.2f} ({rate.low:,.2f} to {rate.high:,.2f})".replace("inf", "∞")
-        return f"as good as {_count(gain)} more real images ({low} to {high})" + (
+        more = "more " if self.num_real else ""
+        return f"as good as {_count(gain)} {more}real images ({low} to {high})" + (
             f", {rates} synthetic images per real one" if self.num_synthetic else ""
         )
+
+    @property
+    def _is_below(self) -> bool:
+        """Whether it is somewhere between none and the ruler's smallest number."""
+        return self.num_real == 0 and self.real_images.value == -math.inf
 
 
 def worth(
@@ -130,15 +151,17 @@ def worth(
 ) -> Worth:
     """Measure an arm of real and synthetic images in real images.
 
-    The gain is g = n_eff - `num_real` of the mean score, the exchange rate `num_synthetic` / g. Its
-    95 % interval is the percentile bootstrap (Efron, 1979) over the seeds, drawn with replacement for
-    ruler and arm together; one seed has infinite limits. With few seeds it is too narrow: n seeds make no
-    more than (2n-1)!/(n!(n-1)!) different draws.
+    The gain is g = n_eff - `num_real` of the mean score, the exchange rate `num_synthetic` / g. It
+    cannot be said where the fit pools `num_real` with other numbers. Its 95 % interval is the percentile
+    bootstrap (Efron, 1979) over the seeds, drawn with replacement for ruler and arm together; where a draw
+    pools `num_real`, the pool's size stands for it: less than the pool scores is no gain. One seed has
+    infinite limits. With few seeds it is too narrow: n seeds make no more than (2n-1)!/(n!(n-1)!)
+    different draws.
 
     Args:
         ruler_points: number of real images to its scores by seed.
         arm_scores: by seed, the same seeds in the same order.
-        num_real: real images of the arm.
+        num_real: real images of the arm; 0 for one of synthetic images alone.
         num_synthetic: its synthetic images; 0 for an arm of more real images or more passes.
         num_draws: of the bootstrap.
         seed: of the bootstrap.
@@ -150,22 +173,31 @@ def worth(
     if num_seeds == 0 or {len(scores) for scores in ruler_points.values()} != {num_seeds}:
         raise ValueError(f"{num_seeds} seeds of the arm: every point of the ruler needs the same")
     scores = np.array([arm_scores, *ruler_points.values()], dtype=np.float64)
-    sizes = list(ruler_points)
-    gain = _gain(sizes, scores.mean(axis=1), num_real)
-    if num_seeds == 1:
-        return Worth(Interval(gain, -math.inf, math.inf), num_synthetic)
+    sizes, means = list(ruler_points), scores.mean(axis=1)
+    ruler = fit_ruler(sizes, means[1:].tolist())
+    place = ruler.place(num_real)
+    pooled = place is not None and len(ruler.pools[place]) > 1
+    gain = math.nan if pooled else _gain(ruler, means[0], num_real)
+    if num_seeds == 1 or math.isnan(gain):
+        return Worth(Interval(gain, -math.inf, math.inf), num_synthetic, num_real)
     drawn = np.random.default_rng(seed).integers(num_seeds, size=(num_draws, num_seeds))
-    means = scores[:, drawn].mean(axis=2)
-    draws = np.array([_gain(sizes, column, num_real) for column in means.T])
-    return Worth(percentile_interval(gain, draws), num_synthetic)
+    draws = np.array(
+        [
+            _gain(fit_ruler(sizes, column[1:].tolist()), column[0], num_real)
+            for column in scores[:, drawn].mean(axis=2).T
+        ]
+    )
+    return Worth(percentile_interval(gain, draws), num_synthetic, num_real)
 
 
-def _gain(sizes: Sequence[int], means: Float64[np.ndarray, " scores"], num_real: int) -> float:
-    """Real images gained, from the mean scores of the arm and then of each size of the ruler.
+def _gain(ruler: Ruler, score: float, num_real: int) -> float:
+    """Real images gained over those that the ruler has at `num_real`.
 
     Equally many seeds at every size: the fit to the means is that to all the scores.
     """
-    return fit_ruler(sizes, means[1:].tolist()).num_images(float(means[0])) - num_real
+    place = ruler.place(num_real)
+    own = num_real if place is None else ruler.num_images(ruler.scores[place])
+    return ruler.num_images(score) - own
 
 
 def _exchange_rate(num_synthetic: int, gain: float) -> float:

@@ -220,7 +220,8 @@ def best_in_words(numbers: Mapping[str, Any]) -> str | None:
     run, _, arm = numbers["best_arm"].partition(": ")
     gain = _with_interval(numbers, "gain_best", sign=True) or shown_number(numbers["gain_best"])
     worth = float(numbers["worth_best"] or 0)
-    like = f", as good as {worth:.0f} more real images" if 0 < worth < math.inf else ""
+    more = "" if "synthetic_only" in arm else "more "
+    like = f", as good as {worth:.0f} {more}real images" if 0 < worth < math.inf else ""
     return (
         f"{arm} of the run {run}, the best of the arms that were named: {gain} mAP over "
         f"{numbers['num_seeds']} seeds{like}. Being chosen by its gain flatters it."

@@ -93,6 +93,9 @@ def test_an_arm_is_worth_what_the_ruler_of_real_images_says():
     nothing = arm_worth([*RULER, *arm("real+hard", [0.555, 0.562], num_synthetic=512)], "real+hard")
     assert nothing.real_images.value == -math.inf
     assert nothing.exchange_rate.value == math.inf
+    alone = arm("synthetic-only", [0.555, 0.575], num_real=0, num_synthetic=512, passes=None)
+    found = arm_worth([*RULER, *alone], "synthetic-only")
+    assert found.words.startswith("as good as 600 real images (600 to 600), 0.85 ")
 
 
 @pytest.mark.parametrize(

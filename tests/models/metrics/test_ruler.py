@@ -1,5 +1,7 @@
 import math
+from fractions import Fraction
 from functools import partial
+from statistics import mean
 
 import numpy as np
 import pytest
@@ -28,6 +30,10 @@ def test_what_falls_is_pooled():
     ruler = fit_ruler([100, 200, 400, 800], [0.3, 0.5, 0.4, 0.6])
     assert ruler.sizes == pytest.approx((100, math.sqrt(200 * 400), 800))
     assert ruler.scores == pytest.approx((0.3, 0.45, 0.6))
+    assert ruler.pools == ((100,), (200, 400), (800,))
+    assert [ruler.place(n) for n in (0, 100, 150, 200, 300, 400, 800, 900)] == [
+        None, 0, None, 1, 1, 1, 2, None,
+    ]  # fmt: skip
 
 
 @given(st.lists(st.floats(0, 1), min_size=3, max_size=3), st.floats(0, 1), st.floats(0, 1))
@@ -66,7 +72,7 @@ def test_what_makes_no_ruler(sizes, scores):
 
 def test_measured_hard_images_are_worth_nothing():
     found = worth(MEASURED, [0.555, 0.562], 600, 512)
-    assert found == Worth(Interval(-math.inf, -math.inf, pytest.approx(0, abs=1e-9)), 512)
+    assert found == Worth(Interval(-math.inf, -math.inf, pytest.approx(0, abs=1e-9)), 512, 600)
     assert found.words == "worth no real image: scores less than the ruler measures"
 
 
@@ -139,7 +145,7 @@ def test_kinds_of_worth(arm, num_real, value, rate, words):
 
 def test_no_gain_at_all_costs_infinitely_many():
     found = worth({1: [0.0, 0.0], 100: [1.0, 1.0]}, [0.0, 0.0], 1, 300)
-    assert found == Worth(Interval(0.0, 0.0, 0.0), 300)
+    assert found == Worth(Interval(0.0, 0.0, 0.0), 300, 1)
     assert found.exchange_rate == Interval(math.inf, math.inf, math.inf)
     assert found.words == "worth no real image: a gain of 0 (0 to 0)"
 
@@ -157,7 +163,73 @@ def test_no_slope_is_the_only_nan():
     assert math.isnan(found.real_images.value)
     assert math.isnan(found.exchange_rate.value)
     assert (found.real_images.low, found.real_images.high) == (-math.inf, math.inf)
-    assert found.words == "cannot be said: more real images do not score better"
+    assert found.words == "cannot be said: more real images do not score better there"
+
+
+FALLING = {150: [0.50, 0.50], 300: [0.48, 0.48], 600: [0.60, 0.60]}
+
+
+@pytest.mark.parametrize("arm", [0.495, 0.48, 0.55, 0.1, 0.9])
+@pytest.mark.parametrize("num_real", [150, 200, 300])
+def test_where_the_ruler_falls_nothing_can_be_said(arm, num_real):
+    found = worth(FALLING, [arm] * 2, num_real, 300)
+    assert found.words == "cannot be said: more real images do not score better there"
+    assert (found.real_images.low, found.real_images.high) == (-math.inf, math.inf)
+
+
+def test_a_fall_elsewhere_leaves_what_can_be_said():
+    found = worth(FALLING, [0.55, 0.55], 600, 300).real_images
+    share = (0.55 - 0.49) / (0.60 - 0.49)
+    pooled = math.sqrt(150 * 300)
+    assert found.value == pytest.approx(pooled * (600 / pooled) ** share - 600)
+
+
+def test_no_draw_has_a_gain_against_its_scores():
+    # The arm is better than 300 real images with either seed; draws of the first alone pool 150 and 300.
+    points = {150: [0.50, 0.40], 300: [0.48, 0.52], 600: [0.60, 0.62]}
+    assert worth(points, [0.495, 0.525], 300, 300).real_images.low > 0
+
+
+def slow_pools(points):
+    """Sizes of each level of a ruler: adjacent ones are pooled until all means rise."""
+    pools = []
+    for size in sorted(points):
+        pools.append(([size], points[size]))
+        while len(pools) > 1 and mean(pools[-2][1]) >= mean(pools[-1][1]):
+            sizes, scores = pools.pop()
+            pools[-1] = (pools[-1][0] + sizes, pools[-1][1] + scores)
+    return [sizes for sizes, _ in pools]
+
+
+BY_SEED = st.lists(
+    st.integers(0, 64).map(lambda score: Fraction(score, 64)), min_size=2, max_size=2
+)
+
+
+@given(st.lists(BY_SEED, min_size=4, max_size=4), BY_SEED, st.sampled_from([75, 150, 300, 600]))
+def test_what_can_be_said_has_the_sign_of_the_difference_from_real(scores, arm, num_real):
+    points = dict(zip([75, 150, 300, 600], scores, strict=True))
+    value = worth(points, arm, num_real, 300, num_draws=1).real_images.value
+    pools = slow_pools(points)
+    assert math.isnan(value) == ([num_real] not in pools)
+    if not math.isnan(value):
+        assert np.sign(value) == np.sign(float(mean(arm) - mean(points[num_real])))
+
+
+def test_synthetic_images_alone_are_as_good_as_real_ones():
+    found = worth(STEEP, STEEP[200], 0, 300)
+    assert found.real_images.value == pytest.approx(200)
+    assert found.words == (
+        "as good as 200 real images (200 to 200), 1.50 (1.50 to 1.50) synthetic images per real one"
+    )
+
+
+def test_synthetic_images_alone_below_the_ruler_are_worth_some():
+    found = worth(STEEP, [0.1] * 3, 0, 300)
+    assert found.words == "worth fewer real images than the ruler measures"
+    rate = found.exchange_rate
+    assert math.isnan(rate.value)
+    assert (rate.low, rate.high) == (0, math.inf)
 
 
 def test_seeds_whose_ruler_falls_open_the_interval():

@@ -137,7 +137,12 @@ def test_the_best_arm_is_told_first_and_numbers_with_their_intervals(tmp_path):
     assert "asks no question" not in page
 
 
-@pytest.mark.parametrize("worth", ["inf", "-inf", None, -3.0])
+def test_a_best_arm_without_real_images_has_none_to_add_to():
+    told = best_in_words(BEST | {"best_arm": "tiles: synthetic_only"})
+    assert ", as good as 100 real images." in told
+
+
+@pytest.mark.parametrize("worth", ["inf", "-inf", "nan", None, -3.0])
 def test_a_best_arm_without_a_worth_says_nothing_of_it(worth):
     assert "more real images" not in best_in_words(BEST | {"worth_best": worth})
     assert best_in_words({"num_seeds": 3}) is None
