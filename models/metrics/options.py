@@ -93,8 +93,8 @@ class ReportOptions(Options):
 class Question(Options):
     """Something that a study asks of its runs.
 
-    Numbers are those of `detdiffusion report --json`. The answer is the least difference between neighbours
-    in `order`, seed by seed: positive where they lie as asked.
+    Numbers are those of `detdiffusion report --json`. The answer is the difference, seed by seed, of those
+    neighbours in `order` that decide: positive where all lie as asked.
     """
 
     name: str = Field(pattern="^[a-z0-9_]+$")

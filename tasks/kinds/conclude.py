@@ -1,13 +1,23 @@
 """Kind `conclude`: what the runs of a study answer to its questions."""
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
 
 from data.vocabulary.tables import write_table
-from models.metrics.comparison import seeds_needed, student_interval
+from models.metrics.arms import LEVEL
+from models.metrics.comparison import (
+    Verdict,
+    holm,
+    paired_interval,
+    paired_p_value,
+    seeds_needed,
+    verdict,
+)
 from models.metrics.interval import Interval
 from models.metrics.options import ConclusionOptions, Question, run_and_name
 from tasks.execution.context import StepContext, Summary
@@ -17,7 +27,6 @@ from tasks.pages.study_page import (
     CANNOT_TELL,
     HOLDS,
     HOLDS_NOT,
-    NOT_MEASURED,
     OPPOSITE,
     Finding,
     answer_table,
@@ -37,7 +46,7 @@ def run(context: Context) -> Summary:
     manifests = {name: context.manifest(f"reports/{name}") for name in context.many("reports")}
     runs = {name: manifest.summary["results"] for name, manifest in manifests.items()}
     questions = context.options.questions
-    findings = [answer(question, runs) for question in questions]
+    findings = answers(questions, runs)
     if findings:
         rows = [_row(*pair) for pair in zip(questions, findings, strict=True)]
         write_table(pa.Table.from_pylist(rows), context.out / ANSWERS_NAME)
@@ -86,12 +95,18 @@ def best_arm(arms: Sequence[str], runs: Mapping[str, Numbers]) -> dict[str, Any]
     )
 
 
-def answer(question: Question, runs: Mapping[str, Numbers]) -> Finding:
-    """Answer a question from the numbers of runs `NAME` or `NAME/SEED`.
+def answers(questions: Sequence[Question], runs: Mapping[str, Numbers]) -> list[Finding]:
+    """Answer questions from the numbers of runs `NAME` or `NAME/SEED`.
 
-    Each step from one side to the next has an interval of its own: the least of several noisy steps, seed
-    by seed, would be below zero where all are equal.
+    Those that were measured with several seeds are one family for Holm's correction.
     """
+    asked = [_measured(question, runs) for question in questions]
+    adjusted = holm([item.p_value for item in asked])
+    num_tested = sum(not math.isnan(p) for p in adjusted)
+    return [_judged(item, p, num_tested) for item, p in zip(asked, adjusted, strict=True)]
+
+
+def _measured(question: Question, runs: Mapping[str, Numbers]) -> Finding:
     seeds, columns = [], []
     for seed in dict.fromkeys(name.partition("/")[2] for name in runs):
         numbers = [
@@ -102,30 +117,67 @@ def answer(question: Question, runs: Mapping[str, Numbers]) -> Finding:
             seeds.append(seed)
             columns.append(known)
     if not columns:
-        return Finding(question.text, question.order, (), (), (), None, NOT_MEASURED, None)
+        return Finding(question.text, question.order, (), (), (), (), None)
     values = tuple(zip(*columns, strict=True))
-    steps = [[a - b for a, b in zip(*pair, strict=True)] for pair in pairwise(values)]
-    intervals = [student_interval(step) for step in steps]
-    least = min(range(len(steps)), key=lambda index: intervals[index].value)
+    steps = list(pairwise(values))
+    effects = [paired_interval(*step) for step in steps]
+    deciding, p_value = _deciding(effects, [paired_p_value(*step) for step in steps])
     return Finding(
         claim=question.text,
         order=question.order,
         seeds=tuple(seeds),
         values=values,
-        differences=steps[least],
-        effect=intervals[least],
-        verdict=_verdict(intervals),
-        seeds_needed=seeds_needed(steps[least]),
+        neighbours=question.order[deciding : deciding + 2],
+        differences=[a - b for a, b in zip(*steps[deciding], strict=True)],
+        effect=effects[deciding],
+        p_value=p_value,
     )
 
 
-def _verdict(steps: Sequence[Interval]) -> str:
-    """An order holds where every step is above zero, and does not where one is below."""
-    if all(step.low > 0 for step in steps):
+def _deciding(effects: Sequence[Interval], p_values: Sequence[float]) -> tuple[int, float]:
+    """Index of the step from one side to the next that decides on an order, and the order's p value.
+
+    Where no step is below zero the order holds as far as its most doubtful one, whose p value is the order's
+    (intersection-union test: Berger, Technometrics 24, 1982). One step below zero is enough against it: the
+    surest decides, its p value times the number of steps (Bonferroni). NaN is more doubtful than any number;
+    of equally doubtful ones it is the least.
+    """
+    doubts = [math.inf if math.isnan(p) else p for p in p_values]
+    means = [effect.value for effect in effects]
+    below = [index for index, mean in enumerate(means) if mean < 0]
+    if not below:
+        found = max(range(len(means)), key=lambda index: (doubts[index], -means[index]))
+        return found, p_values[found]
+    found = min(below, key=lambda index: (doubts[index], means[index]))
+    return found, min(p_values[found] * len(means), 1.0)  # of NaN NaN
+
+
+def _judged(item: Finding, adjusted_p: float, num_tested: int) -> Finding:
+    """A finding with its verdict.
+
+    Args:
+        num_tested: the questions in the family.
+    """
+    if item.effect is None:
+        return item
+    num_steps = len(item.order) - 1 if item.effect.value < 0 else 1
+    level = 1 - (1 - LEVEL) / (max(num_tested, 1) * num_steps)  # as the first is judged at worst
+    return replace(
+        item,
+        adjusted_p=adjusted_p,
+        verdict=_verdict(item.values, verdict(item.effect, adjusted_p)),
+        seeds_needed=seeds_needed(item.differences, level),
+    )
+
+
+def _verdict(values: Sequence[Sequence[float]], told: Verdict) -> str:
+    """What the deciding step's verdict says of the order."""
+    if told == "cannot tell":
+        return CANNOT_TELL
+    if told == "helps":
         return HOLDS
-    if all(step.high < 0 for step in steps):
-        return OPPOSITE
-    return HOLDS_NOT if any(step.high < 0 for step in steps) else CANNOT_TELL
+    opposite = all(paired_interval(*step).high < 0 for step in pairwise(values))
+    return OPPOSITE if opposite else HOLDS_NOT
 
 
 def _row(question: Question, item: Finding) -> dict[str, Any]:
@@ -139,6 +191,8 @@ def _row(question: Question, item: Finding) -> dict[str, Any]:
         "effect": effect.value if effect else None,
         "low": effect.low if effect else None,
         "high": effect.high if effect else None,
+        "p_value": item.p_value,
+        "adjusted_p": item.adjusted_p,
         "verdict": item.verdict,
         "seeds_needed": item.seeds_needed,
     }

@@ -37,8 +37,11 @@ class Finding:
         order: "RUN: NUMBER", the one that is to be highest first.
         seeds: names of the runs' seeds; one without name where there are none.
         values: each side's number by seed, sides in order.
-        differences: of each seed between the neighbours that differ least on average.
+        neighbours: the two in `order` whose difference decides.
+        differences: of each seed between them.
         effect: their mean with its interval; None where it was not measured.
+        p_value: of the question; NaN where it was not measured, or with one seed.
+        adjusted_p: after Holm's correction for all questions.
         verdict: one of the five above.
         seeds_needed: with which the effect would tell, if it is what it seems; None where that is not known.
     """
@@ -47,10 +50,13 @@ class Finding:
     order: Sequence[str]
     seeds: Sequence[str]
     values: Sequence[Sequence[float]]
+    neighbours: Sequence[str]
     differences: Sequence[float]
     effect: Interval | None
-    verdict: str
-    seeds_needed: int | None
+    p_value: float = math.nan
+    adjusted_p: float = math.nan
+    verdict: str = NOT_MEASURED
+    seeds_needed: int | None = None
 
     @property
     def mark(self) -> Literal["helps", "costs", "unknown"]:
@@ -59,7 +65,9 @@ class Finding:
 
     @property
     def unit(self) -> str:
-        """The number that differs, or those that do."""
+        """The number that differs, or those that do; of a longer order the neighbours that decide."""
+        if len(self.order) > 2 and self.neighbours:
+            return " − ".join(self.neighbours)
         names = dict.fromkeys(side.partition(":")[2].strip() for side in self.order)
         return (" − " if len(names) == 2 else ", ").join(names)
 
@@ -70,6 +78,12 @@ class Finding:
             return "—"
         single = "" if math.isfinite(self.effect.high) else " (one seed: no interval)"
         return format_interval(self.effect, sign=True) + single
+
+    @property
+    def is_corrected(self) -> bool:
+        """Whether it is the correction that leaves an interval beyond zero without a verdict."""
+        told = self.effect and (self.effect.low > 0 or self.effect.high < 0)
+        return bool(told) and self.mark == "unknown"
 
     @property
     def would_tell(self) -> str:
@@ -84,13 +98,13 @@ class Finding:
 
     @property
     def by_seed(self) -> list[dict[str, Any]]:
-        """The sides' numbers and the least difference, a row a seed."""
+        """The sides' numbers and the difference that decides, a row a seed."""
         sides = dict(zip(self.order, self.values, strict=True)) if self.values else {}
         return [
             {
                 "seed": seed or "—",
                 **{name: f"{values[index]:#.4g}" for name, values in sides.items()},
-                "least difference": f"{self.differences[index]:+#.3g}",
+                "difference": f"{self.differences[index]:+#.3g}",
             }
             for index, seed in enumerate(self.seeds)
         ]
@@ -99,7 +113,7 @@ class Finding:
         """The effect as a plot has it; None where it was not measured or has no end."""
         if self.effect is None or not math.isfinite(self.effect.value):
             return None
-        unit = f"least difference in {self.unit}"
+        unit = f"difference in {self.unit}"
         told: Verdict = "cannot tell" if self.mark == "unknown" else self.mark
         return Estimate(self.claim, self.effect, self.differences, unit, told)
 
@@ -115,14 +129,20 @@ question is answered with numbers of theirs.</p>
 <li>{{ item.claim }}: <span class="{{ item.mark }}">{{ item.verdict }}</span></li>{% endfor %}</ol>
 {% if effects %}<h2>Effects</h2>
 <div class="plots">{{ plot(effects, "effects with their intervals") }}</div>
-<p class="note">For each question the difference of those neighbours in the claimed order that differ least:
-right of zero it holds. Points are means over the seeds, lines their 95% intervals (Student), grey dots single
-seeds. Each panel has its own unit.</p>
+<p class="note">For each question the difference of those neighbours in the claimed order that decide: the
+most doubtful, or where some are in reverse the surest of those, its p value times the number of steps. Right
+of zero the order holds. Points are means over the seeds, lines their 95% intervals (Student), grey dots
+single seeds. Each panel has its own unit.
+{% if num_tested > 1 %}An effect is coloured where it tells after Holm's correction for all {{ num_tested }}
+questions.{% endif %}</p>
 {% endif %}
 {% for item in findings %}<h2>{{ item.claim }}</h2>
 <p><span class="{{ item.mark }}">{{ item.verdict | capitalize }}</span>.
 {% if item.effect %}
-Least difference {{ item.effect_in_words }} in {{ item.unit }}.
+Difference {{ item.effect_in_words }} in {{ item.unit }}.
+{% endif %}
+{% if item.is_corrected %}
+The interval excludes zero, but the corrected p is {{ item.adjusted_p | number }}.
 {% endif %}
 {{ item.would_tell }}</p>
 <p class="note">Claimed order, the highest first: {{ " > ".join(item.order) }}</p>
@@ -176,6 +196,7 @@ def write_study_page(
         best=best_in_words(numbers),
         findings=findings,
         effects=effect_panels(estimates) if estimates else None,
+        num_tested=sum(not math.isnan(item.p_value) for item in findings),
         numbers=own_numbers(numbers),
         runs=of_runs,
         num_runs=len(runs),
@@ -193,6 +214,7 @@ def answer_table(findings: Sequence[Finding]) -> list[dict[str, Any]]:
             "verdict": item.verdict,
             "effect": item.effect_in_words,
             "in": item.unit,
+            "corrected p": item.adjusted_p,
             "by seed": ", ".join(f"{value:+#.3g}" for value in item.differences) or "—",
             "seeds that would tell": item.seeds_needed,
         }

@@ -1,17 +1,25 @@
 """The answers of a study, and its page, from the reports of its runs."""
 
+import math
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from scipy import stats
 
 from data.artifacts.manifest import Manifest
+from models.metrics.comparison import seeds_needed
 from models.metrics.options import ConclusionOptions, Question
 from tasks.execution.context import StepContext
-from tasks.kinds.conclude import answer, best_arm, named_numbers, run
+from tasks.kinds.conclude import answers, best_arm, named_numbers, run
 
 
 def question(*order, name="claim_1", text="Hard images <help> detectors"):
     return Question(name=name, text=text, order=order)
+
+
+def answer(asked, numbers):
+    return answers([asked], numbers)[0]
 
 
 def runs(**numbers):
@@ -60,10 +68,93 @@ def test_an_order_holds_where_each_step_does(columns, verdict):
     assert order_of_three(columns).verdict == verdict
 
 
-def test_the_effect_of_an_order_is_the_step_that_is_least_on_average():
-    found = order_of_three([(0.9, 0.8, 0.75), (0.9, 0.88, 0.7)])
-    assert found.differences == pytest.approx([0.1, 0.02])
-    assert found.effect.value == pytest.approx(0.06)
+TIGHT, NOISY = np.array([0.009, 0.010, 0.011]), np.array([0.01, 0.20, 0.09])
+
+
+def with_p_value(p):
+    """Three differences above zero of that two-sided p value."""
+    return 0.01 * (np.array([-1, 0, 1]) + stats.t.isf(p / 2, 2) / math.sqrt(3))
+
+
+def two_steps(first, second):
+    """An order of three sides that are so far apart."""
+    middle = np.full(3, 0.5)
+    return order_of_three(np.stack([middle + first, middle, middle - second], axis=1))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "neighbours"),
+    [(TIGHT, NOISY, ("a: origin", "a: hard")), (NOISY, TIGHT, ("a: easy", "a: origin"))],
+)
+def test_a_larger_step_that_is_noisier_decides_on_an_order(first, second, neighbours):
+    found = two_steps(first, second)
+    assert found.verdict == "cannot tell at this size"
+    assert found.neighbours == neighbours
+    assert found.differences == pytest.approx(NOISY)
+    assert found.p_value == pytest.approx(stats.ttest_1samp(NOISY, 0).pvalue)
+    assert found.seeds_needed == seeds_needed(found.differences) > 3
+
+
+def test_the_surest_reverse_step_decides():
+    found = two_steps(-NOISY, -TIGHT)
+    assert found.verdict == "does not hold"
+    assert found.neighbours == ("a: origin", "a: hard")
+    assert found.differences == pytest.approx(-TIGHT)
+    assert found.effect.high < 0
+    assert found.p_value == pytest.approx(2 * stats.ttest_1samp(TIGHT, 0).pvalue)
+    assert two_steps(TIGHT, -TIGHT).differences == pytest.approx(-TIGHT)
+
+
+def test_p_of_a_reverse_step_is_once_for_each_step_of_the_order():
+    reverse = with_p_value(0.045)
+    found = two_steps(TIGHT, -reverse)
+    assert found.effect.high < 0
+    assert found.p_value == pytest.approx(0.09)
+    assert found.verdict == "cannot tell at this size"
+    assert found.seeds_needed == seeds_needed(reverse, 0.975) > seeds_needed(reverse)
+    assert two_steps(TIGHT, -with_p_value(0.7)).p_value == 1
+
+
+def test_a_step_of_zero_leaves_an_order_untold():
+    found = two_steps(TIGHT, np.zeros(3))
+    assert (found.p_value, found.verdict) == (1, "cannot tell at this size")
+
+
+@pytest.mark.parametrize(("column", "least"), [((0.9, 0.8, 0.75), 0.05), ((0.7, 0.8, 0.95), -0.15)])
+def test_of_one_seed_the_least_step_is_shown_without_a_p_value(column, least):
+    found = order_of_three([column])
+    assert found.differences == pytest.approx([least])
+    assert math.isnan(found.p_value)
+    assert found.verdict == "cannot tell at this size"
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_several_questions_are_one_family_for_holms_correction(sign):
+    gains = {"three": 0.03, "four": 0.04, "unclear": 0.5}
+    numbers = {f"run/{seed}": {"base": 0.5} for seed in range(3)}
+    for name, p in gains.items():
+        for seed, gain in enumerate(with_p_value(p)):
+            numbers[f"run/{seed}"][name] = 0.5 + sign * gain
+    numbers["run/0"]["once"] = 0.9
+    asked = {
+        name: question(f"run: {name}", "run: base", name=name)
+        for name in (*gains, "once", "nowhere")
+    }
+    told = "holds" if sign == 1 else "the opposite holds"
+    for name in ("three", "four"):
+        alone = answer(asked[name], numbers)
+        assert (alone.verdict, alone.adjusted_p) == (told, pytest.approx(gains[name]))
+    three, once, nowhere, four = answers(
+        [asked[name] for name in ("three", "once", "nowhere", "four")], numbers
+    )
+    assert (three.verdict, four.verdict) == ("cannot tell at this size",) * 2
+    assert (three.adjusted_p, four.adjusted_p) == pytest.approx((0.06, 0.06))
+    assert (once.verdict, nowhere.verdict) == ("cannot tell at this size", "not measured")
+    assert all(math.isnan(item.adjusted_p) for item in (once, nowhere))
+    three, _, unclear, *_ = answers(list(asked.values()), numbers)
+    assert three.adjusted_p == pytest.approx(0.09)
+    assert unclear.seeds_needed == seeds_needed(unclear.differences, 1 - 0.05 / 3)
+    assert unclear.seeds_needed > seeds_needed(unclear.differences)
 
 
 def test_equal_sides_are_rarely_told_apart():
@@ -113,12 +204,13 @@ def test_the_step_writes_answers_page_and_card(tmp_path):
     assert summary["results"]["claim_2"] is None
     table = pq.read_table(tmp_path / "out" / "answers.parquet").to_pylist()
     assert [row["verdict"] for row in table] == ["holds", "not measured"]
+    assert table[0]["p_value"] == table[0]["adjusted_p"] == pytest.approx(0.0010395, rel=1e-3)
     assert "Hard images &lt;help&gt; detectors" in page
-    effect = '<span class="helps">Holds</span>.\nLeast difference +0.103 (+0.089 to +0.118) in map.'
+    effect = '<span class="helps">Holds</span>.\nDifference +0.103 (+0.089 to +0.118) in map.'
     assert effect in page
     assert "<td>only_here</td><td>—</td><td>∞</td>" in page  # a number that others lack is shown
     assert "report/key-of-a/0" in page
-    assert "| No number | not measured | — | map − kid | — | — |" in card
+    assert "| No number | not measured | — | map − kid | — | — | — |" in card
 
 
 def test_a_study_without_a_question_shows_its_runs(tmp_path):

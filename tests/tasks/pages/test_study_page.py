@@ -22,6 +22,7 @@ def finding(effect, verdict, differences=(0.1, 0.12, 0.11), **more):
         "seeds": ("0", "1", "2")[: len(differences)],
         "values": ((0.6,) * len(differences), (0.5,) * len(differences)),
         "seeds_needed": None,
+        "neighbours": ("a: map_real_hard", "a: map_real"),
     }
     return Finding(effect=effect, verdict=verdict, differences=differences, **(given | more))
 
@@ -31,6 +32,9 @@ OPPOSITE = finding(Interval(-0.2, -0.3, -0.1), "the opposite holds")
 UNCLEAR = finding(Interval(0.1, -0.1, 0.3), "cannot tell at this size", seeds_needed=17)
 ONE_SEED = finding(
     Interval(0.1, -math.inf, math.inf), "cannot tell at this size", differences=(0.1,)
+)
+CORRECTED = finding(
+    Interval(0.11, 0.01, 0.21), "cannot tell at this size", p_value=0.04, adjusted_p=0.0799999
 )
 MISSING = finding(None, "not measured", differences=(), seeds=(), values=())
 
@@ -53,9 +57,10 @@ def written(tmp_path):
     ("item", "mark", "words"),
     [
         (HOLDS, "helps", "+0.110 (+0.085 to +0.135) in map_real_hard − map_real.\nIt tells with 3"),
-        (OPPOSITE, "costs", "Least difference -0.20 (-0.30 to -0.10)"),
+        (OPPOSITE, "costs", "Difference -0.20 (-0.30 to -0.10)"),
         (UNCLEAR, "unknown", "About 17 seeds would tell"),
-        (ONE_SEED, "unknown", "Least difference +0.1 (one seed: no interval)"),
+        (ONE_SEED, "unknown", "Difference +0.1 (one seed: no interval)"),
+        (CORRECTED, "unknown", "The interval excludes zero, but the corrected p is 0.08.\n"),
         (MISSING, "unknown", "No run has all of its numbers."),
     ],
 )  # fmt: skip
@@ -66,6 +71,30 @@ def test_a_verdict_is_told_in_words_and_colour(written, item, mark, words):
     assert "Hard &lt;images&gt; help" in page
     assert "a: map_real_hard &gt; a: map_real" in page
     assert ("data:image/png" in page) == (item is not MISSING)
+
+
+def test_the_correction_is_told_where_there_are_several_questions(written):
+    note = "after Holm's correction for all 2\nquestions"
+    assert note in written(CORRECTED, CORRECTED, MISSING, ONE_SEED)
+    alone = written(CORRECTED, MISSING, ONE_SEED)
+    assert "Holm" not in alone
+    assert "excludes zero" not in written(HOLDS, OPPOSITE, UNCLEAR, ONE_SEED, MISSING)
+
+
+def test_of_a_longer_order_the_neighbours_that_decide_are_named(written):
+    order = ("a: easy", "a: origin", "a: hard")
+    values = ((0.9,) * 3, (0.8,) * 3, (0.7,) * 3)
+    item = finding(
+        Interval(0.11, -0.1, 0.3),
+        "cannot tell at this size",
+        order=order,
+        values=values,
+        neighbours=order[1:],
+    )
+    assert "Difference +0.11 (-0.10 to +0.30) in a: origin − a: hard." in written(item)
+    assert answer_table([item])[0]["in"] == "a: origin − a: hard"
+    missing = finding(None, "not measured", (), seeds=(), values=(), order=order, neighbours=())
+    assert missing.unit == "easy, origin, hard"
 
 
 def test_every_seed_has_its_numbers(written):
