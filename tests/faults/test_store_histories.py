@@ -263,7 +263,7 @@ def histories(publish, attempt):
         pass
 
     Here.publish, Here.attempt = staticmethod(publish), staticmethod(attempt)
-    run_state_machine_as_test(Here, settings=settings(max_examples=25, stateful_step_count=40))
+    run_state_machine_as_test(Here, settings=settings(max_examples=12, stateful_step_count=40))
 
 
 def test_random_histories_leave_what_a_plain_model_leaves():

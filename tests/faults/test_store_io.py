@@ -221,7 +221,7 @@ class Repair(Operation):
     "operation",
     [
         Publish(),
-        PublishOverDamage(),
+        pytest.param(PublishOverDamage(), marks=pytest.mark.faults),
         OverwriteFile(),
         WriteRecord(),
         Pin(),
