@@ -79,6 +79,7 @@ class Found:
         tile: how they are cut.
         classes: id to name.
         refused: what was left out or mended, by reason.
+        warnings: what else ingest found.
         turned: names of files that EXIF turns or mirrors.
         alike: images that are nearly the same, where they were looked for.
     """
@@ -88,6 +89,7 @@ class Found:
     tile: TileConfig | None
     classes: Mapping[int, str]
     refused: Sequence[str]
+    warnings: Sequence[str]
     turned: Sequence[str]
     alike: NearDuplicates | None = None
 
@@ -117,6 +119,7 @@ class Found:
         if self.alike and self.alike.is_clear:
             yield str(self.alike)
         yield from self.refused
+        yield from self.warnings
         if self.tile:
             tiles = {name: len(item.image_sizes) for name, item in self.shown.items()}
             pixels = sum(item.image_sizes.prod(axis=1).sum() for item in self.shown.values())
@@ -172,7 +175,7 @@ def look(sources: Mapping[Split, SplitConfig], folder: Path, num_workers: int) -
     refused = reasons(summary["refused"])
     names = [(split, name) for split in sources for name in _file_names(dataset, split)]
     turned = [name for split, name in names if is_turned(sources[split].images / name)]
-    return Found(whole, shown, tile, dataset.things, refused, turned)
+    return Found(whole, shown, tile, dataset.things, refused, summary["warnings"], turned)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from data.coco.stream import CocoIndex
 from data.coco.workers import Workers
 from data.errors import InvalidDataset
 from data.ingest.annotations import AnnotationContext, ObjectRows, object_rows
+from data.ingest.box_forms import BoxForms
 from data.ingest.category_table import CategoryTable
 from data.ingest.id_set import IdSet
 from data.ingest.image_checks import ImageContext, ImageReader
@@ -46,11 +47,12 @@ def ingest(
         on_progress: told of the images.
 
     Returns:
-        Counts by split and the refusals by reason.
+        Counts by split, the refusals by reason and warnings.
 
     Raises:
-        InvalidDataset: a file is not COCO format, a split is empty, the splits have no category in
-            common, something is broken and the policy is `strict`, or tiles leave no object.
+        InvalidDataset: a file is not COCO format, a split is empty, its boxes are not in pixels, the
+            splits have no category in common, something is broken and the policy is `strict`, or tiles
+            leave no object.
         InvalidConfig: a tile is as large as all images.
     """
     splits = config.splits or _make_scenes(config.scenes, out, num_workers, on_progress)
@@ -91,7 +93,7 @@ def write_tables(
         folder: of the tables; exists, and holds unfinished files after an error.
 
     Returns:
-        Counts by split and the refusals by reason.
+        Counts by split, the refusals by reason and warnings.
 
     Raises:
         InvalidDataset: as `ingest`.
@@ -159,9 +161,10 @@ class _Ingestion:
         self._progress = ImageProgress(on_progress)
         self._refusals = refusals
         self._categories = CategoryTable(self._refusals)
+        self._warnings: list[str] = []
 
     def read(self, splits: Mapping[Split, SplitConfig]) -> dict[str, Any]:
-        """Write the tables; returns counts and refusals."""
+        """Write the tables; returns counts, refusals and warnings."""
         indices = {name: _open(split) for name, split in splits.items()}
         for items in indices.values():  # where no image is looked at, all takes seconds
             if self._config.check_images:
@@ -182,6 +185,7 @@ class _Ingestion:
             "counts": {name: dict(count) for name, count in counts.items()},
             "refused": self._refusals.rows(),
             "categories": len(self._categories),
+            "warnings": self._warnings,
         }
 
     def _read_split(
@@ -202,7 +206,9 @@ class _Ingestion:
             against = AnnotationContext(
                 split, is_thing, image_ids, sizes, known, self._config.masks
             )
+            forms = BoxForms(f"{file.kind} of split {split}")
             for found in self._rows(file, against, things):
+                forms.add(found)
                 batch = self._unique(found, seen[is_thing], split)
                 objects.write(batch)
                 count["things" if is_thing else "stuff"] += batch.num_rows
@@ -210,6 +216,8 @@ class _Ingestion:
                     count["crowds"] += pc.sum(batch["is_crowd"]).as_py() or 0
                 if file.kind == "panoptic":
                     self._progress.advance(pc.count_distinct(batch["image_id"]).as_py())
+            forms.require_pixels(sizes)
+            self._warnings += forms.warnings()
 
     def _rows(
         self, file: _File, against: AnnotationContext, things: frozenset[int]

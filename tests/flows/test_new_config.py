@@ -244,6 +244,16 @@ def test_nothing_is_written_over_unless_that_is_asked_for_and_never_what_was_giv
         new(tmp_path, instances=given, force=True)
 
 
+def test_corners_in_place_of_sides_are_noted(own, tmp_path):
+    document = own(num_images=10)
+    for item in document["annotations"]:
+        x, y, width, height = item["bbox"]
+        item["bbox"] = [x, y, x + width, y + height]
+    write(tmp_path, document)
+    notes = new(tmp_path)
+    assert sum("boxes may be corners, [x1, y1, x2, y2]" in note for note in notes) == 2
+
+
 def test_turned_images_are_named(own, tmp_path):
     document = own(num_images=6)
     exif = Image.Exif()

@@ -103,6 +103,39 @@ def test_a_broken_annotation_is_accounted_for(write, tmp_path, changes, reason):
         ingest(write(content, "strict"), tmp_path / "strict")
 
 
+def boxed(*boxes):
+    """A document with these boxes."""
+    first = document()["annotations"][0]
+    return document(annotations=[first | {"id": i, "bbox": box} for i, box in enumerate(boxes)])
+
+
+SHARE = [0.1, 0.5, 1, 0.25]
+PIXELS = [0.5, 0.5, 1, 1.25]
+
+
+def test_boxes_that_are_shares_of_the_image_are_refused(write, tmp_path):
+    message = r"things of split train: .* shares of the image, 9 of 10 .* in pixels"
+    with pytest.raises(InvalidDataset, match=message):
+        ingest(write(boxed(*[SHARE] * 9, PIXELS)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    ingest(write(boxed(*[SHARE] * 8, PIXELS, PIXELS)), tmp_path / "mixed")
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    tiny = [document()["images"][0] | {"width": 4, "height": 4}]
+    (tmp_path / "val.json").write_text(json.dumps(document(images=tiny)))
+    ingest(write(boxed(SHARE) | {"images": tiny}), tmp_path / "tiny")
+
+
+@pytest.mark.parametrize("beyond", [[4, 3, 8, 6], [100, 1, 4, 3]])
+def test_boxes_that_may_be_corners_are_told(write, tmp_path, beyond):
+    good = [1, 1, 4, 3]
+    summary = ingest(write(boxed(beyond, beyond, good, good, good)), tmp_path / "out")
+    (told,) = summary["warnings"]
+    assert "things of split train: 2 of 5 boxes" in told
+    assert "corners, [x1, y1, x2, y2]" in told
+    few = ingest(write(boxed(beyond, good, good)), tmp_path / "few")
+    assert few["warnings"] == []
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
