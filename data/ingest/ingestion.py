@@ -26,6 +26,7 @@ from data.ingest.image_progress import ImageProgress
 from data.ingest.options import IngestConfig, ScenesConfig, SplitConfig
 from data.ingest.panoptic import PanopticContext, panoptic_rows
 from data.ingest.refusals import Refusals
+from data.ingest.shared_images import shared_images
 from data.ingest.table_writer import TableWriter
 from data.ingest.tiles import cut_images, write_tiles
 from data.progress import Progress, silent
@@ -180,6 +181,8 @@ class _Ingestion:
                 images.flush()
                 objects.flush()
         self._check(counts)
+        folders = {name: split.images for name, split in splits.items()}
+        self._warnings += shared_images(self._folder / "images.parquet", folders)
         write_table(self._categories.table(), self._folder / "categories.parquet")
         return {
             "counts": {name: dict(count) for name, count in counts.items()},

@@ -225,7 +225,8 @@ def test_given_validation_images_are_taken_as_they_are(own, tmp_path):
     own(num_images=6)
     val = tmp_path / "my/val.json"
     val.write_bytes((tmp_path / "my/instances.json").read_bytes())
-    new(tmp_path, val=val, out=tmp_path / "deep/er/my.toml")
+    notes = new(tmp_path, val=val, out=tmp_path / "deep/er/my.toml")
+    assert any("6 image files are in train and in val too, such as" in note for note in notes)
     assert [path.name for path in (tmp_path / "deep/er").iterdir()] == ["my.toml"]
     splits = tomllib.loads((tmp_path / "deep/er/my.toml").read_text())["ingest"]
     assert (splits["train"]["instances"], splits["val"]["instances"]) == (
