@@ -181,6 +181,7 @@ class _Ingestion:
                 images.flush()
                 objects.flush()
         self._check(counts)
+        self._warnings += self._categories.warnings()
         folders = {name: split.images for name, split in splits.items()}
         self._warnings += shared_images(self._folder / "images.parquet", folders)
         write_table(self._categories.table(), self._folder / "categories.parquet")

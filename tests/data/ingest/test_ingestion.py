@@ -264,16 +264,41 @@ def test_splits_without_a_common_class_are_refused(write, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("changes", [{"name": "d\ud800"}, {"supercategory": "d\ud800"}])
-def test_a_category_whose_names_are_not_utf_8_is_accounted_for(write, tmp_path, changes):
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"name": "d\ud800"}, "category name is not UTF-8"),
+        ({"supercategory": "d\ud800"}, "category name is not UTF-8"),
+        ({"name": ""}, "category without a name"),
+        ({"name": " \n"}, "category without a name"),
+    ],
+)
+def test_a_category_whose_name_is_no_name_is_accounted_for(write, tmp_path, changes, reason):
     other = {"id": 4, "name": "dog"} | changes
     summary = ingest(
         write(document(categories=[{"id": 3, "name": "cat"}, other])), tmp_path / "out"
     )
-    assert [row["reason"] for row in summary["refused"]] == ["category name is not UTF-8"]
+    assert [row["reason"] for row in summary["refused"]] == [reason]
     assert summary["categories"] == 1
-    with pytest.raises(InvalidDataset, match="no usable object; 1 × category name is not UTF-8"):
+    with pytest.raises(InvalidDataset, match=f"no usable object; 1 × {reason}"):
         ingest(write(document(categories=[other | {"id": 3}])), tmp_path / "none")
+
+
+def test_stuff_needs_no_name(write, tmp_path):
+    stuff = document(categories=[{"id": 9, "name": ""}])
+    stuff["annotations"][0]["category_id"] = 9
+    (tmp_path / "stuff.json").write_text(json.dumps(stuff))
+    config = write(document())
+    train = config.train.model_copy(update={"stuff": tmp_path / "stuff.json"})
+    summary = ingest(config.model_copy(update={"train": train}), tmp_path / "out")
+    assert (summary["refused"], summary["counts"]["train"]["stuff"]) == ([], 1)
+
+
+def test_things_of_one_name_are_told(write, tmp_path):
+    named = [{"id": key, "name": name} for key, name in enumerate(["cat", "dog", "cat", "cat"], 3)]
+    told = ingest(write(document(categories=named)), tmp_path / "out")["warnings"]
+    assert "things [3, 5, 6] are all called 'cat': prompts cannot tell them apart" in told
+    assert "dog" not in str(told)
 
 
 def test_a_category_twice_is_accounted_for(write, tmp_path):
