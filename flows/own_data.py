@@ -16,7 +16,7 @@ from data.ingest.options import IngestConfig, SplitConfig, TileConfig
 from data.ingest.refusals import NUM_EXAMPLES, reasons
 from data.ingest.survey import Survey, fitting_resolution, fitting_tile, survey
 from data.ingest.tiles import write_tiles
-from data.vocabulary.images import SIZE_BEFORE_EXIF, is_turned
+from data.vocabulary.images import FILE_MISSING, SIZE_BEFORE_EXIF, is_turned
 from data.vocabulary.splits import Split
 from data.vocabulary.tables import Dataset
 from tasks.estimates.data_size import PNG_BYTES
@@ -155,15 +155,8 @@ def look(sources: Mapping[Split, SplitConfig], folder: Path, num_workers: int) -
     try:
         summary = write_tables(IngestConfig(), sources, tables, num_workers)
     except InvalidDataset as error:
-        said = str(error).rstrip("; ")
-        advice = (
-            "correct the file, or give as --images the folder that its file names are relative to"
-        )
-        if SIZE_BEFORE_EXIF in said:
-            advice += (
-                ", or where EXIF turns images annotate them as they are shown, or drop its entry"
-            )
-        raise InvalidDataset(f"{said}: {advice}") from error
+        hints = ", or ".join(_ways_out(str(error)))
+        raise InvalidDataset(f"{error}: {hints}" if hints else str(error)) from error
     dataset = Dataset(tables)
     whole = {name: survey(dataset, name) for name in sources}
     tile = fitting_tile(whole["train"], fitting_resolution(*whole["train"].median_size))
@@ -217,6 +210,13 @@ def split_file(new: NewConfig, num_workers: int) -> Parts:
         raise InvalidDataset(f"{new.instances}: {error}") from error
     texts = {name: json.dumps(part) for name, part in zip(_SPLITS, parts, strict=True)}
     return Parts(texts, group_by, alike)
+
+
+def _ways_out(said: str) -> Iterator[str]:
+    if FILE_MISSING in said:
+        yield "give as --images the folder that its file names are relative to"
+    if SIZE_BEFORE_EXIF in said:
+        yield "where EXIF turns images annotate them as they are shown, or drop its entry"
 
 
 def _file_names(dataset: Dataset, split: Split) -> list[str]:

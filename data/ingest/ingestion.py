@@ -25,7 +25,7 @@ from data.ingest.image_checks import ImageContext, ImageReader
 from data.ingest.image_progress import ImageProgress
 from data.ingest.options import IngestConfig, ScenesConfig, SplitConfig
 from data.ingest.panoptic import PanopticContext, panoptic_rows
-from data.ingest.refusals import Refusals
+from data.ingest.refusals import Refusals, reasons
 from data.ingest.shared_images import shared_images
 from data.ingest.table_writer import TableWriter
 from data.ingest.tiles import cut_images, write_tiles
@@ -163,6 +163,7 @@ class _Ingestion:
         self._refusals = refusals
         self._categories = CategoryTable(self._refusals)
         self._warnings: list[str] = []
+        self._num_read: Counter[Split] = Counter()
 
     def read(self, splits: Mapping[Split, SplitConfig]) -> dict[str, Any]:
         """Write the tables; returns counts, refusals and warnings."""
@@ -171,7 +172,7 @@ class _Ingestion:
             if self._config.check_images:
                 self._progress.expect(item.index for item in items)
             self._progress.expect(item.index for item in items if item.kind == "panoptic")
-        counts: dict[str, Counter[str]] = {name: Counter() for name in splits}
+        counts: dict[Split, Counter[str]] = {name: Counter() for name in splits}
         with (
             TableWriter(self._folder / "images.parquet", IMAGES) as images,
             TableWriter(self._folder / "objects.parquet", OBJECTS) as objects,
@@ -217,6 +218,7 @@ class _Ingestion:
                 objects.write(batch)
                 count["things" if is_thing else "stuff"] += batch.num_rows
                 if is_thing:
+                    self._num_read[split] += found.batch.num_rows + len(found.offences)
                     count["crowds"] += pc.sum(batch["is_crowd"]).as_py() or 0
                 if file.kind == "panoptic":
                     self._progress.advance(pc.count_distinct(batch["image_id"]).as_py())
@@ -264,14 +266,22 @@ class _Ingestion:
         self._refusals.add("duplicate annotation id", *(f"{split}/{key}" for key in ids[~is_new]))
         return rows.batch.filter(pa.array(is_new))
 
-    def _check(self, counts: dict[str, Counter[str]]) -> None:
+    def _check(self, counts: dict[Split, Counter[str]]) -> None:
         if self._config.policy == "strict" and self._refusals.total:
             raise InvalidDataset(
                 f"{self._refusals.total} broken records and policy strict: {self._refusals}"
             )
         for split, count in counts.items():
-            if not count["images"]:
-                raise InvalidDataset(f"split {split} has no usable image; {self._refusals}")
-            if count["things"] <= count["crowds"]:
-                raise InvalidDataset(f"split {split} has no usable object; {self._refusals}")
+            if why := self._why_unusable(split, count):
+                told = "; ".join([why, *reasons(self._refusals.rows())])
+                raise InvalidDataset(f"split {split} has {told}")
         self._categories.check_common()
+
+    def _why_unusable(self, split: Split, count: Counter[str]) -> str | None:
+        if not count["images"]:
+            return "no usable image"
+        if count["things"] > count["crowds"]:
+            return None
+        if count["crowds"]:
+            return f"no usable object; all {count['crowds']} annotations are crowds"
+        return f"no usable object{'' if self._num_read[split] else '; no annotations'}"

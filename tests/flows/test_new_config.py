@@ -285,9 +285,9 @@ def test_where_all_images_are_turned_exif_is_named(own, tmp_path):
     ("changes", "message"),
     [
         ({"images": []}, "it names no image"),
-        ({"annotations": []}, "no usable object: correct the file"),
+        ({"annotations": []}, "no usable object; no annotations$"),
         ({"images": "one"}, "one image, which cannot be split: give validation images as --val"),
-        ({"categories": []}, "no usable object"),
+        ({"categories": []}, r"no usable object; \d+ × unknown category \([^)]*\)$"),
     ],
 )
 def test_a_data_set_that_cannot_be_used_is_one_clear_message(own, tmp_path, changes, message):

@@ -142,6 +142,11 @@ def test_boxes_that_may_be_corners_are_told(write, tmp_path, beyond):
     [
         ({"file_name": "missing.png"}, "image file missing"),
         ({"file_name": ""}, "image file missing"),
+        (
+            {"file_name": "sub\\a.png"},
+            "image file missing: its name has \\, as on Windows; write / for it",
+        ),
+        ({"file_name": "sub\\b.png", "width": 9}, "size differs from the image file's"),
         ({"file_name": "../../etc/passwd"}, "file name leaves the image folder"),
         ({"file_name": "sub/../../a.png"}, "file name leaves the image folder"),
         ({"file_name": "/etc/passwd"}, "file name leaves the image folder"),
@@ -162,6 +167,7 @@ def test_boxes_that_may_be_corners_are_told(write, tmp_path, beyond):
 )
 def test_a_broken_image_is_accounted_for(write, tmp_path, changes, reason):
     (tmp_path / "empty.png").touch()
+    Image.new("RGB", (8, 6)).save(tmp_path / "sub\\b.png")
     (tmp_path / "text.png").write_text("no image")
     Image.new("RGB", (9, 6)).save(tmp_path / "large.png")
     noise = np.random.default_rng(0).integers(0, 255, (6, 8, 3)).astype(np.uint8)
@@ -362,8 +368,19 @@ def test_a_file_of_another_kind_is_refused_by_name(write, tmp_path, content):
 
 
 def test_a_data_set_without_images_is_refused(write, tmp_path):
-    with pytest.raises(InvalidDataset, match="no usable image"):
+    with pytest.raises(InvalidDataset, match=r"no usable image$"):
         ingest(write(document(images=[], annotations=[])), tmp_path / "out")
+
+
+def test_a_data_set_without_objects_is_refused_with_the_reason(write, tmp_path):
+    crowd = document()["annotations"][0] | {"iscrowd": 1}
+    for items, why in (
+        ([], "no annotations"),
+        ([crowd, crowd | {"id": 2}], "all 2 annotations are crowds"),
+        ([crowd | {"image_id": 9}], r"1 × unknown or refused image \(train/1\)"),
+    ):
+        with pytest.raises(InvalidDataset, match=f"^split train has no usable object; {why}$"):
+            ingest(write(document(annotations=items)), tmp_path / "out")
 
 
 def test_categories_in_any_order_keep_their_labels(write, tmp_path):
