@@ -56,7 +56,7 @@ def write_config(new: NewConfig, num_workers: int) -> list[str]:
             path = Path(folder, f"{name}.json")
             path.write_text(text)
             sources[name] = sources[name].model_copy(update={"instances": path})
-        found = replace(look(sources, Path(folder), num_workers), alike=parts.alike)
+        found = replace(look(sources, Path(folder), num_workers), grouping=parts.grouping)
     files = {new.splits[name].instance_files[0]: text for name, text in parts.texts.items()}
     files[new.out] = "\n".join([*_lines(new, found), ""])
     try:

@@ -317,11 +317,26 @@ def test_a_wrong_folder_of_images_is_named(own, tmp_path):
 
 
 def test_groups_that_cannot_be_made_are_named(own, tmp_path):
-    own(num_images=4)
+    document = own(num_images=4)
     with pytest.raises(InvalidConfig, match=r"--group-by '\(' is no expression"):
         new(tmp_path, group_by="(")
     with pytest.raises(InvalidDataset, match="4 images all belong together by 'film'"):
         new(tmp_path, group_by="film")
+    for expression in ("scan", "(scan)?film"):
+        with pytest.raises(InvalidConfig, match=r"matches no file name, such as film1_001\.png:"):
+            new(tmp_path, group_by=expression)
+    write(tmp_path, {**document, "images": []})
+    with pytest.raises(InvalidDataset, match="it names no image"):
+        new(tmp_path, group_by="film")
+
+
+def test_an_expression_that_matches_some_names_is_noted(own, tmp_path):
+    own(num_images=12)
+    assert any(
+        "'film[12]' matches 4 of 12 names" in note for note in new(tmp_path, group_by="film[12]")
+    )
+    told = new(tmp_path, group_by="film.", force=True)
+    assert not any("--group-by" in note for note in told)
 
 
 def test_options_that_would_have_no_effect_are_refused(own, tmp_path):
