@@ -245,6 +245,13 @@ def test_nothing_is_written_over_unless_that_is_asked_for_and_never_what_was_giv
         new(tmp_path, instances=given, force=True)
 
 
+def test_options_do_not_take_the_place_of_a_part(own, tmp_path):
+    own(num_images=6)
+    with pytest.raises(InvalidConfig, match=r"--out .*instances_train\.json .* ends in \.toml"):
+        new(tmp_path, out=tmp_path / "instances_train.json", force=True)
+    assert not (tmp_path / "instances_train.json").exists()
+
+
 def test_corners_in_place_of_sides_are_noted(own, tmp_path):
     document = own(num_images=10)
     for item in document["annotations"]:
