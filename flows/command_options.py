@@ -87,7 +87,7 @@ def overrides_of(
     overrides: dict[str, Any] = {}
     if file is not None:
         try:
-            overrides, names = kept(preset, tomllib.loads(file.read_text()))
+            overrides, names = kept(preset, tomllib.loads(file.read_text(encoding="utf-8-sig")))
         except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InvalidConfig(f"--config {file}: {error}") from error
         if names:

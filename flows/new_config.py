@@ -38,8 +38,8 @@ def write_config(new: NewConfig, num_workers: int) -> list[str]:
 
     Raises:
         InvalidDataset: it has no usable image or object, or cannot be split.
-        InvalidConfig: a file is there already, cannot be written, the expression is none, or an option
-            has no effect beside the others.
+        InvalidConfig: a file is there already, cannot be written or is not to be TOML, the expression is
+            none, or an option has no effect beside the others.
     """
     if new.val and new.group_by:
         raise InvalidConfig(
@@ -56,7 +56,7 @@ def write_config(new: NewConfig, num_workers: int) -> list[str]:
             path = Path(folder, f"{name}.json")
             path.write_text(text)
             sources[name] = sources[name].model_copy(update={"instances": path})
-        found = replace(look(sources, Path(folder), num_workers), alike=parts.alike)
+        found = replace(look(sources, Path(folder), num_workers), grouping=parts.grouping)
     files = {new.splits[name].instance_files[0]: text for name, text in parts.texts.items()}
     files[new.out] = "\n".join([*_lines(new, found), ""])
     try:
@@ -71,6 +71,8 @@ def write_config(new: NewConfig, num_workers: int) -> list[str]:
 
 
 def _require_free(new: NewConfig) -> None:
+    if new.out.suffix != ".toml":  # it might have the name of a part
+        raise InvalidConfig(f"--out {new.out} is to be a TOML file: give a name that ends in .toml")
     for path in filter(Path.exists, new.files):
         given = [item for item in (new.instances, new.val) if item and item.exists()]
         if any(path.samefile(item) for item in given):

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from data.coco.near_duplicates import NearDuplicates, find_near_duplicates
-from data.coco.splitting import file_names, read_document, split_document
+from data.coco.near_duplicates import find_near_duplicates
+from data.coco.splitting import file_names, matched, read_document, split_document
 from data.errors import InvalidConfig, InvalidDataset
 from data.ingest.ingestion import write_tables
 from data.ingest.options import IngestConfig, SplitConfig, TileConfig
 from data.ingest.refusals import NUM_EXAMPLES, reasons
 from data.ingest.survey import Survey, fitting_resolution, fitting_tile, survey
 from data.ingest.tiles import write_tiles
-from data.vocabulary.images import SIZE_BEFORE_EXIF, is_turned
+from data.vocabulary.images import FILE_MISSING, SIZE_BEFORE_EXIF, is_turned
 from data.vocabulary.splits import Split
 from data.vocabulary.tables import Dataset
 from tasks.estimates.data_size import PNG_BYTES
@@ -79,8 +79,9 @@ class Found:
         tile: how they are cut.
         classes: id to name.
         refused: what was left out or mended, by reason.
+        warnings: what else ingest found.
         turned: names of files that EXIF turns or mirrors.
-        alike: images that are nearly the same, where they were looked for.
+        grouping: what a user should know of how it was split; None: nothing.
     """
 
     whole: Mapping[Split, Survey]
@@ -88,8 +89,9 @@ class Found:
     tile: TileConfig | None
     classes: Mapping[int, str]
     refused: Sequence[str]
+    warnings: Sequence[str]
     turned: Sequence[str]
-    alike: NearDuplicates | None = None
+    grouping: str | None = None
 
     @property
     def has_masks(self) -> bool:
@@ -114,9 +116,10 @@ class Found:
             f"{counts['train']} images to train on and {counts['val']} to validate on, "
             f"{len(self.classes)} classes, {num_objects} objects"
         )
-        if self.alike and self.alike.is_clear:
-            yield str(self.alike)
+        if self.grouping:
+            yield self.grouping
         yield from self.refused
+        yield from self.warnings
         if self.tile:
             tiles = {name: len(item.image_sizes) for name, item in self.shown.items()}
             pixels = sum(item.image_sizes.prod(axis=1).sum() for item in self.shown.values())
@@ -152,15 +155,8 @@ def look(sources: Mapping[Split, SplitConfig], folder: Path, num_workers: int) -
     try:
         summary = write_tables(IngestConfig(), sources, tables, num_workers)
     except InvalidDataset as error:
-        said = str(error).rstrip("; ")
-        advice = (
-            "correct the file, or give as --images the folder that its file names are relative to"
-        )
-        if SIZE_BEFORE_EXIF in said:
-            advice += (
-                ", or where EXIF turns images annotate them as they are shown, or drop its entry"
-            )
-        raise InvalidDataset(f"{said}: {advice}") from error
+        hints = ", or ".join(_ways_out(str(error)))
+        raise InvalidDataset(f"{error}: {hints}" if hints else str(error)) from error
     dataset = Dataset(tables)
     whole = {name: survey(dataset, name) for name in sources}
     tile = fitting_tile(whole["train"], fitting_resolution(*whole["train"].median_size))
@@ -172,7 +168,7 @@ def look(sources: Mapping[Split, SplitConfig], folder: Path, num_workers: int) -
     refused = reasons(summary["refused"])
     names = [(split, name) for split in sources for name in _file_names(dataset, split)]
     turned = [name for split, name in names if is_turned(sources[split].images / name)]
-    return Found(whole, shown, tile, dataset.things, refused, turned)
+    return Found(whole, shown, tile, dataset.things, refused, summary["warnings"], turned)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,12 +178,12 @@ class Parts:
     Attributes:
         texts: the files that it becomes.
         group_by: the expression that it was split by.
-        alike: images that are nearly the same; None: they were not looked for.
+        grouping: what a user should know of that; None: nothing.
     """
 
     texts: Mapping[Split, str]
     group_by: str | None
-    alike: NearDuplicates | None
+    grouping: str | None
 
 
 def split_file(new: NewConfig, num_workers: int) -> Parts:
@@ -195,25 +191,45 @@ def split_file(new: NewConfig, num_workers: int) -> Parts:
 
     Raises:
         InvalidDataset: it is no COCO file, or cannot be split.
-        InvalidConfig: the expression to group by is none.
+        InvalidConfig: the expression to group by is none, or matches no name.
     """
     try:
         re.compile(new.group_by or "")
     except re.error as error:
         raise InvalidConfig(f"--group-by {new.group_by!r} is no expression: {error}") from error
     document = read_document(new.instances)
-    group_by, alike = new.group_by, None
+    names, group_by, grouping = list(file_names(document).values()), new.group_by, None
     if group_by is None:
-        names = file_names(document).values()
         alike = find_near_duplicates(names, new.images, VAL_SHARE, num_workers)
-        group_by = alike.group_by if alike.is_clear else None
+        if alike.is_clear:
+            group_by, grouping = alike.group_by, str(alike)
+    else:
+        grouping = _part_matched(group_by, names)
     pattern = re.compile(group_by) if group_by else None
     try:
         parts = split_document(document, pattern, VAL_SHARE)
     except InvalidDataset as error:
         raise InvalidDataset(f"{new.instances}: {error}") from error
     texts = {name: json.dumps(part) for name, part in zip(_SPLITS, parts, strict=True)}
-    return Parts(texts, group_by, alike)
+    return Parts(texts, group_by, grouping)
+
+
+def _part_matched(expression: str, names: Sequence[str]) -> str | None:
+    """What a user should know of an expression that does not match all names."""
+    count = sum(bool(matched(name, re.compile(expression))) for name in names)
+    if names and not count:
+        raise InvalidConfig(
+            f"--group-by {expression!r} matches no file name, such as {names[0]}: correct it, or leave it out"
+        )
+    told = f"--group-by {expression!r} matches {count} of {len(names)} names: the others are each for itself"
+    return told if count < len(names) else None
+
+
+def _ways_out(said: str) -> Iterator[str]:
+    if FILE_MISSING in said:
+        yield "give as --images the folder that its file names are relative to"
+    if SIZE_BEFORE_EXIF in said:
+        yield "where EXIF turns images annotate them as they are shown, or drop its entry"
 
 
 def _file_names(dataset: Dataset, split: Split) -> list[str]:

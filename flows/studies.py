@@ -84,7 +84,9 @@ def read_study(source: str, overrides: Mapping[str, Any] = MappingProxyType({}))
     if source in STUDIES and not path.exists():
         return _study(source, source, STUDIES[source], overrides)
     try:
-        return _study(source, path.stem, tomllib.loads(path.read_text()), overrides)
+        return _study(
+            source, path.stem, tomllib.loads(path.read_text(encoding="utf-8-sig")), overrides
+        )
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidConfig(
             f"study {source}: {error}; give a TOML file, or one of {', '.join(STUDIES)}"

@@ -57,7 +57,7 @@ class CocoFile(msgspec.Struct):
 
 
 def decode_json(text: bytes | bytearray) -> Any:
-    """Decode JSON as leniently as Python's own reader: NaN, Infinity and broken UTF-8 pass.
+    """Decode JSON leniently: NaN, Infinity, broken UTF-8 and a byte order mark pass.
 
     Raises:
         ValueError: it is no JSON.
@@ -67,7 +67,7 @@ def decode_json(text: bytes | bytearray) -> Any:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass
     try:
-        return json.loads(text.decode("utf-8", "surrogateescape"))
+        return json.loads(text.decode("utf-8-sig", "surrogateescape"))
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 

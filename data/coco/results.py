@@ -1,5 +1,6 @@
 """Detections of any other framework: COCO results files."""
 
+import codecs
 from collections.abc import Collection
 from pathlib import Path
 
@@ -72,7 +73,8 @@ def read_results(
 
 def _decode(path: Path) -> list[CocoResult]:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=list[CocoResult], strict=False)
+        content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+        return msgspec.json.decode(content, type=list[CocoResult], strict=False)
     except OSError as error:
         raise InvalidDataset(
             f"{path}: {error.strerror}; give the path of a COCO results JSON"

@@ -32,10 +32,13 @@ def group_of(file_name: str, pattern: re.Pattern[str] | None) -> str:
     >>> group_of("films/a_0017.jpg", re.compile(r"(.*)_[0-9]+"))
     'films/a'
     """
-    found = pattern.search(file_name) if pattern else None
-    if found is None:
-        return file_name
-    return found[min(found.re.groups, 1)] or file_name
+    return (matched(file_name, pattern) if pattern else None) or file_name
+
+
+def matched(file_name: str, pattern: re.Pattern[str]) -> str | None:
+    """What a pattern's first group matches, or all of it; an empty text says nothing either."""
+    found = pattern.search(file_name)
+    return found[min(found.re.groups, 1)] if found else None
 
 
 def held_out(groups: Sequence[str], share: float) -> set[str]:

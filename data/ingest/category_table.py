@@ -1,5 +1,6 @@
 """The categories of all files of a data set."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,8 @@ class CategoryTable:
                     self._refusals.add("duplicate category id", f"{split}/{item.id}")
                 elif not is_unicode(f"{item.name}{item.supercategory or ''}"):
                     self._refusals.add("category name is not UTF-8", f"{split}/{item.id}")
+                elif is_thing and not item.name.strip():
+                    self._refusals.add("category without a name", f"{split}/{item.id}")
                 elif item.isthing and not is_thing:
                     things.add(item.id)
                 else:
@@ -75,6 +78,16 @@ class CategoryTable:
     def table(self) -> pa.Table:
         """Table with schema `CATEGORIES`."""
         return pa.Table.from_pylist(list(self._rows.values()), schema=CATEGORIES)
+
+    def warnings(self) -> Iterator[str]:
+        """What a user should know: prompts and pages tell things apart by their names."""
+        ids: dict[str, list[int]] = {}
+        for row in self._rows.values():
+            if row["is_thing"]:
+                ids.setdefault(row["name"], []).append(row["category_id"])
+        for name, same in ids.items():
+            if len(same) > 1:
+                yield f"things {same} are all called {name!r}: prompts cannot tell them apart"
 
     def check_common(self) -> None:
         """Refuse splits that have no thing class in common.

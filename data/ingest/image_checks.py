@@ -14,7 +14,7 @@ from data.coco.stream import CocoIndex
 from data.coco.workers import Workers
 from data.ingest.id_set import IdSet
 from data.ingest.refusals import Refusals
-from data.vocabulary.images import MAX_PIXELS, image_problem, shown_size
+from data.vocabulary.images import FILE_MISSING, MAX_PIXELS, image_problem, shown_size
 from data.vocabulary.splits import Split
 from data.vocabulary.tables import IMAGES
 
@@ -99,7 +99,11 @@ def _problem(context: ImageContext, item: CocoImage, name: str | None) -> str | 
         return "image of gigantic size"
     if name is None:
         return "file name leaves the image folder"
-    return image_problem(context.root / name, item.width, item.height) if context.look else None
+    if not context.look:
+        return None
+    problem = image_problem(context.root / name, item.width, item.height)
+    windows = problem == FILE_MISSING and "\\" in name
+    return f"{FILE_MISSING}: its name has \\, as on Windows; write / for it" if windows else problem
 
 
 def is_unicode(text: str) -> bool:

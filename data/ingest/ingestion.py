@@ -19,6 +19,7 @@ from data.coco.stream import CocoIndex
 from data.coco.workers import Workers
 from data.errors import InvalidDataset
 from data.ingest.annotations import AnnotationContext, ObjectRows, object_rows
+from data.ingest.box_forms import BoxForms
 from data.ingest.category_table import CategoryTable
 from data.ingest.groups import write_groups
 from data.ingest.id_set import IdSet
@@ -26,7 +27,8 @@ from data.ingest.image_checks import ImageContext, ImageReader
 from data.ingest.image_progress import ImageProgress
 from data.ingest.options import IngestConfig, ScenesConfig, SplitConfig
 from data.ingest.panoptic import PanopticContext, panoptic_rows
-from data.ingest.refusals import Refusals
+from data.ingest.refusals import Refusals, reasons
+from data.ingest.shared_images import shared_images
 from data.ingest.table_writer import TableWriter
 from data.ingest.tiles import cut_images, write_tiles
 from data.progress import Progress, silent
@@ -48,11 +50,12 @@ def ingest(
         on_progress: told of the images.
 
     Returns:
-        Counts by split and the refusals by reason.
+        Counts by split, the refusals by reason and warnings.
 
     Raises:
-        InvalidDataset: a file is not COCO format, a split is empty, the splits have no category in
-            common, something is broken and the policy is `strict`, or tiles leave no object.
+        InvalidDataset: a file is not COCO format, a split is empty, its boxes are not in pixels, the
+            splits have no category in common, something is broken and the policy is `strict`, or tiles
+            leave no object.
         InvalidConfig: a tile is as large as all images, or no file name is matched by what they are to be
             grouped by.
     """
@@ -96,7 +99,7 @@ def write_tables(
         folder: of the tables; exists, and holds unfinished files after an error.
 
     Returns:
-        Counts by split and the refusals by reason.
+        Counts by split, the refusals by reason and warnings.
 
     Raises:
         InvalidDataset: as `ingest`.
@@ -164,15 +167,17 @@ class _Ingestion:
         self._progress = ImageProgress(on_progress)
         self._refusals = refusals
         self._categories = CategoryTable(self._refusals)
+        self._warnings: list[str] = []
+        self._num_read: Counter[Split] = Counter()
 
     def read(self, splits: Mapping[Split, SplitConfig]) -> dict[str, Any]:
-        """Write the tables; returns counts and refusals."""
+        """Write the tables; returns counts, refusals and warnings."""
         indices = {name: _open(split) for name, split in splits.items()}
         for items in indices.values():  # where no image is looked at, all takes seconds
             if self._config.check_images:
                 self._progress.expect(item.index for item in items)
             self._progress.expect(item.index for item in items if item.kind == "panoptic")
-        counts: dict[str, Counter[str]] = {name: Counter() for name in splits}
+        counts: dict[Split, Counter[str]] = {name: Counter() for name in splits}
         with (
             TableWriter(self._folder / "images.parquet", IMAGES) as images,
             TableWriter(self._folder / "objects.parquet", OBJECTS) as objects,
@@ -182,11 +187,15 @@ class _Ingestion:
                 images.flush()
                 objects.flush()
         self._check(counts)
+        self._warnings += self._categories.warnings()
+        folders = {name: split.images for name, split in splits.items()}
+        self._warnings += shared_images(self._folder / "images.parquet", folders)
         write_table(self._categories.table(), self._folder / "categories.parquet")
         return {
             "counts": {name: dict(count) for name, count in counts.items()},
             "refused": self._refusals.rows(),
             "categories": len(self._categories),
+            "warnings": self._warnings,
         }
 
     def _read_split(
@@ -207,14 +216,19 @@ class _Ingestion:
             against = AnnotationContext(
                 split, is_thing, image_ids, sizes, known, self._config.masks
             )
+            forms = BoxForms(f"{file.kind} of split {split}")
             for found in self._rows(file, against, things):
+                forms.add(found)
                 batch = self._unique(found, seen[is_thing], split)
                 objects.write(batch)
                 count["things" if is_thing else "stuff"] += batch.num_rows
                 if is_thing:
+                    self._num_read[split] += found.batch.num_rows + len(found.offences)
                     count["crowds"] += pc.sum(batch["is_crowd"]).as_py() or 0
                 if file.kind == "panoptic":
                     self._progress.advance(pc.count_distinct(batch["image_id"]).as_py())
+            forms.require_pixels(sizes)
+            self._warnings += forms.warnings()
 
     def _rows(
         self, file: _File, against: AnnotationContext, things: frozenset[int]
@@ -257,14 +271,22 @@ class _Ingestion:
         self._refusals.add("duplicate annotation id", *(f"{split}/{key}" for key in ids[~is_new]))
         return rows.batch.filter(pa.array(is_new))
 
-    def _check(self, counts: dict[str, Counter[str]]) -> None:
+    def _check(self, counts: dict[Split, Counter[str]]) -> None:
         if self._config.policy == "strict" and self._refusals.total:
             raise InvalidDataset(
                 f"{self._refusals.total} broken records and policy strict: {self._refusals}"
             )
         for split, count in counts.items():
-            if not count["images"]:
-                raise InvalidDataset(f"split {split} has no usable image; {self._refusals}")
-            if count["things"] <= count["crowds"]:
-                raise InvalidDataset(f"split {split} has no usable object; {self._refusals}")
+            if why := self._why_unusable(split, count):
+                told = "; ".join([why, *reasons(self._refusals.rows())])
+                raise InvalidDataset(f"split {split} has {told}")
         self._categories.check_common()
+
+    def _why_unusable(self, split: Split, count: Counter[str]) -> str | None:
+        if not count["images"]:
+            return "no usable image"
+        if count["things"] > count["crowds"]:
+            return None
+        if count["crowds"]:
+            return f"no usable object; all {count['crowds']} annotations are crowds"
+        return f"no usable object{'' if self._num_read[split] else '; no annotations'}"

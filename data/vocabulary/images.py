@@ -20,6 +20,7 @@ a data set, and the decoder of one, EPS, hands foreign programs to Ghostscript."
 
 ResizeFilter = Literal["bicubic", "bilinear"]
 
+FILE_MISSING = "image file missing"
 SIZE_DIFFERS = "size differs from the image file's"
 SIZE_BEFORE_EXIF = "size is that of the image file before EXIF turns it"
 
@@ -46,7 +47,7 @@ def image_problem(path: Path, width: int, height: int) -> str | None:
     """
     try:
         if not path.is_file():
-            return "image file missing"
+            return FILE_MISSING
         if path.stat().st_size == 0:
             return "image file empty"
         with path.open("rb") as file, warnings.catch_warnings():

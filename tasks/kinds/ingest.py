@@ -20,12 +20,14 @@ def run(context: StepContext[IngestConfig]) -> Summary:
         context.out,
         "Ingested data set",
         markdown_table([{"split": name, **row} for name, row in summary["counts"].items()]),
+        *(f"**{text}**" for text in summary["warnings"]),
         "## Left out or mended",
         markdown_table(summary["refused"]),
         "## Validation images",
         markdown_picture(_sheet(dataset), "validation images with their boxes"),
     )
-    return summary | {WARNINGS: [f"left out or mended: {x}" for x in reasons(summary["refused"])]}
+    left_out = [f"left out or mended: {text}" for text in reasons(summary["refused"])]
+    return summary | {WARNINGS: [*summary["warnings"], *left_out]}
 
 
 def _sheet(dataset: Dataset) -> np.ndarray:

@@ -123,7 +123,7 @@ def test_help_and_plans_wait_for_no_library_of_numbers_tables_or_flows(tmp_path)
 
 def test_options_come_from_a_file_and_then_from_the_line(cli, tmp_path):
     file = tmp_path / "run.toml"
-    file.write_text("[train_generator]\nnum_steps = -1\n")
+    file.write_text("[train_generator]\nnum_steps = -1\n", encoding="utf-8-sig")  # as of Windows
     status, _, err = cli("plan", "demo", "--config", str(file))
     assert status == 1
     assert "got -1" in err

@@ -227,7 +227,8 @@ def test_given_validation_images_are_taken_as_they_are(own, tmp_path):
     own(num_images=6)
     val = tmp_path / "my/val.json"
     val.write_bytes((tmp_path / "my/instances.json").read_bytes())
-    new(tmp_path, val=val, out=tmp_path / "deep/er/my.toml")
+    notes = new(tmp_path, val=val, out=tmp_path / "deep/er/my.toml")
+    assert any("6 image files are in train and in val too, such as" in note for note in notes)
     assert [path.name for path in (tmp_path / "deep/er").iterdir()] == ["my.toml"]
     splits = tomllib.loads((tmp_path / "deep/er/my.toml").read_text())["ingest"]
     assert (splits["train"]["instances"], splits["val"]["instances"]) == (
@@ -244,6 +245,23 @@ def test_nothing_is_written_over_unless_that_is_asked_for_and_never_what_was_giv
     given = tmp_path / "instances_train.json"
     with pytest.raises(InvalidConfig, match=r"instances_train\.json would be written over"):
         new(tmp_path, instances=given, force=True)
+
+
+def test_options_do_not_take_the_place_of_a_part(own, tmp_path):
+    own(num_images=6)
+    with pytest.raises(InvalidConfig, match=r"--out .*instances_train\.json .* ends in \.toml"):
+        new(tmp_path, out=tmp_path / "instances_train.json", force=True)
+    assert not (tmp_path / "instances_train.json").exists()
+
+
+def test_corners_in_place_of_sides_are_noted(own, tmp_path):
+    document = own(num_images=10)
+    for item in document["annotations"]:
+        x, y, width, height = item["bbox"]
+        item["bbox"] = [x, y, x + width, y + height]
+    write(tmp_path, document)
+    notes = new(tmp_path)
+    assert sum("boxes may be corners, [x1, y1, x2, y2]" in note for note in notes) == 2
 
 
 def test_turned_images_are_named(own, tmp_path):
@@ -276,9 +294,9 @@ def test_where_all_images_are_turned_exif_is_named(own, tmp_path):
     ("changes", "message"),
     [
         ({"images": []}, "it names no image"),
-        ({"annotations": []}, "no usable object: correct the file"),
+        ({"annotations": []}, "no usable object; no annotations$"),
         ({"images": "one"}, "one image, which cannot be split: give validation images as --val"),
-        ({"categories": []}, "no usable object"),
+        ({"categories": []}, r"no usable object; \d+ × unknown category \([^)]*\)$"),
     ],
 )
 def test_a_data_set_that_cannot_be_used_is_one_clear_message(own, tmp_path, changes, message):
@@ -308,11 +326,26 @@ def test_a_wrong_folder_of_images_is_named(own, tmp_path):
 
 
 def test_groups_that_cannot_be_made_are_named(own, tmp_path):
-    own(num_images=4)
+    document = own(num_images=4)
     with pytest.raises(InvalidConfig, match=r"--group-by '\(' is no expression"):
         new(tmp_path, group_by="(")
     with pytest.raises(InvalidDataset, match="4 images all belong together by 'film'"):
         new(tmp_path, group_by="film")
+    for expression in ("scan", "(scan)?film"):
+        with pytest.raises(InvalidConfig, match=r"matches no file name, such as film1_001\.png:"):
+            new(tmp_path, group_by=expression)
+    write(tmp_path, {**document, "images": []})
+    with pytest.raises(InvalidDataset, match="it names no image"):
+        new(tmp_path, group_by="film")
+
+
+def test_an_expression_that_matches_some_names_is_noted(own, tmp_path):
+    own(num_images=12)
+    assert any(
+        "'film[12]' matches 4 of 12 names" in note for note in new(tmp_path, group_by="film[12]")
+    )
+    told = new(tmp_path, group_by="film.", force=True)
+    assert not any("--group-by" in note for note in told)
 
 
 def test_options_that_would_have_no_effect_are_refused(own, tmp_path):

@@ -28,7 +28,7 @@ perception_weight = 0
 @pytest.fixture
 def file(tmp_path):
     path = tmp_path / "policies.toml"
-    path.write_text(STUDY)
+    path.write_text(STUDY, encoding="utf-8-sig")  # with a byte order mark, as of Windows
     return path
 
 

@@ -37,6 +37,8 @@ def test_a_results_file_becomes_detections(dataset, results):
         "x_max": 11.5, "y_max": 22.25, "detector": f"results/bbox.json@{digest}",
     }  # fmt: skip
     assert read_results(results(), dataset, "val", VAL).num_rows == 0
+    path.write_text(json.dumps([GOOD]), encoding="utf-8-sig")
+    assert read_results(path, dataset, "val", VAL).num_rows == 1
 
 
 @pytest.mark.parametrize(

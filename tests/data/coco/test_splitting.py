@@ -62,3 +62,9 @@ def test_a_file_that_breaks_off_inside_of_its_annotations_is_named(tmp_path):
     path.write_text('{"images": [], "categories": [], "annotations": [{"id": 1, "bbox": [nope]}]}')
     with pytest.raises(InvalidDataset, match=r"broken\.json is not a COCO file"):
         read_document(path)
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path):
+    path = tmp_path / "marked.json"
+    path.write_text('{"images": [], "categories": [], "annotations": []}', encoding="utf-8-sig")
+    assert read_document(path) == {"images": [], "categories": [], "annotations": []}

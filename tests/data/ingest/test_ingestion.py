@@ -1,4 +1,5 @@
 import json
+import os
 import zlib
 from pathlib import Path
 
@@ -103,11 +104,49 @@ def test_a_broken_annotation_is_accounted_for(write, tmp_path, changes, reason):
         ingest(write(content, "strict"), tmp_path / "strict")
 
 
+def boxed(*boxes):
+    """A document with these boxes."""
+    first = document()["annotations"][0]
+    return document(annotations=[first | {"id": i, "bbox": box} for i, box in enumerate(boxes)])
+
+
+SHARE = [0.1, 0.5, 1, 0.25]
+PIXELS = [0.5, 0.5, 1, 1.25]
+
+
+def test_boxes_that_are_shares_of_the_image_are_refused(write, tmp_path):
+    message = r"things of split train: .* shares of the image, 9 of 10 .* in pixels"
+    with pytest.raises(InvalidDataset, match=message):
+        ingest(write(boxed(*[SHARE] * 9, PIXELS)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    ingest(write(boxed(*[SHARE] * 8, PIXELS, PIXELS)), tmp_path / "mixed")
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    tiny = [document()["images"][0] | {"width": 4, "height": 4}]
+    (tmp_path / "val.json").write_text(json.dumps(document(images=tiny)))
+    ingest(write(boxed(SHARE) | {"images": tiny}), tmp_path / "tiny")
+
+
+@pytest.mark.parametrize("beyond", [[4, 3, 8, 6], [100, 1, 4, 3]])
+def test_boxes_that_may_be_corners_are_told(write, tmp_path, beyond):
+    good = [1, 1, 4, 3]
+    summary = ingest(write(boxed(beyond, beyond, good, good, good)), tmp_path / "out")
+    told = summary["warnings"][0]
+    assert "things of split train: 2 of 5 boxes" in told
+    assert "corners, [x1, y1, x2, y2]" in told
+    few = ingest(write(boxed(beyond, good, good)), tmp_path / "few")
+    assert "be corners" not in str(few["warnings"])
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({"file_name": "missing.png"}, "image file missing"),
         ({"file_name": ""}, "image file missing"),
+        (
+            {"file_name": "sub\\a.png"},
+            "image file missing: its name has \\, as on Windows; write / for it",
+        ),
+        ({"file_name": "sub\\b.png", "width": 9}, "size differs from the image file's"),
         ({"file_name": "../../etc/passwd"}, "file name leaves the image folder"),
         ({"file_name": "sub/../../a.png"}, "file name leaves the image folder"),
         ({"file_name": "/etc/passwd"}, "file name leaves the image folder"),
@@ -128,6 +167,7 @@ def test_a_broken_annotation_is_accounted_for(write, tmp_path, changes, reason):
 )
 def test_a_broken_image_is_accounted_for(write, tmp_path, changes, reason):
     (tmp_path / "empty.png").touch()
+    Image.new("RGB", (8, 6)).save(tmp_path / "sub\\b.png")
     (tmp_path / "text.png").write_text("no image")
     Image.new("RGB", (9, 6)).save(tmp_path / "large.png")
     noise = np.random.default_rng(0).integers(0, 255, (6, 8, 3)).astype(np.uint8)
@@ -181,6 +221,23 @@ def test_whole_floats_extra_keys_any_order_and_no_info_are_legal(write, tmp_path
     assert rows["object_id"].to_pylist() == [12]
 
 
+def test_images_that_two_splits_have_are_told(write, tmp_path):
+    config = write(document())
+    folder = tmp_path / os.fsdecode(b"n\xf6")  # no UTF-8
+    folder.mkdir()
+    Image.new("RGB", (8, 6)).save(folder / "a.png")
+    spare = document(images=[document()["images"][0] | {"file_name": "./x/../a.png"}])
+    (tmp_path / "spare.json").write_text(json.dumps(spare))
+    (tmp_path / "link").symlink_to(tmp_path)
+    apart = SplitConfig(instances=config.val.instances, images=folder)
+    linked = SplitConfig(instances=tmp_path / "spare.json", images=tmp_path / "link")
+    config = config.model_copy(update={"val": apart, "spare": linked})
+    (told,) = ingest(config, tmp_path / "out")["warnings"]
+    name = tmp_path.resolve() / "a.png"
+    assert f"1 image files are in train and in spare too, such as {name}:" in told
+    assert ingest(config.model_copy(update={"spare": None}), tmp_path / "none")["warnings"] == []
+
+
 def test_several_files_make_one_split(write, tmp_path):
     config = write(document())
     more = document(annotations=[document()["annotations"][0] | {"id": 2}])
@@ -213,16 +270,41 @@ def test_splits_without_a_common_class_are_refused(write, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("changes", [{"name": "d\ud800"}, {"supercategory": "d\ud800"}])
-def test_a_category_whose_names_are_not_utf_8_is_accounted_for(write, tmp_path, changes):
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"name": "d\ud800"}, "category name is not UTF-8"),
+        ({"supercategory": "d\ud800"}, "category name is not UTF-8"),
+        ({"name": ""}, "category without a name"),
+        ({"name": " \n"}, "category without a name"),
+    ],
+)
+def test_a_category_whose_name_is_no_name_is_accounted_for(write, tmp_path, changes, reason):
     other = {"id": 4, "name": "dog"} | changes
     summary = ingest(
         write(document(categories=[{"id": 3, "name": "cat"}, other])), tmp_path / "out"
     )
-    assert [row["reason"] for row in summary["refused"]] == ["category name is not UTF-8"]
+    assert [row["reason"] for row in summary["refused"]] == [reason]
     assert summary["categories"] == 1
-    with pytest.raises(InvalidDataset, match="no usable object; 1 × category name is not UTF-8"):
+    with pytest.raises(InvalidDataset, match=f"no usable object; 1 × {reason}"):
         ingest(write(document(categories=[other | {"id": 3}])), tmp_path / "none")
+
+
+def test_stuff_needs_no_name(write, tmp_path):
+    stuff = document(categories=[{"id": 9, "name": ""}])
+    stuff["annotations"][0]["category_id"] = 9
+    (tmp_path / "stuff.json").write_text(json.dumps(stuff))
+    config = write(document())
+    train = config.train.model_copy(update={"stuff": tmp_path / "stuff.json"})
+    summary = ingest(config.model_copy(update={"train": train}), tmp_path / "out")
+    assert (summary["refused"], summary["counts"]["train"]["stuff"]) == ([], 1)
+
+
+def test_things_of_one_name_are_told(write, tmp_path):
+    named = [{"id": key, "name": name} for key, name in enumerate(["cat", "dog", "cat", "cat"], 3)]
+    told = ingest(write(document(categories=named)), tmp_path / "out")["warnings"]
+    assert "things [3, 5, 6] are all called 'cat': prompts cannot tell them apart" in told
+    assert "dog" not in str(told)
 
 
 def test_a_category_twice_is_accounted_for(write, tmp_path):
@@ -286,8 +368,19 @@ def test_a_file_of_another_kind_is_refused_by_name(write, tmp_path, content):
 
 
 def test_a_data_set_without_images_is_refused(write, tmp_path):
-    with pytest.raises(InvalidDataset, match="no usable image"):
+    with pytest.raises(InvalidDataset, match=r"no usable image$"):
         ingest(write(document(images=[], annotations=[])), tmp_path / "out")
+
+
+def test_a_data_set_without_objects_is_refused_with_the_reason(write, tmp_path):
+    crowd = document()["annotations"][0] | {"iscrowd": 1}
+    for items, why in (
+        ([], "no annotations"),
+        ([crowd, crowd | {"id": 2}], "all 2 annotations are crowds"),
+        ([crowd | {"image_id": 9}], r"1 × unknown or refused image \(train/1\)"),
+    ):
+        with pytest.raises(InvalidDataset, match=f"^split train has no usable object; {why}$"):
+            ingest(write(document(annotations=items)), tmp_path / "out")
 
 
 def test_categories_in_any_order_keep_their_labels(write, tmp_path):

@@ -33,11 +33,14 @@ def test_tiles_take_the_place_of_images(tiled, tmp_path):
     assert "whole images" in (out / "card.md").read_text()
 
 
-def test_what_is_left_out_is_told_by_reason(tiled, tmp_path):
+def test_what_is_left_out_and_what_looks_wrong_is_told(tiled, tmp_path):
     source = tiled.folder.parent
     document = json.loads((source / "val.json").read_text())
     image = document["images"][0]
     document["images"].append(image | {"id": 999, "file_name": "gone.png"})
+    for item in document["annotations"]:
+        item["bbox"][0] += image["width"]
+    document["annotations"][0]["bbox"][0] -= image["width"]
     (tmp_path / "val.json").write_text(json.dumps(document))
     val = SplitConfig(instances=tmp_path / "val.json", images=source / "val")
     train = SplitConfig(instances=source / "train.json", images=source / "train")
@@ -46,8 +49,11 @@ def test_what_is_left_out_is_told_by_reason(tiled, tmp_path):
     step = StepContext(
         IngestConfig(train=train, val=val), {}, out, tmp_path, "key", tmp_path, 1, silent
     )
-    (text,) = run(step)["warnings"]
-    assert text == "left out or mended: 1 × image file missing (val/gone.png)"
+    told, missing, outside = run(step)["warnings"]
+    assert "boxes may be corners" in told
+    assert told in (out / "card.md").read_text()
+    assert missing == "left out or mended: 1 × image file missing (val/gone.png)"
+    assert outside.startswith("left out or mended: 35 × box outside the image")
 
 
 def test_keys_of_data_sets_that_are_not_cut_stay():
