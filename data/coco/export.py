@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import msgspec
 import pyarrow as pa
@@ -36,7 +36,7 @@ class _Box(msgspec.Struct):
 
 
 class _Object(_Box, omit_defaults=True):
-    segmentation: dict[str, Any] | None = None
+    segmentation: dict[str, Any] | list[list[float]] | None = None
     difficulty: msgspec.Raw = msgspec.Raw(b"null")
 
 
@@ -66,7 +66,14 @@ def _encoded_boxes(source: tuple[Path, Split], group: int) -> bytes:
     return _encoded(list(chain.from_iterable(parts)))
 
 
-def export_objects(folder: Path, split: Split, path: Path, *, is_thing: bool = True) -> None:
+def export_objects(
+    folder: Path,
+    split: Split,
+    path: Path,
+    *,
+    is_thing: bool = True,
+    without_mask: Literal["no mask", "box"] = "no mask",
+) -> None:
     """Write the things or the stuff of a split as a COCO file with masks as compressed RLE.
 
     What was ingested without a remark comes back equal, to the ninth decimal of a pixel.
@@ -75,6 +82,7 @@ def export_objects(folder: Path, split: Split, path: Path, *, is_thing: bool = T
         folder: holds the tables.
         path: of the new file.
         is_thing: things, or stuff.
+        without_mask: what objects without a mask have in its place; their box as a polygon, or nothing.
     """
     table = pq.read_table(folder / "images.parquet", filters=pc.field("split") == split)
     names = ("image_id", "height", "width")
@@ -84,7 +92,13 @@ def export_objects(folder: Path, split: Split, path: Path, *, is_thing: bool = T
 
     def record(row: tuple[Any, ...], mask: str | None, causes: str | None) -> _Object:
         object_id, image_id, category_id, area, crowd, box = row
-        segmentation = {"size": sizes[image_id], "counts": mask} if mask else None
+        segmentation: dict[str, Any] | list[list[float]] | None = None
+        if mask:
+            segmentation = {"size": sizes[image_id], "counts": mask}
+        elif without_mask == "box":
+            left, top, width, height = box
+            right, bottom = left + width, top + height
+            segmentation = [[left, top, right, top, right, bottom, left, bottom]]
         raw = msgspec.Raw((causes or "null").encode())
         return _Object(object_id, image_id, category_id, area, crowd, box, segmentation, raw)
 

@@ -21,7 +21,7 @@ class CocoFolder:
     Attributes:
         annotations: an instances file.
         images: folder that its file names are relative to.
-        has_masks: whether the file has them.
+        has_masks: whether the file has one of every object; otherwise boxes are pasted.
         is_pasted_into: whether copy-paste changes these images.
     """
 
@@ -247,8 +247,7 @@ def _training_data(
         return data
     side = max(settings.image_size)
     data["pipeline"].append({"type": "Pad", "size": (side, side)})  # images of one size are pasted
-    pasting = {"type": "CopyPaste", "paste_by_box": not masks}
-    steps = [pasting, {"type": "DropMasks"}, {"type": "PackDetInputs"}]
+    steps = [{"type": "PasteObjects"}, {"type": "PackDetInputs"}]
     return {"type": "MultiImageMixDataset", "dataset": data, "pipeline": steps}
 
 

@@ -8,7 +8,9 @@ from models.detector.mmcv_ops import install_mmcv_ops
 install_mmcv_ops()
 checkpoint.load_url = load_url  # MMEngine's would run what is in a file that a config downloads
 
-from mmdet.registry import DATA_SAMPLERS, DATASETS, HOOKS, MODELS, TRANSFORMS  # noqa: E402  # needs the operators above
+from mmdet.datasets.transforms import CopyPaste  # noqa: E402  # needs the operators above
+from mmdet.registry import DATA_SAMPLERS, DATASETS, HOOKS, MODELS, TRANSFORMS  # noqa: E402  # likewise
+from mmdet.structures.mask import BitmapMasks  # noqa: E402  # likewise
 from mmdet.utils import register_all_modules  # noqa: E402  # likewise
 
 __all__ = [
@@ -17,5 +19,7 @@ __all__ = [
     "HOOKS",
     "MODELS",
     "TRANSFORMS",
+    "BitmapMasks",
+    "CopyPaste",
     "register_all_modules",
 ]

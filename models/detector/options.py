@@ -64,7 +64,7 @@ class DetectorConfig(Options):
     )
     augmentation: Literal["flip", "copy-paste"] = Field(
         "flip",
-        description="Random flips, or those and, in real images, MMDetection's CopyPaste.",
+        description="Random flips, or those and, in labelled real images, MMDetection's CopyPaste.",
     )
     num_epochs: float = Field(
         6, ge=0, description="Passes over the real training images; 0: num_iterations says."

@@ -9,10 +9,9 @@ from itertools import count, islice
 from typing import Any
 
 import numpy as np
-from mmcv.transforms import BaseTransform
 from mmengine.dataset import ConcatDataset, InfiniteSampler
 
-from models.detector.mmdetection import DATA_SAMPLERS, DATASETS, TRANSFORMS
+from models.detector.mmdetection import DATA_SAMPLERS, DATASETS
 
 
 @DATA_SAMPLERS.register_module()
@@ -78,15 +77,6 @@ class SeededConcatDataset(ConcatDataset):  # type: ignore[misc]  # likewise
             return super().__getitem__(index)
         finally:
             np.random.set_state(state)  # noqa: NPY002  # likewise
-
-
-@TRANSFORMS.register_module()
-class DropMasks(BaseTransform):  # type: ignore[misc]  # mmcv is untyped
-    """Leaves out masks that were needed to paste objects: some detectors of boxes do else with them."""
-
-    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Return what a sample holds less its masks."""
-        return {name: value for name, value in results.items() if name != "gt_masks"}
 
 
 def _endless(count: int, shuffle: bool, seed: int) -> Iterator[int]:  # noqa: FBT001  # MMEngine's

@@ -1,6 +1,7 @@
 """Training MMDetection detectors with MMEngine's runner; a killed training goes on."""
 
 import logging
+import math
 import pickle
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -17,7 +18,8 @@ from mmengine.runner import BaseLoop, CheckpointLoader, Runner
 from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
 
-from data.errors import InvalidConfig, InvalidModel
+from data.errors import InvalidConfig, InvalidModel, TrainingDiverged
+from models.detector import pasting  # noqa: F401  # registers what the configs name
 from models.detector.checkpoints import read_checkpoint
 from models.detector.config_files import CocoFolder, Mixture, build_config
 from models.detector.detector import write_detector
@@ -34,7 +36,7 @@ _WORK_FOLDER_SCHEME = "work-folder:"
 
 
 class _ProgressHook(Hook):  # type: ignore[misc]  # mmengine is untyped
-    """Reports every step's losses to a callback, of several processes each its own."""
+    """Reports every step's losses to a callback, of several processes each its own, and ends at NaN."""
 
     def __init__(self, on_step: Callable[[int, dict[str, float]], None]) -> None:
         self._on_step = on_step
@@ -43,6 +45,11 @@ class _ProgressHook(Hook):  # type: ignore[misc]  # mmengine is untyped
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         losses = {k: float(v) for k, v in (outputs or {}).items() if "loss" in k}
+        if not math.isfinite(losses.get("loss", 0)):
+            raise TrainingDiverged(
+                f"step {runner.iter + 1}: the loss is {losses['loss']}. Lower learning_rate "
+                f"({runner.cfg.optim_wrapper.optimizer.lr:g}) and run again: finished stages are kept"
+            )
         self._on_step(runner.iter + 1, losses)
 
 
@@ -187,6 +194,7 @@ def train_detector(
     Raises:
         InvalidConfig: the config name or an override does not exist, or a checkpoint holds objects.
         InvalidModel: nothing in the checkpoint to start from fits.
+        TrainingDiverged: a loss became NaN or infinite.
     """
     register_all_modules(init_default_scope=True)
     config = build_config(settings, train_sets, categories, work, mixture)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 from pydantic import TypeAdapter
 
 from data.attributes.folds import first_image_ids, fold_image_ids, write_some
@@ -31,11 +32,13 @@ class _Part:
         what: for people.
         folder: what MMDetection reads.
         count: number of images.
+        pasting: how objects are pasted into them, for people; None: they are not.
     """
 
     what: str
     folder: CocoFolder
     count: int
+    pasting: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,7 @@ def run(context: Context) -> Summary:
         train_in_processes(context, _train_as_one_of_several, __name__, iterations, facts)
     counts = {part.what: part.count for part in parts}
     passes = _passes(list(counts.values()), iterations * options.batch_size, mixture)
+    pasting = ", ".join(f"{part.what} {part.pasting}" for part in parts if part.pasting)
     facts = {
         "trained on": ", ".join(f"{count} {what}" for what, count in counts.items()),
         "iterations": iterations,
@@ -78,6 +82,7 @@ def run(context: Context) -> Summary:
         **passes,
         "learning rate": rate,
         "augmentation": options.augmentation,
+        **({"pasting": pasting} if pasting else {}),
         "seed": options.seed,
         **({"noise of real boxes": options.box_noise} if options.box_noise else {}),
     }
@@ -135,7 +140,11 @@ def _parts(context: Context, dataset: Dataset) -> list[_Part]:
         parts.append(_Part(what, folder, synthetic.provenance.num_rows))
     if options.images == "real+pseudo":
         pseudo = Dataset(context.inputs["pseudo-labels"], images_of=context.inputs["unlabelled"])
-        folder = CocoFolder(pseudo.instances_file("unlabelled"), pseudo.image_folder("unlabelled"))
+        folder = CocoFolder(
+            pseudo.instances_file("unlabelled"),
+            pseudo.image_folder("unlabelled"),
+            is_pasted_into=False,
+        )
         parts.append(_Part("pseudo-labelled", folder, pseudo.images.num_rows))
     return parts
 
@@ -161,12 +170,14 @@ def _real_ids(options: DetectorTraining, dataset: Dataset) -> tuple[list[int], l
 
 
 def _real_part(context: Context, dataset: Dataset, split: Split, image_ids: list[int]) -> _Part:
-    """Real images and their accepted things; with masks where they are to be pasted."""
+    """Real images and their accepted things; with masks where they are to be pasted and some have one."""
     instances = dataset.instances_file(split)
-    masks = context.options.augmentation == "copy-paste" and _has_masks(dataset, split)
-    if masks:
+    is_pasted_into = context.options.augmentation == "copy-paste"
+    masks = _masks(dataset, split) if is_pasted_into else pa.array([])
+    has_masks = masks.null_count < len(masks)
+    if has_masks:
         instances = context.work / f"objects_{split}.json"
-        export_objects(dataset.folder, split, instances)
+        export_objects(dataset.folder, split, instances, without_mask="box")
     if len(image_ids) < len(dataset.split_images(split)):
         some = context.work / f"instances_{split}.json"
         write_some(instances, image_ids, some)
@@ -175,14 +186,23 @@ def _real_part(context: Context, dataset: Dataset, split: Split, image_ids: list
         noisy = context.work / f"noisy_{split}.json"
         write_noisy(instances, context.options.box_noise, noisy)
         instances = noisy
-    folder = CocoFolder(instances, dataset.image_folder(split), masks)
-    return _Part("real" if split == "train" else "spare real", folder, len(image_ids))
+    folder = CocoFolder(instances, dataset.image_folder(split), has_masks)
+    pasting = _pasting(len(masks), masks.null_count) if is_pasted_into else None
+    return _Part("real" if split == "train" else "spare real", folder, len(image_ids), pasting)
 
 
-def _has_masks(dataset: Dataset, split: Split) -> bool:
-    """Whether every thing of a split has one."""
+def _masks(dataset: Dataset, split: Split) -> pa.ChunkedArray:
+    """Of the things of a split, null where one has none."""
     objects = dataset.object_columns(split, ["mask", "is_thing"])
-    return not objects.filter(objects["is_thing"])["mask"].null_count
+    return objects.filter(objects["is_thing"])["mask"]
+
+
+def _pasting(num_things: int, num_without_mask: int) -> str:
+    if num_without_mask == num_things:
+        return "by boxes"
+    if not num_without_mask:
+        return "by masks"
+    return f"by masks ({num_without_mask} of {num_things} things have none: by boxes)"
 
 
 def _iterations(context: Context, dataset: Dataset) -> int:

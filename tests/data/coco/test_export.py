@@ -82,6 +82,23 @@ def test_files_come_back_from_the_tables_unchanged(tmp_path_factory, records):
             assert "segmentation" not in mine
 
 
+def test_objects_without_a_mask_are_their_box(tmp_path):
+    crowd = {**SMALL, "iscrowd": 1}
+    whole = {"size": [HEIGHT, WIDTH], "counts": [0, WIDTH * HEIGHT]}
+    masked = {**crowd, "bbox": [0, 0, WIDTH, HEIGHT], "area": WIDTH * HEIGHT, "segmentation": whole}
+    (tmp_path / "a.json").write_text(json.dumps(document([crowd, masked])))
+    split = SplitConfig(instances=tmp_path / "a.json", images=tmp_path)
+    ingest(IngestConfig(train=split, val=split, check_images=False), tmp_path / "out")
+    export_objects(tmp_path / "out", "train", tmp_path / "back.json", without_mask="box")
+    back = json.loads((tmp_path / "back.json").read_text())["annotations"]
+    assert back[0]["segmentation"] == [[1, 1, 5, 1, 5, 4, 1, 4]]
+    assert back[1]["segmentation"] == [pytest.approx([3.31, 7.49, 3.5, 7.49, 3.5, 7.5, 3.31, 7.5])]
+    assert back[2]["segmentation"]["size"] == [HEIGHT, WIDTH]
+    export_objects(tmp_path / "out", "train", tmp_path / "plain.json")
+    plain = json.loads((tmp_path / "plain.json").read_text())["annotations"]
+    assert ["segmentation" in item for item in plain] == [False, False, True]
+
+
 def test_scenes_difficulty_comes_back(ingested, tmp_path):
     export_objects(ingested, "val", tmp_path / "back.json")
     back = json.loads((tmp_path / "back.json").read_text())["annotations"]

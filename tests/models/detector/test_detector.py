@@ -9,7 +9,7 @@ import torch
 from mmengine.dataset import BaseDataset
 from safetensors.torch import load_file
 
-from data.errors import InvalidConfig, InvalidModel
+from data.errors import InvalidConfig, InvalidModel, TrainingDiverged
 from flows.presets import PRESETS
 from models.detector.config_files import CocoFolder, Mixture, build_config
 from models.detector.config_sources import config_path
@@ -58,6 +58,14 @@ def test_a_detector_trains_is_exported_and_detects(dataset, tmp_path, name):
     assert table.num_rows == sum(len(item.scores) for item in found) > 0
     assert set(table["category_id"].to_pylist()) <= set(dataset.things)
     assert 0 <= min(table["score"].to_pylist()) <= max(table["score"].to_pylist()) <= 1
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(dataset, tmp_path):
+    steps = []
+    with pytest.raises(TrainingDiverged, match=r"the loss is nan\. Lower learning_rate \(1e\+30\)"):
+        train(dataset, tmp_path, faster_rcnn(learning_rate=1e30), lambda n, _: steps.append(n))
+    assert steps == [1]
+    assert not (tmp_path / "out").exists()
 
 
 class Killed(Exception):

@@ -1,5 +1,7 @@
 """What detectors are trained on and how long; the trainings themselves run in tests/flows."""
 
+import json
+import shutil
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -11,7 +13,8 @@ from data.coco.files import read_coco
 from data.coco.image_sets import SyntheticSet
 from data.errors import InvalidConfig
 from data.ingest.ingestion import ingest
-from data.ingest.options import IngestConfig, ScenesConfig
+from data.ingest.options import IngestConfig, ScenesConfig, UnlabelledConfig
+from data.ingest.unlabelled import ingest_unlabelled
 from data.vocabulary.tables import Dataset, write_table
 from flows.presets import PRESETS
 from models.detector.detector import Detector
@@ -221,11 +224,51 @@ def test_pasted_objects_come_with_their_masks(context, with_spare):
     assert not plain[0].folder.has_masks
 
 
-def test_nothing_is_pasted_into_synthetic_images(context, with_spare):
-    given = context(augmentation="copy-paste", images="real+synthetic")
-    real, synthetic = _parts(given, with_spare)
+@pytest.mark.filterwarnings("ignore")  # MMDetection and MMEngine warn a lot
+def test_one_thing_without_a_mask_is_pasted_as_its_box(context, with_spare, tmp_path):
+    copy = Dataset(shutil.copytree(with_spare.folder, tmp_path / "copy"))
+    rows = copy.objects.to_pylist()
+    bare = next(row for row in rows if row["split"] == "train" and row["is_thing"])
+    bare["mask"] = None
+    write_table(pa.Table.from_pylist(rows, copy.objects.schema), copy.folder / "objects.parquet")
+    tiny = PRESETS["demo"]["train_scorer"] | {"num_iterations": 1, "augmentation": "copy-paste"}
+    given = context(**tiny)
+    given.inputs["ingest"] = copy.folder
+    run(given)
+    file = json.loads((tmp_path / "objects_train.json").read_text())
+    written = {item["id"]: item["segmentation"] for item in file["annotations"]}
+    ((left, top, *_, bottom),) = written.pop(bare["object_id"])
+    assert (left, top, bottom) == (bare["x_min"], bare["y_min"], bare["y_max"])
+    assert all("counts" in mask for mask in written.values())
+    things = f"1 of {len(written) + 1} things have none"
+    assert f"real by masks ({things}: by boxes)" in (tmp_path / "card.md").read_text()
+
+
+def test_a_part_says_how_its_things_are_pasted(context, with_spare, tmp_path):
+    pasting = context(augmentation="copy-paste")
+    assert _parts(pasting, with_spare)[0].pasting == "by masks"
+    assert _parts(context(), with_spare)[0].pasting is None
+    copy = Dataset(shutil.copytree(with_spare.folder, tmp_path / "copy"))
+    bare = [{**row, "mask": None} for row in copy.objects.to_pylist()]
+    write_table(pa.Table.from_pylist(bare, copy.objects.schema), copy.folder / "objects.parquet")
+    part = _parts(pasting, copy)[0]
+    assert part.pasting == "by boxes"
+    assert not part.folder.has_masks
+
+
+def test_nothing_is_pasted_into_images_without_real_labels(context, with_spare, tmp_path):
+    real, synthetic = _parts(
+        context(augmentation="copy-paste", images="real+synthetic"), with_spare
+    )
     assert real.folder.is_pasted_into
     assert not synthetic.folder.is_pasted_into
+    given = context(augmentation="copy-paste", images="real+pseudo")
+    ingest_unlabelled(UnlabelledConfig(num_scenes=3), tmp_path / "unlabelled")
+    given.inputs |= dict.fromkeys(["unlabelled", "pseudo-labels"], tmp_path / "unlabelled")
+    real, pseudo = _parts(given, with_spare)
+    assert (real.what, pseudo.what) == ("real", "pseudo-labelled")
+    assert real.folder.is_pasted_into
+    assert not pseudo.folder.is_pasted_into
 
 
 def test_more_images_than_there_are_are_refused(with_spare, dataset):
