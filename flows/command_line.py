@@ -26,13 +26,13 @@ from data.errors import (
     InvalidDataset,
     PipelineError,
 )
-from data.orphans import end_with_parent
 from flows import cost_command, gc_commands, remote_commands, store_commands
 from flows.command_options import (
     FileOption,
     PresetArgument,
     SetOption,
     StudyOption,
+    begin_counter,
     configured_run,
     overrides_of,
     print_table,
@@ -106,6 +106,10 @@ def run(
     store = ArtifactStore(default_root())
     graph = carry_out(store, Request("run", config.preset, config, stage))
     _show_artifact(store, stage_steps(graph, stage)[-1])
+    if config.preset == "smoke":
+        typer.echo(
+            "Every step ran. Numbers of smoke mean nothing: its models are tiny and saw a few images."
+        )
 
 
 @app.command()
@@ -191,12 +195,14 @@ def _show_artifact(store: ArtifactStore, step: Step) -> None:
 
 def _show_results(store: ArtifactStore, manifest: Manifest) -> None:
     folder = store.root / manifest.reference
-    for name, value in manifest.summary.get("results", {}).items():
-        typer.echo(f"{name:>26}  {format_value(value)}")
+    results = manifest.summary.get("results", {})
+    width = max([26, *map(len, results)])
+    for name, value in results.items():
+        typer.echo(f"{name:>{width}}  {format_value(value)}")
     for text in manifest.summary.get("answers", ()):
-        typer.echo(f"{'answer':>26}  {text}")
+        typer.echo(f"{'answer':>{width}}  {text}")
     page = next(folder.glob("*.html"), folder)
-    typer.echo(f"{'report' if page.is_file() else 'artifact':>26}  {page}")
+    typer.echo(f"{'report' if page.is_file() else 'artifact':>{width}}  {page}")
 
 
 @app.command()
@@ -246,7 +252,7 @@ def _show_memory(config: RunConfig) -> None:
     """Print what is chosen on each device, and the bytes by part."""
     typer.echo("counting on tensors without data, one to two minutes", err=True)
     counted = ("models.training.memory_table", "memory_table", config.train_generator)
-    with ProcessPoolExecutor(1, get_context("spawn"), end_with_parent) as counter:
+    with ProcessPoolExecutor(1, get_context("spawn"), begin_counter) as counter:
         source, rows = counter.submit(
             call, *counted, config.synthesize.sampling, _DEVICE_SIZES
         ).result()

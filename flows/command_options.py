@@ -1,6 +1,7 @@
 """Options that several commands of the command line have."""
 
 import json
+import logging
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,11 +15,20 @@ from rich.console import Console
 from rich.table import Table
 
 from data.errors import InvalidConfig
+from data.orphans import end_with_parent
 from data.progress import Progress
 from flows.presets import PRESETS, kept, merge
 from flows.request import Request
 from flows.run_config import RunConfig, build_run
 from flows.studies import read_study
+
+_COPIED = {"run", "artifact", "key"}
+"""Columns whose cells people give to other commands, and which stay in one line."""
+
+_NARROW = 120
+"""Terminals with fewer columns of letters do without these of tables."""
+
+_SPARE = {"stage", "after", "read", "written", "flops"}
 
 PresetArgument = Annotated[
     str, typer.Argument(help=f"{', '.join(PRESETS)}.", autocompletion=lambda: list(PRESETS))
@@ -118,8 +128,23 @@ def show_digests(done: int, total: int, status: str) -> None:
 
 
 def print_table(table: Table) -> None:
-    """Print a table, wide where no terminal says how wide it is."""
-    Console(width=None if sys.stdout.isatty() else 240).print(table)
+    """Print a table, wide where no terminal says how wide it is.
+
+    On a narrow terminal some columns are left out, and nothing of the others is cut off.
+    """
+    console = Console(width=None if sys.stdout.isatty() else 240)
+    if console.width < _NARROW:
+        table.columns = [item for item in table.columns if item.header not in _SPARE]
+    for column in table.columns:
+        column.overflow = "fold"
+        column.no_wrap = column.header in _COPIED
+    console.print(table)
+
+
+def begin_counter() -> None:
+    """Begin a process that counts: it ends with this one, and keeps what libraries warn of to itself."""
+    end_with_parent()
+    logging.captureWarnings(capture=True)
 
 
 def tracked(references: Sequence[str], what: str) -> Iterable[str]:

@@ -14,11 +14,11 @@ from rich.table import Table
 from data.artifacts.digests import DigestMemory
 from data.artifacts.manifest import Manifest
 from data.artifacts.store import ArtifactStore, default_root
-from data.orphans import end_with_parent
 from flows.command_options import (
     FileOption,
     PresetArgument,
     SetOption,
+    begin_counter,
     configured_run,
     print_table,
     show_digests,
@@ -112,7 +112,7 @@ def _measured(models: Sequence[CountedModel]) -> _Measured:
     core = None
     if unknown:
         typer.echo("counting on tensors without data, up to some minutes", err=True)
-    with ProcessPoolExecutor(1, get_context("spawn"), end_with_parent) as counter:
+    with ProcessPoolExecutor(1, get_context("spawn"), begin_counter) as counter:
         for model in unknown:
             counted = counter.submit(call, COUNTERS[model.kind], "count_model", model.options)
             counts[model.key] = counted.result()

@@ -18,6 +18,9 @@ from tasks.estimates.work import Facts, work_of
 from tasks.execution.graph import Graph, Step
 from tasks.execution.machine import available_cores
 
+_NAMED = 4
+"""Steps without an estimate."""
+
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
@@ -70,13 +73,19 @@ class Forecast:
             )
 
     def __str__(self) -> str:
-        parts = [f"{duration(self.seconds)} on {self.machine}"]
+        least = "at least " if self.unknown else ""
+        parts = [f"{least}{duration(self.seconds)} on {self.machine}"]
         parts += [] if self.memory is None else [f"{_gb(self.memory)} of memory"]
         parts += [f"from {_gb(self.gpu_memory)} of a GPU's memory"] if self.gpu_memory else []
         parts += [f"{_gb(self.disk)} of disk"]
         text = f"{self.num_steps} steps to be made, roughly: {', '.join(parts)}"
         if self.unknown:
-            text += f"; beside these what `detdiffusion cost` counts: {', '.join(self.unknown)}"
+            more = len(self.unknown) - _NAMED
+            names = [*self.unknown[:_NAMED], *([f"{more} more"] if more > 0 else [])]
+            count = len(self.unknown)
+            text += (
+                f"; without {count} of them, which `detdiffusion cost` counts: {', '.join(names)}"
+            )
         return text
 
 

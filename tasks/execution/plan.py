@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_SOURCES_NAMED = 2
+"""Steps that changed before one, in what is said of it."""
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedStep:
@@ -103,8 +106,10 @@ class Planner:
             if new == step.identity.reference
         ]
         sources = [new for _, new in causes if new != step.identity.reference]
-        names = dict.fromkeys(self._graph.steps[new].name for new in sources)
-        return "; ".join([*own, *(f"{name} changed" for name in names)])
+        names = list(dict.fromkeys(self._graph.steps[new].name for new in sources))
+        more = len(names) - _SOURCES_NAMED
+        rest = [f"{more} more before it changed"] if more > 0 else []
+        return "; ".join([*own, *(f"{name} changed" for name in names[:_SOURCES_NAMED]), *rest])
 
     def _identity(self, reference: str) -> StepIdentity | None:
         if step := self._graph.steps.get(reference):

@@ -98,6 +98,9 @@ class Report:
 
 
 _BODY = """
+{% if preset == "smoke" %}<p class="first">A trial: every step ran. No number here means anything, for the
+models are tiny and saw a few images.</p>
+{% endif %}
 {% for text in answers %}<p{% if loop.first %} class="first"{% endif %}>{{ text }}</p>
 {% else %}<p class="first">No question was asked of the arms, or none has a result.</p>
 {% endfor %}

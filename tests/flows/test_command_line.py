@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from data.artifacts.digests import DigestMemory
 from data.artifacts.store import ArtifactStore
 from data.progress import silent
 from flows.command_line import main
+from flows.command_options import print_table
 from flows.run_config import build_run
 from flows.run_graph import run_graph
 from tasks.execution.workshop import Workshop
@@ -265,3 +267,22 @@ def test_json_values_are_parsed():
     assert parse_assignment("a.b=[1, 2]") == {"a": {"b": [1, 2]}}
     assert parse_assignment("a=text") == {"a": "text"}
     assert parse_assignment("a=null") == json.loads('{"a": null}')
+
+
+@pytest.mark.parametrize(("width", "shows_all"), [(80, False), (200, True)])
+def test_no_terminal_cuts_off_what_people_copy(monkeypatch, width, shows_all):
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=width, record=True, quiet=False, file=io.StringIO())
+    monkeypatch.setattr("flows.command_options.Console", lambda **_: console)
+    table = Table("run", "stage", "started", "artifact")
+    run, long = "20261128T045047.196550-4507dd28", "a long story " * 9
+    table.add_row(run, "every", long, "train-generator/7df8233a")
+    print_table(table)
+    text = console.export_text()
+    assert run in text
+    assert "train-generator/7df8233a" in text
+    assert ("every" in text) == shows_all
+    assert "…" not in text
+    assert text.count("story") == 9

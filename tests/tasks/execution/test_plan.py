@@ -134,3 +134,9 @@ def test_more_gpus_than_there_are_is_said_before_anything_runs(store, monkeypatc
 def test_what_needs_no_data_is_said_before_there_are_any(store):
     with pytest.raises(InvalidConfig, match="13 brings bad luck"):
         check(store, graph_of(13))
+
+
+def test_of_many_steps_that_changed_before_one_some_are_named(store, monkeypatch):
+    make(store, graph_of(1))
+    monkeypatch.setattr(plan_module, "_SOURCES_NAMED", 0)
+    assert planned(store, graph_of(2))[1] == ("stale", "1 more before it changed")

@@ -215,6 +215,11 @@ def test_the_order_of_recall_is_judged_for_each_scorer(page, rows):
     assert f"<p>{escape(first)}</p>" in page
 
 
+def test_a_trial_says_that_its_numbers_mean_nothing(page, written):
+    assert "A trial: every step ran." in written(preset="smoke")
+    assert "A trial" not in page
+
+
 def test_published_rows_stand_beside_those_of_coco_presets_alone(page, written, rows):
     assert "ublished" not in page
     coco = written(preset="coco-256", scores=[])
