@@ -1,6 +1,7 @@
 """Options for a data set of a user's, written as a TOML file that says why they are as they are."""
 
 import json
+import math
 import textwrap
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,6 +27,9 @@ _FEW_IMAGES = 1000
 _NUM_FOLDS = 3
 _MOST_STEPS = 20_000
 """Of a training, that a preset's passes are not to exceed: tiles may be thirty times as many as images."""
+
+_FEWEST_STEPS = 10_000
+"""Of the generator's training, however few layouts a preset's passes are over."""
 
 _WIDTH = 110
 
@@ -166,7 +170,9 @@ def _generator_lines(found: Found, preset: RunConfig) -> Iterator[str]:
     generator, counts = preset.train_generator, found.shown["train"].objects_per_image
     num_layouts = int(((counts > 0) & (counts <= found.max_objects)).sum())
     most = _most_epochs(generator.num_epochs, generator.batch_size, num_layouts)
-    steps = generator.model_copy(update={"num_epochs": most}).in_steps(num_layouts).num_steps
+    epochs = max(most, math.ceil(_FEWEST_STEPS * generator.batch_size / max(num_layouts, 1)))
+    steps = generator.model_copy(update={"num_epochs": epochs}).in_steps(num_layouts).num_steps
+    why = "the text encoder's new words, easy and hard among them, need steps, not epochs"
     width, height = _size(found)
     resolution = fitting_resolution(width, height)
     yield from ("", "[train_generator]")
@@ -175,12 +181,17 @@ def _generator_lines(found: Found, preset: RunConfig) -> Iterator[str]:
     )
     yield '# base_model = "stable-diffusion-v1-5"'
     yield from _comment(
-        f"num_epochs: {_of(most, generator.num_epochs)} are {steps} steps of {generator.batch_size}, of "
-        f"{num_layouts} layouts."
+        f"num_epochs: {_of(epochs, generator.num_epochs)} are {steps} steps of {generator.batch_size}, of "
+        f"{num_layouts} layouts{f': {why}' if epochs > most else ''}."
     )
-    yield f"{'# ' if most == generator.num_epochs else ''}num_epochs = {most:g}"
+    yield f"{'# ' if epochs == generator.num_epochs else ''}num_epochs = {epochs:g}"
     yield from _comment(f"Of 256 and 512, the side nearer to {width} × {height} pixels (median).")
     yield f"{'' if resolution != generator.resolution else '# '}resolution = {resolution}"
+    if resolution != generator.resolution:
+        guidance = build_run(f"coco-{resolution}", {}).synthesize.sampling.guidance_scale
+        for name in ("train_generator.probe.sampling", "synthesize.sampling"):
+            yield from ("", f"[{name}]", *_comment(f"Released for {resolution} pixels."))
+            yield f"guidance_scale = {guidance}"
 
 
 def _detector_lines(found: Found, preset: RunConfig) -> Iterator[str]:
@@ -218,8 +229,10 @@ def _most_epochs(epochs: float, batch_size: int, num_images: int) -> float:
     return min(epochs, max(_MOST_STEPS * batch_size // max(num_images, 1), 1))
 
 
-def _of(most: float, epochs: float) -> str:
-    return f"the preset's {epochs:g}" if most == epochs else f"{most:g} of the preset's {epochs:g}"
+def _of(given: float, epochs: float) -> str:
+    if given == epochs:
+        return f"the preset's {epochs:g}"
+    return f"{given:g} {'of' if given < epochs else 'in place of'} the preset's {epochs:g}"
 
 
 def _size(found: Found) -> tuple[int, int]:

@@ -121,6 +121,10 @@ def _uses(config: RunConfig) -> dict[str, tuple[bool, str]]:
         "retrain.box_noise": (real, "an arm with real images"),
         "pseudo_labels": (pseudo, "the arm self-training or pretrain_generator.boxes=pseudo"),
         "pretrain_generator": (is_pretrained, "pretrain_generator.num_steps"),
+        "train_generator.lora_learning_rate": (
+            config.train_generator.lora_rank is not None,
+            "train_generator.lora_rank",
+        ),
     }
 
 

@@ -95,7 +95,7 @@ KINDS: dict[str, Kind] = {
                 "pseudo-labels": "optional",
                 "pretrained": "optional",
             },
-            {"step": 2} | _GENERATOR,
+            {"step": 3} | _GENERATOR,
             share=1.0,
         ),
         Kind(

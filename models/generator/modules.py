@@ -40,6 +40,7 @@ from models.generator.hub import (
     require_whole_weights,
 )
 from models.generator.options import NewModelConfig
+from models.generator.samplers import new_sampler
 from models.precision import Precision
 
 _LAYOUT_FILE = "layout.json"
@@ -161,7 +162,11 @@ def _with_prompts_of_any_length(_: nn.Module, inputs: tuple[Tensor, Tensor, Tens
 
 
 def save_base_model(model: StableDiffusion, folder: Path) -> None:
-    """Write a folder that `load_base_model` and diffusers read, of equal bytes wherever it is written."""
+    """Write a folder that `load_base_model` and diffusers read, of equal bytes wherever it is written.
+
+    diffusers' pipeline draws with the paper's sampler. It knows no canvas: where the UNet has one there is no
+    `model_index.json`, so that it refuses the folder.
+    """
     for module in (model.unet, model.vae):
         module.register_to_config(_name_or_path=None)  # diffusers notes the folder that it read
     words = model.tokenizer.backend_tokenizer  # which notes how it was called last
@@ -171,7 +176,10 @@ def save_base_model(model: StableDiffusion, folder: Path) -> None:
     model.text_encoder.save_pretrained(folder / "text_encoder")
     model.unet.save_pretrained(folder / "unet")
     model.vae.save_pretrained(folder / "vae")
-    model.noise_scheduler.save_pretrained(folder / "scheduler")
+    sampler = new_sampler("pndm", model.noise_scheduler)
+    sampler.save_pretrained(folder / "scheduler")
+    if model.unet.config.in_channels != model.vae.config.latent_channels:
+        return
     libraries: dict[str, Any] = {"_class_name": "StableDiffusionPipeline"}
     libraries |= {name: [None, None] for name in ("feature_extractor", "safety_checker")}
     for name, module in (
@@ -179,7 +187,7 @@ def save_base_model(model: StableDiffusion, folder: Path) -> None:
         ("text_encoder", model.text_encoder),
         ("unet", model.unet),
         ("vae", model.vae),
-        ("scheduler", model.noise_scheduler),
+        ("scheduler", sampler),
     ):
         package = type(module).__module__
         library = package.partition(".")[0]
@@ -328,7 +336,7 @@ def prepare_generator(
 
 
 def save_generator(generator: Generator, folder: Path) -> None:
-    """Write the folder; `load_generator` reads it, and diffusers reads its modules."""
+    """Write the folder; `load_generator` reads it, and diffusers what `save_base_model` says."""
     save_base_model(generator.model, folder)
     encoder = generator.encoder
     document = {

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -220,6 +220,12 @@ class GeneratorConfig(Options):
         ge=1,
         description="Train low-rank adapters of the UNet's attention instead of all of it.",
     )
+    lora_learning_rate: float = Field(
+        1e-4,
+        gt=0,
+        description="Of the adapters, as it stands at any batch size (diffusers' example of text-to-image "
+        "with LoRA).",
+    )
     mixed_precision: Precision = Field("auto", description=PRECISION_HELP)
     seed: int = 0
     probe: Annotated[ProbeConfig, RuntimeOnly] = ProbeConfig()
@@ -317,6 +323,17 @@ class GeneratorConfig(Options):
         """
         scale = self.batch_size / self.base_batch_size if self.rate_scaling == "linear" else 1.0
         return self.learning_rate * scale, self.text_learning_rate * scale
+
+    def keyed(self, without: Collection[str] = ()) -> dict[str, Any]:
+        """The key knows the adapters' rate where there are adapters.
+
+        >>> "lora_learning_rate" in GeneratorConfig().keyed()
+        False
+        >>> GeneratorConfig(lora_rank=16).keyed()["lora_learning_rate"]
+        0.0001
+        """
+        idle = () if self.lora_rank else ("lora_learning_rate",)
+        return super().keyed((*without, *idle))
 
     @property
     def num_gpus(self) -> int:

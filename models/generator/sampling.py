@@ -12,12 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import (
-    DPMSolverMultistepScheduler,
-    PNDMScheduler,
-    SchedulerMixin,
-    UniPCMultistepScheduler,
-)
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
@@ -29,17 +23,9 @@ from models.devices import autocast, default_device, full_float32, release_memor
 from models.generator.autoencoder import pixel_values
 from models.generator.drawing_options import SamplingConfig
 from models.generator.modules import Generator
+from models.generator.samplers import new_sampler
 
 logger = logging.getLogger(__name__)
-
-_SPACING = {"timestep_spacing": "leading"}
-"""Stable Diffusion's. Samplers differ in their defaults, which a scheduler that was made in memory takes."""
-
-_SAMPLERS: dict[str, tuple[type[SchedulerMixin], dict[str, object]]] = {
-    "pndm": (PNDMScheduler, {"skip_prk_steps": True}),
-    "unipc": (UniPCMultistepScheduler, {}),
-    "dpm-solver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
-}
 
 _NUM_WRITERS = 4
 """Threads."""
@@ -202,8 +188,7 @@ def sample_batch(
     states = model.text_encoder(input_ids.to(device)).last_hidden_state
     canvas = encoder.canvas(encoder.batch(layouts), size, size).to(device)
     canvas = torch.cat([torch.zeros_like(canvas), canvas])
-    sampler_class, options = _SAMPLERS[config.sampler]
-    sampler = sampler_class.from_config(model.noise_scheduler.config, **_SPACING, **options)
+    sampler = new_sampler(config.sampler, model.noise_scheduler)
     sampler.set_timesteps(config.num_inference_steps, device=device)
     shape = (model.vae.config.latent_channels, size, size)
     noise, timesteps = initial_latents(seeds, shape), sampler.timesteps

@@ -195,9 +195,9 @@ def train_step(
 
 
 def _rates(state: TrainingState) -> Metrics:
-    """Of the UNet, and of the text encoder's top where it is trained."""
-    rate, *of_text = map(float, state.schedules[0].get_last_lr())
-    return {"learning_rate": rate} | ({"text_learning_rate": max(of_text)} if of_text else {})
+    """By name; of the text encoder's layers that of the top, whose group is the last."""
+    groups, rates = state.optimizers[0].param_groups, state.schedules[0].get_last_lr()
+    return {group["name"]: float(rate) for group, rate in zip(groups, rates, strict=True)}
 
 
 def _update(state: TrainingState, config: GeneratorConfig) -> Tensor:

@@ -112,8 +112,8 @@ def fit(count: MemoryCount, config: GeneratorConfig, memory: int) -> Fit:
     least = count.total(sizes[-1], checkpointing=ways[-1])
     raise OutOfMemory(
         f"the generator's training needs at least {least / 1e9:.1f} GB on its device, which has "
-        f"{memory / 1e9:.1f} GB. Less is needed, for another result, with train_generator.lora_rank=16, "
-        "optimizer=adamw-8bit or, where weights are averaged, ema_decay=null"
+        f"{memory / 1e9:.1f} GB. Less is needed, for another result, with train_generator.lora_rank=16 (at "
+        "lora_learning_rate), optimizer=adamw-8bit or, where weights are averaged, ema_decay=null"
     )
 
 

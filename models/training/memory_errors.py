@@ -38,7 +38,7 @@ def _to_need_less(config: GeneratorConfig) -> Iterator[str]:
     drawn = config.probe.sampling.batch_size
     if config.probe.interval and drawn > 1:
         same.append(f"if it was a probe, probe.sampling.batch_size={drawn // 2} (now {drawn})")
-    other = [] if config.lora_rank else ["lora_rank=16"]
+    other = [] if config.lora_rank else ["lora_rank=16 (at lora_learning_rate)"]
     other += ["optimizer=adamw-8bit"] if config.optimizer == "adamw" else []
     for options, result in ((same, "the same result"), (other, "another result")):
         if options:

@@ -277,10 +277,8 @@ def add_adapters(unet: UNet2DConditionModel, rank: int) -> None:
 
 
 def _dense_optimizer(modules: TrainedModules, config: GeneratorConfig) -> torch.optim.Optimizer:
-    """Of all but a sparse token table; the first group is the UNet's and the head's."""
-    parts = [part for part in (modules.unet, modules.head) if part is not None]
-    trained = [p for part in parts for p in part.parameters() if p.requires_grad]
-    groups = [{"params": trained, "lr": config.rates[0]}, *_text_groups(modules, config)]
+    """Of all but a sparse token table, in groups that have the name of their rate."""
+    groups = [*_image_groups(modules, config), *_text_groups(modules, config)]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
     try:
@@ -288,6 +286,19 @@ def _dense_optimizer(modules: TrainedModules, config: GeneratorConfig) -> torch.
     except ImportError as error:
         raise InvalidConfig("optimizer adamw-8bit needs: pip install bitsandbytes") from error
     return AdamW8bit(groups, weight_decay=config.weight_decay)
+
+
+def _image_groups(modules: TrainedModules, config: GeneratorConfig) -> Iterator[dict[str, Any]]:
+    """Of the UNet and the head; adapters, which begin at no effect, by themselves."""
+    parts = [part for part in (modules.unet, modules.head) if part is not None]
+    trained = [item for part in parts for item in part.named_parameters() if item[1].requires_grad]
+    adapters = [parameter for name, parameter in trained if ".lora_" in name]
+    others = [parameter for name, parameter in trained if ".lora_" not in name]
+    if others:
+        yield {"params": others, "lr": config.rates[0], "name": "learning_rate"}
+    if adapters:
+        rate = config.lora_learning_rate
+        yield {"params": adapters, "lr": rate, "name": "lora_learning_rate"}
 
 
 def _text_groups(modules: TrainedModules, config: GeneratorConfig) -> list[dict[str, Any]]:
@@ -306,7 +317,7 @@ def _text_groups(modules: TrainedModules, config: GeneratorConfig) -> list[dict[
         key = _text_rate(modules, config, layer), 0.0 if bare else config.weight_decay
         groups.setdefault(key, []).append(parameter)
     return [
-        {"params": parameters, "lr": rate, "weight_decay": decay}
+        {"params": parameters, "lr": rate, "weight_decay": decay, "name": "text_learning_rate"}
         for (rate, decay), parameters in groups.items()
     ]
 

@@ -162,6 +162,8 @@ def _fitted(context: Context, generator: Generator) -> tuple[Context, dict[str, 
         "learning rate": rate,
         "of the text encoder": text_rate,
     }
+    if options.lora_rank:
+        facts["of the adapters"] = options.lora_learning_rate
     if found:
         facts["counted memory, GB"] = found.total / 1e9
         logger.info("%s", ", ".join(f"{name}: {value}" for name, value in facts.items()))

@@ -91,7 +91,7 @@ def test_what_is_written_is_planned_without_a_warning(
     base = ("--set", f"train_generator.base_model={base_folder}")
     kept = (
         "smoke keeps its own retrain.detector.image_size, train_detector.image_size, "
-        "train_generator.resolution: --set changes them"
+        "train_generator.num_epochs, train_generator.resolution: --set changes them"
     )
     for arguments, expected in (
         (("fine-tune", "--config", "my.toml", *base), []),
@@ -123,6 +123,8 @@ def test_options_follow_from_the_data(own, tmp_path):
     assert run.layouts.max_objects == max(ninths)
     assert (run.ingest.masks, run.ingest.tile) == ("none", None)
     assert run.train_generator.resolution == 256
+    assert run.train_generator.probe.sampling.guidance_scale == 4
+    assert run.synthesize.sampling.guidance_scale == 4
     assert run.train_detector.image_size == run.retrain.detector.image_size == (640, 480)
     assert notes[0].startswith(
         f"48 images to train on and 12 to validate on, {NUM_CLASSES} classes"
@@ -141,8 +143,24 @@ def test_photographs_with_masks_are_left_as_the_preset_has_them(own, tmp_path):
     assert set(written(tmp_path)) == {
         "ingest", "layouts", "extract_attributes", "train_generator"
     }  # fmt: skip
-    assert written(tmp_path)["train_generator"] == {}
+    assert written(tmp_path)["train_generator"].keys() == {"num_epochs"}
     assert set(written(tmp_path)["ingest"]) == {"train", "val"}
+
+
+@pytest.mark.parametrize(("fewest", "is_raised"), [(10, False), (80, True), (10_000, True)])
+def test_few_layouts_are_passed_over_as_often_as_words_are_learnt(
+    own, tmp_path, monkeypatch, fewest, is_raised
+):
+    monkeypatch.setattr(new_config, "_FEWEST_STEPS", fewest)
+    own(num_images=10, most=1)  # 60 epochs of eight layouts, in batches of eight, are 60 steps
+    new(tmp_path)
+    generator = build_run("fine-tune", written(tmp_path)).train_generator
+    assert generator.num_epochs == generator.in_steps(8).num_steps == (fewest if is_raised else 60)
+    told = " ".join((tmp_path / "my.toml").read_text().replace("\n#", "").split())
+    reason = ": the text encoder's new words, easy and hard among them, need steps, not epochs."
+    raised = f"{fewest} in place of the preset's 60 are {fewest} steps of 8, of 8 layouts{reason}"
+    assert (raised in told) == is_raised
+    assert (reason in told) == is_raised
 
 
 @pytest.mark.parametrize(("few", "num_folds"), [(49, 3), (48, 0)])
@@ -159,6 +177,7 @@ def test_few_images_are_scored_by_detectors_that_did_not_see_them(
 def test_small_objects_in_large_images_are_cut_out_in_tiles_and_counted_there(
     own, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr(new_config, "_FEWEST_STEPS", 100)
     monkeypatch.setattr(new_config, "_MOST_STEPS", 200)
     own(num_images=10, size=(1000, 800), sides=(20, 30), most=40)
     notes = new(tmp_path)

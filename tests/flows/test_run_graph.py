@@ -548,6 +548,11 @@ def test_a_rule_for_layouts_that_does_not_reach_those_drawn_is_named(overrides, 
         (merge(SELF_TRAINING, {"pseudo_labels": {"score_threshold": 0.6}}), []),
         (merge(PRETRAINING, {"pseudo_labels": {"score_threshold": 0.6}}), []),
         ({"pretrain_generator": {"boxes": "none"}}, ["pretrain_generator"]),
+        (
+            {"train_generator": {"lora_learning_rate": 2e-4}},
+            ["train_generator.lora_learning_rate"],
+        ),
+        ({"train_generator": {"lora_learning_rate": 2e-4, "lora_rank": 4}}, []),
     ],
 )  # fmt: skip
 def test_options_without_effect_are_named(overrides, idle):

@@ -71,12 +71,12 @@ def test_a_generator_is_the_same_bytes_wherever_it_is_written(saved, tmp_path):
     assert first == second
 
 
-def test_the_folder_is_diffusers_format(saved):
-    _, folder = saved
-    assert json.loads((folder / "model_index.json").read_text())["unet"] == [
-        "diffusers",
-        "UNet2DConditionModel",
-    ]
+def test_the_folder_is_diffusers_format(new_generator, tmp_path):
+    folder = tmp_path / "model"
+    save_generator(new_generator("tokens"), folder)
+    parts = json.loads((folder / "model_index.json").read_text())
+    assert parts["unet"] == ["diffusers", "UNet2DConditionModel"]
+    assert parts["scheduler"] == ["diffusers", "PNDMScheduler"]
     UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
     CLIPTextModel.from_pretrained(folder, subfolder="text_encoder")
     tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -42,6 +43,36 @@ def test_a_saved_generator_draws_what_it_drew_in_memory(new_generator, layouts, 
     save_generator(generator, tmp_path / "generator")
     after = sample_batch(load_generator(tmp_path / "generator"), layouts[:2], [1, 2], config)
     assert (before == after).all()
+
+
+def test_diffusers_draws_the_same_from_a_saved_generator(new_generator, layouts, tmp_path):
+    generator = new_generator("tokens")
+    torch.manual_seed(0)
+    generator.model.vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 16),
+        norm_num_groups=4,
+        latent_channels=12,
+    )
+    config = SamplingConfig(num_inference_steps=10, mixed_precision="no")
+    ours = sample_batch(generator, layouts[:1], [5], config)
+    save_generator(generator, tmp_path / "generator")
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "generator")
+    theirs = pipeline(
+        generator.encoder.prompt(layouts[0]).text,
+        num_inference_steps=10,
+        guidance_scale=config.guidance_scale,
+        latents=initial_latents([5], (12, 16, 16)),
+        output_type="np",
+    ).images
+    assert np.abs(255 * theirs - ours).max() <= 1
+
+
+def test_diffusers_refuses_a_saved_generator_with_a_canvas(new_generator, tmp_path):
+    save_generator(new_generator("canvas"), tmp_path / "generator")
+    with pytest.raises(OSError, match=r"no file named model_index\.json"):
+        StableDiffusionPipeline.from_pretrained(tmp_path / "generator")
 
 
 def test_an_image_depends_on_its_own_seed_and_not_on_the_batch(new_generator, layouts):

@@ -60,12 +60,13 @@ def train(prepare, work, kill_at=None, config=SMALL, steps=None):
     return weights(generator)
 
 
-@pytest.mark.parametrize("kill_at", [1, 2, 5])
-def test_a_killed_run_ends_bit_identical(prepare, tmp_path, kill_at):
-    whole = train(prepare, tmp_path / "whole")
+@pytest.mark.parametrize(("kill_at", "lora_rank"), [(1, None), (2, None), (5, None), (5, 2)])
+def test_a_killed_run_ends_bit_identical(prepare, tmp_path, kill_at, lora_rank):
+    config = SMALL.model_copy(update={"lora_rank": lora_rank})
+    whole = train(prepare, tmp_path / "whole", config=config)
     with pytest.raises(Killed):
-        train(prepare, tmp_path / "killed", kill_at)
-    resumed = train(prepare, tmp_path / "killed")
+        train(prepare, tmp_path / "killed", kill_at, config)
+    resumed = train(prepare, tmp_path / "killed", config=config)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     steps = [row["step"] for row in read_metrics(tmp_path / "killed" / "metrics.jsonl")]
     assert steps == [1, 2, 3, 4, 5, 6]
@@ -380,6 +381,34 @@ def test_adapters_change_the_attention_alone_and_are_merged(prepare):
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert any("to_q" in name for name in changed) or any("to_v" in name for name in changed)
     assert all("to_" in name or name.startswith("conv_in") for name in changed)
+
+
+def test_adapters_have_a_rate_of_their_own_that_is_the_same_at_any_batch(prepare):
+    given = {"lora_rank": 2, "learning_rate": 1e-3, "text_learning_rate": 2e-3}
+    config = SMALL.model_copy(update={**given, "batch_size": 8, "base_batch_size": 16})
+    state = new_state(prepare()[0], config)
+    rates = {
+        id(parameter): group["initial_lr"]
+        for group in state.optimizers[0].param_groups
+        for parameter in group["params"]
+    }
+    unet, head, text = state.modules.unet, state.modules.head, state.modules.text_encoder
+    for name, parameter in unet.named_parameters():
+        rate = 1e-4 if "lora" in name else 5e-4 if name.startswith("conv_in") else None
+        assert rates.pop(id(parameter), None) == rate
+    assert {rates.pop(id(parameter)) for parameter in head.parameters()} == {5e-4}
+    assert set(rates.values()) == {1e-3}
+    assert rates.keys() <= {id(parameter) for parameter in text.parameters()}
+
+
+def test_each_rate_is_measured_by_its_name(prepare):
+    given = {"text_learning_rate": 2e-3, "text_layer_decay": 0.5}
+    rates = {name: rate for name, rate in one_step(prepare, **given)[0].items() if "rate" in name}
+    assert rates.keys() == {"learning_rate", "text_learning_rate"}
+    adapted = one_step(prepare, **given, lora_rank=2, lora_learning_rate=5e-4)[0]
+    assert {name: rate for name, rate in adapted.items() if "rate" in name} == {
+        **rates, "lora_learning_rate": pytest.approx(rates["text_learning_rate"] / 4),
+    }  # fmt: skip
 
 
 def test_the_averaged_weights_of_a_single_step_are_the_weights(prepare):

@@ -21,7 +21,7 @@ def test_what_gives_the_same_result_stands_before_what_does_not():
         in same
     )
     assert "if it was a probe, probe.sampling.batch_size=8 (now 16)" in same
-    assert other == "lora_rank=16, optimizer=adamw-8bit."
+    assert other == "lora_rank=16 (at lora_learning_rate), optimizer=adamw-8bit."
 
 
 def test_nothing_is_advised_that_is_so_already():
