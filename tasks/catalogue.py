@@ -47,7 +47,7 @@ KINDS: dict[str, Kind] = {
                 "unlabelled": "optional",
                 "pseudo-labels": "optional",
             },
-            {"step": 2} | _DETECTOR,
+            {"step": 3} | _DETECTOR,
         ),
         Kind(
             "import-detector",
