@@ -14,6 +14,7 @@ from rich.table import Table
 from data.artifacts.digests import DigestMemory
 from data.artifacts.manifest import Manifest
 from data.artifacts.store import ArtifactStore, default_root
+from data.errors import InvalidModel
 from flows.command_options import (
     FileOption,
     PresetArgument,
@@ -97,7 +98,7 @@ def cost(
     if found.core:
         here = devices[f"{available_cores()} cores"] = Cpu(available_cores(), found.core)
     works = {step.identity.reference: work for step in graph if (work := work_of(step, facts))}
-    rows = [_row(step, works[step.identity.reference], devices, here, took) for step in graph]
+    rows = [_row(step, works.get(step.identity.reference), devices, here, took) for step in graph]
     total = _total(graph, works, devices, rows)
     if as_json:
         typer.echo(json.dumps({"steps": rows, "total": total}, indent=1))
@@ -115,7 +116,10 @@ def _measured(models: Sequence[CountedModel]) -> _Measured:
     with ProcessPoolExecutor(1, get_context("spawn"), begin_counter) as counter:
         for model in unknown:
             counted = counter.submit(call, COUNTERS[model.kind], "count_model", model.options)
-            counts[model.key] = counted.result()
+            try:
+                counts[model.key] = counted.result()
+            except InvalidModel as error:
+                typer.echo(f"not known, and in no sum: {error}", err=True)
         if not has_gpu():
             core = counter.submit(call, "models.speed", "measured_speed").result()
     return _Measured(counts, core)
@@ -133,27 +137,29 @@ def _made(store: ArtifactStore, outlined: Graph, graph: Graph) -> dict[str, Mani
 
 def _row(
     step: Step,
-    work: Work,
+    work: Work | None,
     devices: Mapping[str, Device],
     here: Device,
     took: Mapping[str, Manifest],
 ) -> Row:
+    """Of a step; without estimates where its model was not counted."""
     made = took.get(step.identity.reference)
-    seconds: Row = {name: device.seconds(step, work) for name, device in devices.items()}
-    row: Row = {
-        "step": step.name,
-        "flops": work.flops,
-        "read": work.read,
-        "written": work.stored + work.scratch,
-        "in the store": work.stored,
-        "GPU-hours": Gpus(1).gpu_seconds(step, work) / 3600,
-        **seconds,
-    }
+    estimated = ("flops", "read", "written", "in the store", "GPU-hours", *devices)
+    row: Row = {"step": step.name, **dict.fromkeys(estimated)}
+    if work:
+        row |= {
+            "flops": work.flops,
+            "read": work.read,
+            "written": work.stored + work.scratch,
+            "in the store": work.stored,
+            "GPU-hours": Gpus(1).gpu_seconds(step, work) / 3600,
+            **{name: device.seconds(step, work) for name, device in devices.items()},
+        }
     if not took:
         return row
     return row | {
         "took": made.seconds if made else None,
-        "took / estimate": made.seconds / here.seconds(step, work) if made else None,
+        "took / estimate": made.seconds / here.seconds(step, work) if made and work else None,
         "stored": sum(item.size for item in made.files.values()) if made else None,
     }
 

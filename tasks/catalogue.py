@@ -25,7 +25,7 @@ KINDS: dict[str, Kind] = {
             "ingest",
             "tasks.kinds.ingest",
             IngestConfig,
-            versions={"step": 6},
+            versions={"step": 7},
             share=1.0,
             preload=False,
         ),

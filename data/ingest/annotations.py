@@ -100,11 +100,11 @@ def checked_rows(
     ids, boxes = ids[kept], boxes[kept]
     crowds = _column(items, "iscrowd", np.bool_)
     masks = _masks(context.masks, items, sizes[kept])
-    areas, other_area = _areas(items, boxes, crowds, masks)
+    areas, other_areas = _areas(items, boxes, crowds, masks)
     mended: dict[str, Iterable[int]] = {
         "box reaches out of the image (clipped)": np.flatnonzero(overhang[kept] > _OVERHANG),
         "broken mask (box kept)": masks.broken,
-        "area differs from the mask's (mask's taken)": np.flatnonzero(other_area),
+        **other_areas,
     }
     offences = [
         *malformed,
@@ -181,20 +181,26 @@ def _masks(mode: MaskMode, items: list[CocoAnnotation], sizes: np.ndarray) -> En
 
 def _areas(
     items: list[CocoAnnotation], boxes: np.ndarray, crowds: np.ndarray, masks: EncodedMasks
-) -> tuple[np.ndarray, np.ndarray]:
-    """The file's areas, the mask's or box's where it gives none or a wrong one; which were wrong.
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The file's areas, the mask's or box's where it gives none or a wrong one; rows of these by reason.
 
-    Crowds are believed: COCO's own state areas that are far from their masks'.
+    Crowds are believed: COCO's own state areas that are far from their masks'. 0 is not: MMDetection leaves
+    such things out of the training, and the evaluation counts them. A mask thinner than a pixel says nothing.
     """
     areas = [np.nan if item.area is None else item.area for item in items]
     given = np.fromiter(areas, np.float64, len(items))
-    own = np.where(np.isnan(masks.areas), box_area(boxes), masks.areas)
+    of_masks = np.where(masks.areas > 0, masks.areas, np.nan)
+    masked = ~np.isnan(of_masks)
     outline = 2 * (boxes[:, 2:] - boxes[:, :2]).sum(axis=1)
     outline = np.maximum(outline, 1)  # of pixels: things smaller than one have it all the same
-    tolerance = np.maximum(outline, _AREA_TOLERANCE * masks.areas)
+    tolerance = np.maximum(outline, _AREA_TOLERANCE * of_masks)
     with np.errstate(invalid="ignore"):
-        wrong = ~crowds & (np.abs(given - masks.areas) > tolerance) | (given < 0) | np.isinf(given)
-    return np.where(np.isnan(given) | wrong, own, given), wrong
+        wrong = ~crowds & (np.abs(given - of_masks) > tolerance) | (given <= 0) | np.isinf(given)
+    own = np.where(masked, of_masks, box_area(boxes))
+    return np.where(np.isnan(given) | wrong, own, given), {
+        "area differs from the mask's (mask's taken)": np.flatnonzero(wrong & masked),
+        "area is not above 0, or infinite (box's taken)": np.flatnonzero(wrong & ~masked),
+    }
 
 
 def _texts(raw: list[msgspec.Raw]) -> pa.Array:

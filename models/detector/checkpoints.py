@@ -33,7 +33,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read a safetensors file or a checkpoint of MMEngine's or torch's own format.
 
     A checkpoint of MMEngine holds its message hub, whose classes `torch.load(weights_only=True)`
-    refuses. Here such objects are left out: nothing but tensors and plain containers is made.
+    refuses. Here such objects are left out: nothing but tensors and plain containers is made. Swin's and
+    others' own have their weights under `model`.
 
     Raises:
         InvalidModel: the file is missing, or not a checkpoint.
@@ -49,7 +50,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise InvalidModel(f"{path} is no checkpoint that can be read: {error}") from error
     if not isinstance(content, dict):
         raise InvalidModel(f"{path} holds no state_dict: give a checkpoint of MMDetection")
-    weights = content.get("state_dict", content)
+    weights = content.get("state_dict", content.get("model", content))
     if not isinstance(weights, dict):
         weights = {}
     tensors = {name: item for name, item in weights.items() if isinstance(item, Tensor)}
@@ -78,6 +79,15 @@ def load_url(
         folder.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), progress=progress)
     return {"state_dict": read_checkpoint(path).weights}
+
+
+def load_from_local(filename: str, map_location: Any = None) -> dict[str, dict[str, Tensor]]:
+    """Read a checkpoint on this machine; MMEngine's function refuses its own, which hold objects.
+
+    Raises:
+        InvalidModel: what is there is no checkpoint.
+    """
+    return {"state_dict": read_checkpoint(Path(filename).expanduser()).weights}
 
 
 def _classes(meta: Any) -> tuple[str, ...] | None:

@@ -11,6 +11,8 @@ from mmengine.hub import get_config
 
 from data.errors import InvalidConfig
 from models.detector.config_sources import dotted
+from models.detector.from_scratch import unfreeze, unfreeze_unsaid
+from models.detector.mask_heads import drop_mask_heads, type_name
 from models.detector.options import DetectorConfig
 
 
@@ -65,19 +67,28 @@ def build_config(
         mixture: of the first and the other training sets; None: in proportion to their sizes.
 
     Raises:
-        InvalidConfig: the config name or an override does not exist.
+        InvalidConfig: the config name or an override does not exist, or it asks for what is not done here.
     """
+    is_random = not settings.pretrained and not settings.load_from
     try:
         config = read_config(settings.config)
         set_everywhere(config.model, "num_classes", len(categories))
         if not settings.pretrained:
             set_everywhere(config.model, "init_cfg", None)
+        if is_random:
+            unfreeze(config.model)
+        if settings.mixed_precision == "no":
+            config.optim_wrapper = _in_full_precision(config.optim_wrapper)
         config.model.data_preprocessor["pad_size_divisor"] = 32
         config.model.data_preprocessor["batch_augments"] = None
         config["custom_hooks"] = _own_hooks(settings, config) if settings.config_hooks else []
         config.merge_from_dict(_training_options(settings, work))
         config.merge_from_dict(_data_options(settings, train_sets, categories, mixture))
         config.merge_from_dict(dotted(settings.overrides))
+        if is_random:
+            unfreeze_unsaid(config.model)
+        drop_mask_heads(config.model)
+        _require_own_start_and_batch(settings, config)
         if settings.num_processes > 1:
             config.merge_from_dict(_data_parallel_options(config))
         config.optim_wrapper.optimizer["lr"] = settings.learning_rate or _own_rate(settings, config)
@@ -133,8 +144,7 @@ def _own_hooks(settings: DetectorConfig, config: Config) -> list[dict[str, Any]]
 
     hooks = []
     for hook in config.get("custom_hooks") or ():
-        kind = hook["type"]  # text, perhaps with its registry, or a class
-        name = getattr(kind, "__name__", kind).rpartition(".")[2]
+        name = type_name(hook["type"])
         if name == "YOLOXModeSwitchHook":
             begin = settings.num_iterations - iterations(hook.get("num_last_epochs", 15))
             hooks.append({"type": "LateL1LossHook", "begin": begin})
@@ -161,6 +171,26 @@ def _own_rate(settings: DetectorConfig, config: Config) -> float:
     return float(rate * settings.batch_size / base)
 
 
+def _require_own_start_and_batch(settings: DetectorConfig, config: Config) -> None:
+    """Leave the checkpoint to start from and the images of a step to our options.
+
+    Raises:
+        ValueError: the config has another, which would be left out, or come on top.
+    """
+    if config.get("load_from") and not settings.load_from:
+        raise ValueError(
+            f"load_from {config.load_from!r} is not read from a config: give the option load_from that "
+            'checkpoint\'s file, or the override load_from = "" to start without'
+        )
+    config["load_from"] = None
+    count = config.optim_wrapper.get("accumulative_counts") or 1
+    if count > 1:
+        raise ValueError(
+            f"optim_wrapper.accumulative_counts is {count}, and an optimiser step is of batch_size images: "
+            f"override it with 1 and give batch_size = {count * settings.batch_size}"
+        )
+
+
 def _training_options(settings: DetectorConfig, work: Path) -> dict[str, Any]:
     warmup = min(settings.num_warmup_iterations, settings.num_iterations // 10)
     scheduler = [
@@ -177,7 +207,6 @@ def _training_options(settings: DetectorConfig, work: Path) -> dict[str, Any]:
     return {
         "work_dir": str(work),
         "default_scope": "mmdet",
-        "load_from": None,
         "log_level": "WARNING",
         "randomness": {"seed": settings.seed},
         "train_cfg": {
@@ -197,6 +226,14 @@ def _training_options(settings: DetectorConfig, work: Path) -> dict[str, Any]:
         },
         "default_hooks.logger": {"_delete_": True, "type": "LoggerHook", "interval": 10**9},
     }
+
+
+def _in_full_precision(wrapper: dict[str, Any]) -> dict[str, Any]:
+    """An optimiser's wrapper without MMEngine's automatic mixed precision."""
+    if type_name(wrapper.get("type")) != "AmpOptimWrapper":
+        return wrapper
+    kept = {k: v for k, v in wrapper.items() if k not in {"loss_scale", "dtype", "use_fsdp"}}
+    return kept | {"type": "OptimWrapper"}
 
 
 def _precision_options(precision: str) -> dict[str, Any]:

@@ -25,7 +25,11 @@ from data.vocabulary.tables import BOX_COLUMNS, DETECTIONS
 from models.detector.checkpoints import read_checkpoint
 from models.detector.classes import categories_by_name
 from models.detector.config_files import read_config, set_everywhere
-from models.detector.exported_config import read_exported_config
+from models.detector.exported_config import (
+    exported_config,
+    read_exported_config,
+    require_exportable,
+)
 from models.detector.given_options import CheckpointConfig
 from models.detector.mmdetection import MODELS, register_all_modules
 from models.devices import default_device
@@ -83,9 +87,7 @@ def write_detector(
         categories: COCO category id and name, in label order.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    exported = Config({"model": config.model, "test_pipeline": config.test_pipeline})
-    set_everywhere(exported.model, "init_cfg", None)
-    exported.dump(folder / "config.py")
+    exported_config(config).dump(folder / "config.py")
     model.to(memory_format=torch.contiguous_format)
     save_file(_distinct(model.state_dict()), folder / "model.safetensors")
     (folder / "detector.json").write_text(json.dumps({"categories": list(categories)}))
@@ -148,7 +150,8 @@ class Detector:
 
         Raises:
             InvalidModel: a file is missing or cannot be read, or the two do not fit each other.
-            InvalidConfig: the mapping of class names has one that is not there.
+            InvalidConfig: the mapping of class names has one that is not there, or the config has types
+                with which its detector could not be loaded from a folder.
         """
         register_all_modules(init_default_scope=False)
         init_default_scope("mmdet")
@@ -161,6 +164,7 @@ class Detector:
             config.test_pipeline = [
                 step for step in config.test_pipeline if step["type"] not in _NEED_LABELS
             ]
+            require_exportable(source.config, config)
         except (OSError, SyntaxError, RuntimeError, LookupError, AttributeError, TypeError,
                 ValueError) as error:  # fmt: skip
             raise InvalidModel(

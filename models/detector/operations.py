@@ -1,15 +1,18 @@
 """What the passes of a detector take: `models.counts` says what of it is known without counting."""
 
 import json
+from typing import Any
 
 import torch
 from mmengine.registry import init_default_scope
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
+from data.errors import InvalidModel
 from models.counting import counted_pass
 from models.detector.config_files import read_config, set_everywhere
+from models.detector.mask_heads import drop_mask_heads
 from models.detector.mmdetection import MODELS, register_all_modules
 from models.detector.options import DetectorConfig
 from models.passes import ModelCount
@@ -28,23 +31,37 @@ def count_model(options: str) -> ModelCount:
         options: as `detector_model` writes them.
 
     Raises:
-        InvalidConfig: the config name or an override does not exist.
+        InvalidModel: its parts are called otherwise than those of one or two stages on feature maps.
     """
     settings = DetectorConfig.model_validate(json.loads(options))
+    try:
+        return _counted(settings)
+    except Exception as error:  # networks that are called otherwise raise anything
+        raise InvalidModel(
+            f"detector config {settings.config!r} is not counted: {error}"
+        ) from error
+
+
+def _counted(settings: DetectorConfig) -> ModelCount:
     register_all_modules(init_default_scope=False)
     init_default_scope("mmdet")
     config = read_config(settings.config)
     config.merge_from_dict(dict(settings.overrides))
     set_everywhere(config.model, "init_cfg", None)
+    drop_mask_heads(config.model)
     height, width = _input_size(*settings.image_size)
 
     def outputs(num_images: int) -> list[Tensor]:
         features = model.extract_feat(torch.empty(num_images, 3, height, width))
         if not hasattr(model, "roi_head"):
             return tree_leaves(model.bbox_head(features))
-        head, count = model.roi_head.bbox_head, num_images * _REGIONS[model.training]
-        regions = torch.empty(count, head.in_channels, *head.roi_feat_size)
-        return tree_leaves((model.rpn_head(features), head(regions)))
+        count = num_images * _REGIONS[model.training]
+        heads: Any = model.roi_head.bbox_head
+        if not isinstance(heads, nn.ModuleList):  # of a cascade
+            heads = [heads]
+        shapes = [(count, head.in_channels, *head.roi_feat_size) for head in heads]
+        second = [head(torch.empty(shape)) for head, shape in zip(heads, shapes, strict=True)]
+        return tree_leaves((model.rpn_head(features), second))
 
     def train(num_images: int) -> None:
         losses = [item.float().square().mean() for item in outputs(num_images)]

@@ -52,7 +52,8 @@ class DetectorConfig(Options):
     )
     pretrained: bool = Field(
         True,
-        description="Start from the backbone weights that the config names; off: from scratch.",
+        description="Start from the backbone weights that the config names; off: from scratch, and without "
+        "load_from nothing of the backbone is frozen.",
     )
     image_size: tuple[int, int] = Field(
         (1333, 800), description="Long and short side that images are resized to, in pixels."

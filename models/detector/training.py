@@ -23,6 +23,7 @@ from models.detector import pasting  # noqa: F401  # registers what the configs 
 from models.detector.checkpoints import read_checkpoint
 from models.detector.config_files import CocoFolder, Mixture, build_config
 from models.detector.detector import write_detector
+from models.detector.exported_config import require_exportable
 from models.detector.mmdetection import HOOKS, register_all_modules
 from models.detector.options import DetectorConfig
 from models.detector.seeded_data import random_state  # which registers what the configs name, too
@@ -192,12 +193,14 @@ def train_detector(
         mixture: of the first and the other training sets; None: in proportion to their sizes.
 
     Raises:
-        InvalidConfig: the config name or an override does not exist, or a checkpoint holds objects.
+        InvalidConfig: the config name or an override does not exist, the detector could not be loaded
+            again, or a checkpoint holds objects.
         InvalidModel: nothing in the checkpoint to start from fits.
         TrainingDiverged: a loss became NaN or infinite.
     """
     register_all_modules(init_default_scope=True)
     config = build_config(settings, train_sets, categories, work, mixture)
+    require_exportable(settings.config, config)
     checkpoint = newest_checkpoint(sorted(work.glob("iter_*.pth"), key=_num_steps))
     if checkpoint:
         CheckpointLoader.register_scheme(_WORK_FOLDER_SCHEME, _load_own_checkpoint, force=True)

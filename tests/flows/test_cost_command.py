@@ -9,7 +9,8 @@ from flows import cost_command
 from flows.command_line import app
 from flows.run_config import build_run
 from flows.run_graph import run_graph
-from models.counts import known_counts
+from models.counts import detector_model, known_counts
+from models.detector.options import DetectorConfig
 from tasks.estimates.cost import ASSUMED_CORE
 from tasks.execution.machine import available_cores
 
@@ -51,3 +52,23 @@ def test_a_store_without_steps_of_it_has_nothing_to_be_held_against(cost, tmp_pa
     result = cost("--against", "--json")
     assert f"no step of it is in {tmp_path}" in result.stderr
     assert "took" not in json.loads(result.stdout)["total"]
+
+
+def test_a_step_whose_model_is_not_counted_has_no_estimates(cost):
+    other = ["--set", "train_detector.config=mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py"]
+    found = json.loads(cost("--json", *other).stdout)
+    rows = {row["step"]: row for row in found["steps"]}
+    assert set(rows["train detector"].values()) == {"train detector", None}
+    assert found["total"]["flops"] == sum(row["flops"] or 0 for row in rows.values()) > 0
+    assert "train detector" in cost(*other).stdout
+
+
+def test_a_model_that_cannot_be_counted_is_named(capsys, monkeypatch):
+    monkeypatch.setattr(cost_command, "has_gpu", lambda: True)
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore")
+    config = DetectorConfig(config="mmdet::no/such.py")
+    found = cost_command._measured([detector_model(config)])
+    assert found.counts == known_counts()
+    assert (
+        "not known, and in no sum: detector config 'mmdet::no/such.py'" in capsys.readouterr().err
+    )

@@ -10,6 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
+from data.errors import InvalidModel
 from flows.presets import PRESETS
 from flows.run_config import build_run
 from models.counting import counted_pass
@@ -20,6 +21,7 @@ from models.counts import (
     generator_model,
     known_counts,
 )
+from models.detector.options import DetectorConfig
 from models.passes import Pass
 from models.training.memory_table import THRIFTY
 
@@ -94,6 +96,35 @@ SMALL = next(key for key, item in models().items() if '"image_size": [64, 64]' i
                                           for k in models() if k != SMALL)])  # fmt: skip
 def test_what_is_kept_is_what_is_counted(key):
     assert count(models()[key]) == known_counts()[key]
+
+
+def count_detector(name):
+    model = detector_model(DetectorConfig(config=f"mmdet::{name}", image_size=(64, 64)))
+    return MODULES["detector"].count_model(model.options)
+
+
+@pytest.mark.filterwarnings("ignore")  # MMDetection warns
+def test_all_stages_of_a_cascade_are_counted():
+    found, one = map(
+        count_detector,
+        (
+            "cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py",
+            "mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py",
+        ),
+    )
+    layers, num_classes = 256 * 49 * 1024 + 1024 * 1024, 80
+    of_boxes = (
+        4 * 1024 * (3 - num_classes)
+    )  # less of each class's own in the one, of all's in the three
+    more = 2 * layers + 2 * 1024 * (num_classes + 1) + of_boxes
+    assert found.passes["forward"].flops - one.passes["forward"].flops == 2 * 1000 * more
+
+
+@pytest.mark.filterwarnings("ignore")  # likewise
+@pytest.mark.parametrize("name", ["deformable-detr_r50_16xb2-50e", "no-such"])
+def test_a_detector_of_other_parts_is_not_counted(name):
+    with pytest.raises(InvalidModel, match=f"{name}_coco.py' is not counted: "):
+        count_detector(f"deformable_detr/{name}_coco.py")
 
 
 def test_a_pass_is_of_whole_numbers():

@@ -16,7 +16,7 @@ NUM_CASES = 50
 """Of each kind of damage and size of chunk; 700 in all, always the same."""
 
 OF_ANNOTATIONS = ("annotation ", "box ", "unknown ", "duplicate annotation id")
-MENDED = ("(clipped)", "(box kept)", "(mask's taken)")
+MENDED = ("(clipped)", "(box kept)", "(mask's taken)", "(box's taken)")
 
 
 def valid_document():

@@ -90,6 +90,7 @@ def test_a_box_only_data_set_is_legal(write, tmp_path):
             {"segmentation": [[0, 0, 4, 0, 4, 3, 0, 3]], "area": 99},
             "area differs from the mask's (mask's taken)",
         ),
+        ({"area": -1}, "area is not above 0, or infinite (box's taken)"),
         ({"segmentation": [[0, 0, 4, 0, 1e300, 3]]}, "broken mask (box kept)"),
         ({"segmentation": [[1]]}, "broken mask (box kept)"),
         ({"segmentation": {"size": [6, 8], "counts": "Pf4"}}, "broken mask (box kept)"),
@@ -135,6 +136,35 @@ def test_boxes_that_may_be_corners_are_told(write, tmp_path, beyond):
     assert "corners, [x1, y1, x2, y2]" in told
     few = ingest(write(boxed(beyond, good, good)), tmp_path / "few")
     assert "be corners" not in str(few["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "area"),
+    [
+        ({}, 12),
+        ({"iscrowd": 1}, 12),
+        ({"segmentation": [[1, 1, 4, 1, 4, 4, 1, 4]]}, 9),
+        ({"segmentation": {"size": [6, 8], "counts": [48]}}, 12),  # of no pixel
+    ],
+)
+def test_an_area_of_zero_is_the_masks_or_the_boxs(write, tmp_path, changes, area):
+    """MMDetection leaves those of area 0 out of the training, and the evaluation counts them."""
+    summary = ingest(write(document(annotations=annotations(area=0, **changes))), tmp_path / "out")
+    rows = Dataset(tmp_path / "out").objects.filter(pc.field("split") == "train")
+    assert rows["area"].to_pylist() == [12, area]
+    assert [row["count"] for row in summary["refused"]] == [1]
+    assert "taken)" in summary["refused"][0]["reason"]
+
+
+def test_a_mask_of_no_pixel_says_nothing_of_the_area(write, tmp_path):
+    empty = {"segmentation": {"size": [6, 8], "counts": [48]}}
+    content = document(annotations=annotations(**empty, area=40))
+    content["annotations"][0] |= empty
+    del content["annotations"][0]["area"]
+    summary = ingest(write(content), tmp_path / "out")
+    rows = Dataset(tmp_path / "out").objects.filter(pc.field("split") == "train")
+    assert rows["area"].to_pylist() == [12, 40]
+    assert summary["refused"] == []
 
 
 @pytest.mark.parametrize(

@@ -49,8 +49,9 @@ def test_a_checkpoint_of_mmengine_is_read_without_its_objects(tmp_path, zipped):
 
 def test_bare_weights_and_safetensors_are_read(tmp_path):
     torch.save(WEIGHTS, tmp_path / "bare.pth")
+    torch.save({"model": WEIGHTS, "epoch": 1}, tmp_path / "swin.pth")
     save_file(WEIGHTS, tmp_path / "model.safetensors")
-    for name in ("bare.pth", "model.safetensors"):
+    for name in ("bare.pth", "swin.pth", "model.safetensors"):
         found = read_checkpoint(tmp_path / name)
         assert found.classes is None
         assert torch.equal(found.weights["a.weight"], WEIGHTS["a.weight"])
@@ -87,3 +88,20 @@ def test_what_a_config_downloads_is_read_without_its_objects(tmp_path, monkeypat
     load_checkpoint(layer, address)  # from torch's cache
     assert torch.equal(layer.weight, torch.ones(1, 2))
     assert not (tmp_path / "trace").exists()
+
+
+def test_a_backbones_checkpoint_by_mmengine_on_this_machine_is_read_without_its_objects(tmp_path):
+    from mmengine.logging import HistoryBuffer
+    from mmengine.runner.checkpoint import load_checkpoint
+
+    from models.detector import mmdetection  # noqa: F401  # likewise
+
+    layer = torch.nn.Linear(2, 1)
+    hub = {"loss": HistoryBuffer([1.0], [1]), "harm": Harmful(tmp_path / "trace")}
+    path = tmp_path / "epoch_1.pth"
+    torch.save({"state_dict": {"weight": torch.ones(1, 2)}, "message_hub": hub}, path)
+    load_checkpoint(layer, str(path))
+    assert torch.equal(layer.weight, torch.ones(1, 2))
+    assert not (tmp_path / "trace").exists()
+    with pytest.raises(InvalidModel, match=r"none\.pth"):
+        load_checkpoint(layer, str(tmp_path / "none.pth"))

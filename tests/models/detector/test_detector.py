@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 
 from data.errors import InvalidConfig, InvalidModel, TrainingDiverged
 from flows.presets import PRESETS
-from models.detector.config_files import CocoFolder, Mixture, build_config
+from models.detector.config_files import CocoFolder, Mixture, build_config, read_config
 from models.detector.config_sources import config_path
 from models.detector.detector import Detector, detections_table, write_detector
-from models.detector.given_options import DETECTOR_FILES
+from models.detector.given_options import DETECTOR_FILES, CheckpointConfig
 from models.detector.mmdetection import MODELS, register_all_modules
 from models.detector.options import DetectorConfig
 from models.detector.seeded_data import PlaceSampler, SeededConcatDataset
@@ -141,6 +141,24 @@ def test_a_killed_training_goes_on_as_one_that_was_not(
 def test_a_config_that_does_not_exist_is_refused(dataset, tmp_path, changes):
     with pytest.raises(InvalidConfig, match="detector config"):
         train(dataset, tmp_path, settings(**changes))
+
+
+def test_a_config_whose_detector_could_not_be_loaded_is_refused_before_it_trains(dataset, tmp_path):
+    """The type of a suppression is looked up where a trained detector is used, and not before."""
+    config = settings(overrides={"model.test_cfg.nms.type": "own.nms"})
+    with pytest.raises(InvalidConfig, match=r"loaded again: .*\['own.nms'\]"):
+        train(dataset, tmp_path, config, stop_at(1))
+
+
+def test_a_checkpoint_whose_config_could_not_be_loaded_again_is_refused(dataset, tmp_path):
+    file, base = tmp_path / "own.py", str(config_path(PRESETS["demo"]["train_detector"]["config"]))
+    file.write_text(f"_base_ = {base!r}\nmodel = dict(test_cfg=dict(nms=dict(type='own.nms')))\n")
+    register_all_modules(init_default_scope=True)
+    weights = MODELS.build(read_config(str(file)).model).state_dict()
+    torch.save({"state_dict": weights}, tmp_path / "own.pth")
+    source = CheckpointConfig(config=str(file), checkpoint=tmp_path / "own.pth")
+    with pytest.raises(InvalidConfig, match=r"loaded again: .*\['own.nms'\]"):
+        Detector.from_checkpoint(source, dataset.things)
 
 
 def test_nested_overrides_do_not_undo_dotted_ones(dataset, tmp_path):

@@ -1,11 +1,17 @@
 """Configs of exported detectors: what MMEngine reads, without running it."""
 
+import sys
+
 import pytest
 from mmengine.config import Config
 
-from data.errors import InvalidModel
-from models.detector.detector import Detector
-from models.detector.exported_config import read_exported_config
+from data.errors import InvalidConfig, InvalidModel
+from models.detector.config_files import build_config
+from models.detector.config_sources import config_path
+from models.detector.detector import Detector, write_detector
+from models.detector.exported_config import read_exported_config, require_exportable
+from models.detector.mmdetection import MODELS, register_all_modules
+from models.detector.options import DetectorConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MMEngine warns at import
 
@@ -40,6 +46,8 @@ def test_what_mmengine_dumps_is_read_as_mmengine_reads_it(tmp_path):
         "model = {{[1]: 2}}",
         "model = dict(type='os.system', command='touch {trace}')",
         "test_pipeline = [dict(type='Compose', transforms=[dict(type='subprocess.run')])]",
+        "model = dict(nms=dict(type='exec(bytes([49]))'))",
+        "model = dict(nms=dict(type='torch.nn.Module and exec(bytes([49]))'))",
     ],
 )
 def test_nothing_in_a_detectors_folder_is_run(tmp_path, text):
@@ -50,3 +58,54 @@ def test_nothing_in_a_detectors_folder_is_run(tmp_path, text):
     with pytest.raises(InvalidModel, match="detector folder"):
         Detector.load(tmp_path)
     assert not (tmp_path / "trace").exists()
+
+
+def of_a_user(path, text):
+    """A small detector's config with another backbone, completed for one class."""
+    base = str(config_path("mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py"))
+    narrow = "depth=18), neck=dict(in_channels=[64, 128, 256, 512])"
+    (path / "mine.py").write_text(f"_base_ = {base!r}\n{text}, {narrow})\n")
+    settings = DetectorConfig(config=str(path / "mine.py"), pretrained=False)
+    return build_config(settings, [], {1: "cat"}, path)
+
+
+def test_types_with_mmdetections_scope_are_read_again(tmp_path):
+    register_all_modules(init_default_scope=True)
+    config = of_a_user(tmp_path, "model = dict(backbone=dict(type='mmdet.ResNet'")
+    require_exportable("mine.py", config)
+    write_detector(tmp_path / "out", MODELS.build(config.model), config, [(1, "cat")])
+    assert Detector.load(tmp_path / "out").categories == ((1, "cat"),)
+    assert config.model.backbone.type == "mmdet.ResNet"  # what trains is left as it is
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("mmpretrain.ConvNeXt", r"loaded again: .*\['mmpretrain.ConvNeXt'\]"),
+        ("own_blocks.OwnNet", r"loaded again: .*\['own_blocks.OwnNet'\]"),
+        ("mmcv.ops.RoIAlign", r"\['mmcv.ops.RoIAlign'\]\. Name types as MMDetection registers"),
+        ("OwnNet", r"the types \['OwnNet'\] are of modules that it imports \(\['own_blocks'\]\)"),
+    ],
+)
+def test_a_config_of_which_no_detector_could_be_loaded_is_refused(
+    tmp_path, monkeypatch, kind, message
+):
+    (tmp_path / "own_blocks.py").write_text(
+        "from mmdet.models import ResNet\nfrom mmdet.registry import MODELS\n\n\n"
+        "@MODELS.register_module(force=True)\nclass OwnNet(ResNet):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    imports = "custom_imports = dict(imports=['own_blocks'])\n"
+    try:
+        config = of_a_user(tmp_path, f"{imports}model = dict(backbone=dict(type={kind!r}")
+        with pytest.raises(InvalidConfig, match=message):
+            require_exportable("mine.py", config)
+    finally:
+        MODELS.module_dict.pop("OwnNet", None)
+        sys.modules.pop("own_blocks", None)
+
+
+def test_imports_of_a_config_for_what_is_not_exported_are_its_own_affair(tmp_path):
+    imports = "custom_imports = dict(imports=['json'])\n"
+    config = of_a_user(tmp_path, f"{imports}model = dict(backbone=dict(type='ResNet'")
+    require_exportable("mine.py", config)
