@@ -1,9 +1,10 @@
-"""What passes through models take, counted once for the presets' models. Light: imports no torch.
+"""What passes through models take, counted once for presets and studies. Light: imports no torch.
 
 `counted.json` holds the counts; whatever else is asked for is counted by `COUNTERS`, on tensors without data.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from pydantic import TypeAdapter
 from models.detector.config_sources import dotted
 from models.detector.options import DetectorConfig
 from models.generator.options import GeneratorConfig, NewModelConfig
-from models.passes import ModelCount
+from models.passes import ModelCount, Pass
 
 COUNTED_FILE = Path(__file__).with_name("counted.json")
 
@@ -61,5 +62,39 @@ def detector_model(config: DetectorConfig) -> CountedModel:
 
 @cache
 def known_counts() -> dict[str, ModelCount]:
-    """The counts of the presets' models, by key."""
+    """The counts of the presets' and studies' models, by key."""
     return TypeAdapter(dict[str, ModelCount]).validate_json(COUNTED_FILE.read_bytes())
+
+
+def find_count(model: CountedModel, counts: Mapping[str, ModelCount]) -> ModelCount | None:
+    """A model's count, or of a detector that of another image size, in proportion to pixels.
+
+    So convolutions are; a second stage, which looks at as many regions in any image, is not, and the less of
+    it. None where neither was counted.
+    """
+    if model.key in counts or model.kind != "detector":
+        return counts.get(model.key)
+    wanted = json.loads(model.options)
+    size = wanted.pop("image_size")
+    for key, count in counts.items():
+        kind, _, text = key.partition(" ")
+        options = json.loads(text)
+        counted_size = options.pop("image_size", None)
+        if kind == model.kind and options == wanted:
+            return _scaled(count, _pixels(*size) / _pixels(*counted_size))
+    return None
+
+
+def _scaled(count: ModelCount, factor: float) -> ModelCount:
+    passes = {name: _scaled_pass(item, factor) for name, item in count.passes.items()}
+    return count.model_copy(update={"passes": passes})
+
+
+def _scaled_pass(of: Pass, factor: float) -> Pass:
+    names = ("flops", "bytes", "held")
+    return of.model_copy(update={name: round(getattr(of, name) * factor) for name in names})
+
+
+def _pixels(long: int, short: int) -> float:
+    """Of an image of 4 to 3, or of a square, that fits these sides."""
+    return short * min(long, short * 4 / 3)

@@ -18,8 +18,8 @@ from tasks.estimates.work import Facts, work_of
 from tasks.execution.graph import Graph, Step
 from tasks.execution.machine import available_cores
 
-_NAMED = 4
-"""Steps without an estimate."""
+_NAMES_SHOWN = 4
+"""Of steps that are not among the numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +80,10 @@ class Forecast:
         parts += [f"{_gb(self.disk)} of disk"]
         text = f"{self.num_steps} steps to be made, roughly: {', '.join(parts)}"
         if self.unknown:
-            more = len(self.unknown) - _NAMED
-            names = [*self.unknown[:_NAMED], *([f"{more} more"] if more > 0 else [])]
-            count = len(self.unknown)
+            among = "among them " if len(self.unknown) > _NAMES_SHOWN else ""
             text += (
-                f"; without {count} of them, which `detdiffusion cost` counts: {', '.join(names)}"
+                f", without {len(self.unknown)} of these steps, {among}"
+                f"{', '.join(self.unknown[:_NAMES_SHOWN])}: `detdiffusion cost PRESET …` counts them"
             )
         return text
 

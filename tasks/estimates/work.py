@@ -14,6 +14,7 @@ from data.vocabulary.splits import Split
 from models.counts import (
     CountedModel,
     detector_model,
+    find_count,
     generator_model,
 )
 from models.detector.given_options import CheckpointConfig, DetectionOptions, DetectorSource
@@ -116,9 +117,10 @@ class _NotCounted(Exception):
 
 def _count(step: Step, facts: Facts) -> ModelCount:
     model = _model(step)
-    if model is None or model.key not in facts.counts:
+    count = find_count(model, facts.counts) if model else None
+    if count is None:
         raise _NotCounted
-    return facts.counts[model.key]
+    return count
 
 
 def _model(step: Step) -> CountedModel | None:

@@ -13,17 +13,22 @@ from torch.nn import functional
 from data.errors import InvalidModel
 from flows.presets import PRESETS
 from flows.run_config import build_run
+from flows.run_graph import outline
+from flows.studies import read_study
+from flows.study_presets import STUDIES
 from models.counting import counted_pass
 from models.counts import (
     COUNTED_FILE,
     COUNTERS,
-    detector_model,
+    CountedModel,
+    find_count,
     generator_model,
     known_counts,
 )
 from models.detector.options import DetectorConfig
 from models.passes import Pass
 from models.training.memory_table import THRIFTY
+from tasks.estimates.work import counted_models
 
 MODULES = {kind: importlib.import_module(name) for kind, name in COUNTERS.items()}
 
@@ -61,24 +66,23 @@ def test_attention_is_counted_as_by_hand():
 
 
 def models():
-    """Of all presets, and of Stable Diffusion with what takes less memory, by key."""
-    found = {}
-    for preset in PRESETS:
-        config = build_run(preset, {})
-        detectors = (config.train_detector, config.train_scorer)
-        given = map(detector_model, (*detectors, *config.retrain.detectors.values()))
-        generator = config.train_generator
-        thrifty = THRIFTY.values() if isinstance(generator.base_model, str) else ()
-        generators = (generator.model_copy(update=options) for options in ({}, *thrifty))
-        found |= {item.key: item for item in (*map(generator_model, generators), *given)}
-    return found
+    """Of all presets and studies, and of Stable Diffusion with what takes less memory, by key."""
+    runs = [build_run(preset, {}) for preset in PRESETS]
+    runs += [run for name in STUDIES for run in read_study(name).runs.values()]
+    found = [model for run in runs for model in counted_models(outline(run))]
+    generators = (run.train_generator for run in runs)
+    named = (item for item in generators if isinstance(item.base_model, str))
+    found += [
+        generator_model(item.model_copy(update=o)) for item in named for o in THRIFTY.values()
+    ]
+    return {model.key: model for model in found}
 
 
 def count(model):
     return MODULES[model.kind].count_model(model.options)
 
 
-def test_the_presets_models_are_counted():
+def test_the_models_of_presets_and_studies_are_counted():
     """`GOLDEN=write pytest` counts those that are not there, some minutes each of Stable Diffusion."""
     if os.environ.get("GOLDEN") == "write":
         kept = json.loads(COUNTED_FILE.read_text())
@@ -125,6 +129,24 @@ def test_all_stages_of_a_cascade_are_counted():
 def test_a_detector_of_other_parts_is_not_counted(name):
     with pytest.raises(InvalidModel, match=f"{name}_coco.py' is not counted: "):
         count_detector(f"deformable_detr/{name}_coco.py")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_detector_of_another_size_takes_in_proportion_to_pixels():
+    model = CountedModel("detector", models()[SMALL].options.replace("[64, 64]", "[160, 96]"))
+    found, counted = find_count(model, known_counts()), count(model)
+    assert "[160, 96]" in model.options
+    for name, of in counted.passes.items():
+        for part in ("flops", "bytes", "held"):
+            assert getattr(found.passes[name], part) == pytest.approx(getattr(of, part), rel=0.01)
+        assert found.passes[name].kernels == of.kernels
+        assert found.passes[name].fixed_bytes == of.fixed_bytes
+
+
+def test_another_detector_is_not_taken_for_one_that_was_counted():
+    options = json.loads(models()[SMALL].options)
+    options["overrides"]["model.neck.out_channels"] = 96
+    assert find_count(CountedModel("detector", json.dumps(options)), known_counts()) is None
 
 
 def test_a_pass_is_of_whole_numbers():

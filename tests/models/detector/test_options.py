@@ -227,7 +227,9 @@ def test_a_source_is_told_by_its_options(given, kind):
 
 def test_more_folds_than_images_are_refused(dataset):
     options = {"config": "mmdet::yolox/yolox_s_8xb8-300e_coco.py"}
-    with pytest.raises(InvalidConfig, match="12 training images, or groups of them, cannot make 13 folds"):
+    with pytest.raises(
+        InvalidConfig, match="12 training images, or groups of them, cannot make 13 folds"
+    ):
         DetectorTraining(**options, fold=Fold(number=0, of=13)).check(dataset)
 
 

@@ -66,8 +66,6 @@ def test_every_kind_of_step_takes_something():
     graph, found = works("smoke", EVERYTHING)
     kinds = {step.kind.name for step in graph}
     assert {"ingest-unlabelled", "pseudo-label", "verify-set"} <= kinds
-    unknown = graph.find("pre-train generator").identity.reference  # without the perception head
-    assert found.pop(unknown) is None
     assert all(item and item.stored > 0 for item in found.values())
     twice = [found[graph.find(f"retrain {name} seed 0").identity.reference].flops
              for name in ("real+hard", "real+hard, equal exposure")]  # fmt: skip
@@ -221,11 +219,24 @@ def test_a_model_that_was_not_counted_is_named():
     found = forecast(graph, list(graph), DigestMemory())
     assert "train generator" in found.unknown
     assert "roughly: at least " in str(found)
-    names = ", ".join(found.unknown[:4])
-    rest = f", {len(found.unknown) - 4} more" if len(found.unknown) > 4 else ""
     assert str(found).endswith(
-        f"without {len(found.unknown)} of them, which `detdiffusion cost` counts: {names}{rest}"
+        ", without 5 of these steps, among them train generator, synthesize train hard, synthesize val "
+        "origin, synthesize val easy: `detdiffusion cost PRESET …` counts them"
     )
+    one = str(replace(found, unknown=("train generator",)))
+    assert ", without 1 of these steps, train generator: " in one
+    assert "at least" not in str(replace(found, unknown=()))
+
+
+@pytest.mark.parametrize("preset", ["demo", "fine-tune"])
+def test_a_plan_knows_a_preset_s_detectors_at_the_sizes_that_new_proposes(preset):
+    size = {"image_size": [1280, 800]}
+    overrides = {"train_detector": size, "retrain": {"detector": size}}
+    graph, found = works(preset, overrides)
+    assert [step.name for step in graph if found[step.identity.reference] is None] == []
+    usual = work("detect val", preset).flops
+    ratio = {"demo": 800 * 1280 / (64 * 64) * 800 * 4 / 3 / 1280, "fine-tune": 1}[preset]
+    assert work("detect val", preset, overrides).flops == pytest.approx(ratio * usual)
 
 
 def test_too_little_disk_or_memory_is_named(monkeypatch, tmp_path):
