@@ -21,6 +21,7 @@ from models.counts import (
     COUNTED_FILE,
     COUNTERS,
     CountedModel,
+    detector_model,
     find_count,
     generator_model,
     known_counts,
