@@ -21,6 +21,7 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Completed, Failed
 from rich import progress as rich_progress
 from rich.console import Console
+from rich.table import Column
 
 from data.artifacts.manifest import Manifest
 from data.errors import PipelineError
@@ -43,6 +44,9 @@ _T = TypeVar("_T")
 _DIGITS = 8
 """Of a key, under a card's name, where more is cut off: the command line finds it by those."""
 
+_BESIDE_NAME = 45
+"""Columns of a terminal: count, time, and status, which would be cut off beside a longer name."""
+
 _RESULT_STYLES = (
     "classDef hit fill:#e8e8e8,stroke:#888,color:#222",
     "classDef made fill:#cfe8cf,stroke:#2a7a2a,color:#222",
@@ -51,15 +55,28 @@ _RESULT_STYLES = (
 )
 """Of the boxes in a drawing of a run."""
 
+_NAME_WIDTH = 26
+"""Of a step's name beside its bar, at least."""
+
 _bars = rich_progress.Progress(
-    rich_progress.TextColumn("{task.description:>26}"),
+    rich_progress.TextColumn(f"{{task.description:>{_NAME_WIDTH}}}"),
     rich_progress.BarColumn(),
     rich_progress.TextColumn("{task.completed}/{task.total}"),
-    rich_progress.TimeRemainingColumn(),
+    rich_progress.TimeRemainingColumn(table_column=Column(no_wrap=True)),
     rich_progress.TextColumn("{task.fields[status]}"),
     console=Console(stderr=True),
 )
 """All steps of this process share one set of bars on the terminal."""
+
+
+def _shortened(name: str, width: int) -> str:
+    """A step's name without its middle, where it is too long.
+
+    >>> _shortened("generator: validate real+hard seed 0", 20), _shortened("measure", 20)
+    ('generator:…rd seed 0', 'measure')
+    """
+    left = width // 2
+    return name if len(name) <= width else f"{name[:left]}…{name[left + 1 - width :]}"
 
 
 def artifact_key(name: str) -> str:
@@ -128,7 +145,8 @@ class StepProgress:
         if sys.stderr.isatty():
             if self._bar is None:
                 _bars.start()
-                self._bar = _bars.add_task(self._name, total=total, status=status)
+                name = _shortened(self._name, max(_bars.console.width - _BESIDE_NAME, _NAME_WIDTH))
+                self._bar = _bars.add_task(name, total=total, status=status)
             _bars.update(self._bar, completed=done, total=total, status=status)
         elif done >= total or time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()

@@ -108,6 +108,17 @@ def test_the_bar_of_a_failed_step_says_so_and_the_line_is_the_first_of_its_error
     assert "1/2 -:--:-- failed" in Text.from_ansi(shown).plain
 
 
+def test_beside_a_long_name_count_time_and_status_are_whole(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    monkeypatch.setattr(prefect_ui._bars.console, "width", 80)
+    with StepProgress("generator: validate self-training, equal exposure seed 0") as progress:
+        progress(364, 1200, "loss 0.811, 12 images/s")
+    shown = Text.from_ansi(terminal.getvalue()).plain
+    (line,) = {line for line in shown.splitlines() if line.startswith("generator: valida")}
+    assert line.endswith(" 364/1200 -:--:-- loss 0.811, 12 images/s")
+    assert "exposure seed 0 " in line
+
+
 @pytest.mark.parametrize("on_terminal", [True, False])
 def test_what_an_artifact_warns_of_is_told_by_every_run_that_has_it(
     tmp_path, publish, monkeypatch, on_terminal
