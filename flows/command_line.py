@@ -106,9 +106,10 @@ def run(
     store = ArtifactStore(default_root())
     graph = carry_out(store, Request("run", config.preset, config, stage))
     _show_artifact(store, stage_steps(graph, stage)[-1])
-    if config.preset == "smoke":
+    if config.preset == "smoke" and stage is None:
         typer.echo(
-            "Every step ran. Numbers of smoke mean nothing: its models are tiny and saw a few images."
+            "Every step ran. Numbers of smoke mean nothing: its models are tiny and saw a few images. Next: "
+            "detdiffusion plan PRESET, with the same options"
         )
 
 
@@ -265,7 +266,9 @@ def _show_memory(config: RunConfig) -> None:
 def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:.2f}" if isinstance(value, float) else str("" if value is None else value)
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return "" if value is None else str(value).replace("=", " = ")  # where a line may break
 
 
 @app.command()

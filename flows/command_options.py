@@ -22,13 +22,13 @@ from flows.request import Request
 from flows.run_config import RunConfig, build_run
 from flows.studies import read_study
 
-_COPIED = {"run", "artifact", "key"}
+_COPIED = {"run", "artifact", "kind", "key"}
 """Columns whose cells people give to other commands, and which stay in one line."""
 
 _NARROW = 120
 """Terminals with fewer columns of letters do without these of tables."""
 
-_SPARE = {"stage", "after", "read", "written", "flops"}
+_SPARE = {"stage", "started", "after", "read", "written", "flops"}
 
 PresetArgument = Annotated[
     str, typer.Argument(help=f"{', '.join(PRESETS)}.", autocompletion=lambda: list(PRESETS))
@@ -98,7 +98,9 @@ def overrides_of(
     if file is not None:
         try:
             overrides, names = kept(preset, tomllib.loads(file.read_text(encoding="utf-8-sig")))
-        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise InvalidConfig(f"--config {file}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InvalidConfig(f"--config {file}: {error}") from error
         if names:
             typer.echo(f"{preset} keeps its own {', '.join(names)}: --set changes them", err=True)

@@ -17,7 +17,7 @@ from data.artifacts.remote_contents import RemoteContents
 from data.artifacts.roots import Keep
 from data.artifacts.store import ArtifactStore, default_root
 from data.artifacts.store_contents import StoreContents
-from data.errors import InvalidConfig
+from data.errors import ArtifactMissing, InvalidConfig
 from flows.command_options import print_table
 from flows.opened_contents import RemoteOption, opened
 from flows.readable import SECONDS, age, short_name, size
@@ -140,6 +140,8 @@ def remove_pin(
     pins = contents.pins()
     ids = {name.partition("/")[2] for name in pins if name.startswith(f"{RECORDS_FOLDER}/")}
     keys = {name for name in pins if not name.startswith(f"{RECORDS_FOLDER}/")}
+    if not pins:
+        raise ArtifactMissing("nothing is pinned")
     name = _pin_name(find(what, keys, ids))
     contents.unpin(name)
     typer.echo(f"no longer pinned: {name}")

@@ -67,7 +67,7 @@ def _hinting(model: type[BaseModel], error: ErrorDetails) -> InitErrorDetails:
     message, place = error["msg"], error["loc"]
     if error["type"] == "extra_forbidden":
         names, known = _place(model, place[:-1])
-        message, place = f"unknown option{_meant(place[-1], known)}", (*names, place[-1])
+        message, place = f"unknown option{meant(place[-1], known)}", (*names, place[-1])
     kind = PydanticCustomError(error["type"], message)
     return InitErrorDetails(type=kind, loc=place, input=error["input"])
 
@@ -102,10 +102,10 @@ def _models(kind: Any) -> Iterator[type[BaseModel]]:
         yield from _models(part)
 
 
-def _meant(name: object, known: Iterable[str]) -> str:
+def meant(name: object, known: Iterable[str]) -> str:
     """What a name is perhaps meant for, as the end of a message.
 
-    >>> _meant("num_step", ["num_steps", "batch_size"])
+    >>> meant("num_step", ["num_steps", "batch_size"])
     '; did you mean num_steps?'
     """
     found = get_close_matches(str(name), known, n=1)
@@ -339,7 +339,7 @@ def build_run(preset: str, overrides: Mapping[str, Any]) -> RunConfig:
     """
     if preset not in PRESETS:
         raise InvalidConfig(
-            f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}{_meant(preset, PRESETS)}"
+            f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}{meant(preset, PRESETS)}"
         )
     if (other := overrides.get("preset", preset)) != preset:
         raise InvalidConfig(

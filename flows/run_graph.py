@@ -25,7 +25,7 @@ from flows.nodes import (
     unlabelled_nodes,
 )
 from flows.retrain_config import is_mixed
-from flows.run_config import RunConfig, ScorerResults, changes_to_preset, has_data
+from flows.run_config import RunConfig, ScorerResults, changes_to_preset, has_data, meant
 from models.generator.drawing_options import check_classes
 from tasks.execution.graph import Graph, Node, Step, resolve
 
@@ -135,7 +135,9 @@ def stage_steps(graph: Graph, stage: str | None) -> list[Step]:
         InvalidConfig: there is no such stage, or it has nothing to do.
     """
     if stage is not None and stage not in STAGES:
-        raise InvalidConfig(f"unknown stage {stage!r}: choose one of {', '.join(STAGES)}")
+        raise InvalidConfig(
+            f"unknown stage {stage!r}: choose one of {', '.join(STAGES)}{meant(stage, STAGES)}"
+        )
     steps = graph.of_stage(stage) if stage else list(graph)
     if not steps:
         raise InvalidConfig(f"with these options the stage {stage} has nothing to do")

@@ -96,7 +96,7 @@ def _marker(root: Path) -> str:
             f"{root} has things in it, {min(others)} is one, and no run is recorded in its folder runs: set "
             "DETDIFFUSION_HOME to a store, or to a folder of its own"
         )
-    return f"{runs} runs are recorded"
+    return "1 run is recorded" if runs == 1 else f"{runs} runs are recorded"
 
 
 CHECKS: Mapping[str, Callable[[Path], str]] = MappingProxyType(

@@ -118,12 +118,15 @@ def forecast(graph: Graph, steps: Sequence[Step], digests: DigestMemory) -> Fore
 def duration(seconds: float) -> str:
     """A length of time.
 
-    >>> duration(35), duration(600), duration(9000), duration(400000)
-    ('35 s', '10 min', '2.5 h', '111 h')
+    >>> duration(35), duration(600), duration(9000), duration(400000), duration(2e8)
+    ('35 s', '10 min', '2.5 h', '111 h', '55,600 h')
     """
     if seconds < 100:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.3g} h"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    hours = f"{seconds / 3600:.3g}"
+    return f"{hours} h" if float(hours) < 1000 else f"{float(hours):,.0f} h"
 
 
 def gpus_here() -> Gpus:

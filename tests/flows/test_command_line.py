@@ -81,9 +81,10 @@ def test_a_plan_warns_of_options_without_effect(cli):
         (("run", "smoke", "--set", "nonsense"), "write KEY=VALUE"),
         (("run", "smoke", "--set", "train_generator.num_steps=-1"), "greater than or equal to 0"),
         (("run", "smoke", "--stage", "nope"), "unknown stage 'nope': choose one of ingest"),
+        (("run", "smoke", "--stage", "train_generator"), "did you mean train-generator?"),
         (("plan", "smoke", "--set", "train_generator.max_grad_norm=Infinity"), "a finite number"),
         (("plan", "smoke", "--set", "preset=demo"), "preset = 'demo' among the options of smoke"),
-        (("run", "smoke", "--config", "missing.toml"), "--config missing.toml"),
+        (("run", "smoke", "--config", "missing.toml"), "--config missing.toml: No such file"),
         (("run", "smoke", "--set", "ingest.train.instances=/no/such.json"), "ingest.train.images"),
         (
             ("plan", "coco-256", "--set", 'ingest.train={"instances":"/no","images":"/no"}'),
@@ -276,7 +277,7 @@ def test_no_terminal_cuts_off_what_people_copy(monkeypatch, width, shows_all):
 
     console = Console(width=width, record=True, quiet=False, file=io.StringIO())
     monkeypatch.setattr("flows.command_options.Console", lambda **_: console)
-    table = Table("run", "stage", "started", "artifact")
+    table = Table("run", "stage", "why", "artifact")
     run, long = "20261128T045047.196550-4507dd28", "x" * 90
     table.add_row(run, "every", long, "train-generator/7df8233a")
     print_table(table)

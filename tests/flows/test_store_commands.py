@@ -204,7 +204,7 @@ def test_gc_stops_at_a_manifest_that_cannot_be_read(store, graphs):
         (("diff", "", ""), "nothing there begins with ''"),
         (("diff", "2", "2"), "'2' is the beginning of"),
         (("pin", "zz"), "nothing there begins with 'zz'"),
-        (("unpin", "zz"), "nothing there begins with 'zz'"),
+        (("unpin", "zz"), "nothing is pinned"),
         (("gc", "--grace", "1 day"), "--grace '1 day': write a number with s, min, h, d or w"),
         (("gc", "--grace", "40000d"), "--grace '40000d' is more than a hundred years"),
         (("gc", "--free", "lots"), "--free 'lots': write a size, e.g. 50G"),
