@@ -5,9 +5,7 @@ import logging
 import shutil
 import sys
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,8 +30,8 @@ from flows.command_options import (
     PresetArgument,
     SetOption,
     StudyOption,
-    begin_counter,
     configured_run,
+    new_counter,
     overrides_of,
     print_table,
     requested,
@@ -253,7 +251,7 @@ def _show_memory(config: RunConfig) -> None:
     """Print what is chosen on each device, and the bytes by part."""
     typer.echo("counting on tensors without data, one to two minutes", err=True)
     counted = ("models.training.memory_table", "memory_table", config.train_generator)
-    with ProcessPoolExecutor(1, get_context("spawn"), begin_counter) as counter:
+    with new_counter() as counter:
         source, rows = counter.submit(
             call, *counted, config.synthesize.sampling, _DEVICE_SIZES
         ).result()

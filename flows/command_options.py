@@ -5,7 +5,9 @@ import logging
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -143,8 +145,12 @@ def print_table(table: Table) -> None:
     console.print(table)
 
 
-def begin_counter() -> None:
-    """Begin a process that counts: it ends with this one, and keeps what libraries warn of to itself."""
+def new_counter() -> ProcessPoolExecutor:
+    """A process that counts: it ends with this one, and keeps what libraries warn of to itself."""
+    return ProcessPoolExecutor(1, get_context("spawn"), _begin_counter)
+
+
+def _begin_counter() -> None:
     end_with_parent()
     logging.captureWarnings(capture=True)
 

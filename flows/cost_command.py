@@ -2,9 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from typing import Annotated, Any
 
 import typer
@@ -19,8 +17,8 @@ from flows.command_options import (
     FileOption,
     PresetArgument,
     SetOption,
-    begin_counter,
     configured_run,
+    new_counter,
     print_table,
     show_digests,
 )
@@ -113,7 +111,7 @@ def _measured(models: Sequence[CountedModel]) -> _Measured:
     core = None
     if unknown:
         typer.echo("counting on tensors without data, up to some minutes", err=True)
-    with ProcessPoolExecutor(1, get_context("spawn"), begin_counter) as counter:
+    with new_counter() as counter:
         for model in unknown:
             counted = counter.submit(call, COUNTERS[model.kind], "count_model", model.options)
             try:

@@ -18,6 +18,10 @@ from data.vocabulary.masks import EncodedMasks, encode_segmentations
 from data.vocabulary.splits import Split
 from data.vocabulary.tables import BOX_COLUMNS, OBJECTS
 
+BOX_OUTSIDE = "box outside the image"
+BOX_CLIPPED = "box reaches out of the image (clipped)"
+"""Reasons, of which many may mean that boxes are in another form."""
+
 _OVERHANG = 1.0
 """Pixels that a box may reach out of its image by rounding; it is clipped without remark."""
 
@@ -89,7 +93,7 @@ def checked_rows(
             "unknown or refused image": ~known,
             "box is not finite": ~np.isfinite(boxes_xywh).all(axis=1),
             "box without area": np.any(boxes_xywh[:, 2:] <= 0, axis=1),
-            "box outside the image": np.any(boxes[:, 2:] <= boxes[:, :2], axis=1),
+            BOX_OUTSIDE: np.any(boxes[:, 2:] <= boxes[:, :2], axis=1),
         }
     )
     kept: slice | np.ndarray = slice(None)
@@ -102,7 +106,7 @@ def checked_rows(
     masks = _masks(context.masks, items, sizes[kept])
     areas, other_areas = _areas(items, boxes, crowds, masks)
     mended: dict[str, Iterable[int]] = {
-        "box reaches out of the image (clipped)": np.flatnonzero(overhang[kept] > _OVERHANG),
+        BOX_CLIPPED: np.flatnonzero(overhang[kept] > _OVERHANG),
         "broken mask (box kept)": masks.broken,
         **other_areas,
     }

@@ -6,10 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from data.errors import InvalidDataset
-from data.ingest.annotations import ObjectRows
+from data.ingest.annotations import BOX_CLIPPED, BOX_OUTSIDE, ObjectRows
 from data.vocabulary.tables import box_array
-
-_OUTSIDE, _CLIPPED = "box outside the image", "box reaches out of the image (clipped)"
 
 _NEARLY_ALL = 0.9
 """Of the boxes, that lie between 0 and 1 where they are shares."""
@@ -37,9 +35,9 @@ class BoxForms:
         reasons = Counter(reason for reason, _ in rows.offences)
         boxes = box_array(rows.batch)
         within = np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]) <= 1
-        self._total += len(boxes) + reasons[_OUTSIDE]
+        self._total += len(boxes) + reasons[BOX_OUTSIDE]
         self._shares += int(within.all(axis=1).sum())
-        self._beyond += reasons[_OUTSIDE] + reasons[_CLIPPED]
+        self._beyond += reasons[BOX_OUTSIDE] + reasons[BOX_CLIPPED]
 
     def require_pixels(self, sizes: np.ndarray) -> None:
         """Refuse shares of the image.

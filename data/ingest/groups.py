@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from data.coco.splitting import group_of
+from data.coco.splitting import group_of, matched
 from data.errors import InvalidConfig
 from data.vocabulary.tables import GROUPS, Dataset, write_table
 
@@ -25,7 +25,7 @@ def write_groups(folder: Path, pattern: re.Pattern[str]) -> None:
     if dataset.tiles is not None:
         table, columns = dataset.tiles, ("split", "source_image_id", "source_file")
     images = sorted(set(zip(*(table[name].to_pylist() for name in columns), strict=True)))
-    if not any(pattern.search(name) for _, _, name in images):
+    if not any(matched(name, pattern) for _, _, name in images):
         raise InvalidConfig(
             f"ingest.group_by {pattern.pattern!r} matches no file name, such as {images[0][2]}"
         )

@@ -10,6 +10,10 @@ _NEED_MASKS = {"mask_head", "panoptic_head", "semantic_head", "segm_head", "loss
 """Parts that are trained on masks."""
 
 
+_MASKS_OF_BOXES = {"BoxInst"}
+"""Detectors that make the masks that they are trained on."""
+
+
 def drop_mask_heads(model: dict[str, Any]) -> None:
     """Take the mask head from a second stage that works without.
 
@@ -35,9 +39,7 @@ def _mask_parts(node: Any) -> Iterator[str]:
     if isinstance(node, list | tuple):
         for item in node:
             yield from _mask_parts(item)
-    elif (
-        isinstance(node, dict) and type_name(node.get("type")) != "BoxInst"
-    ):  # makes masks of boxes
+    elif isinstance(node, dict) and type_name(node.get("type")) not in _MASKS_OF_BOXES:
         for name, value in node.items():
             if name in _NEED_MASKS and value:
                 yield name

@@ -159,20 +159,16 @@ def image_features(
     extractor: Callable[[Tensor], Tensor],
     paths: Sequence[Path],
     resolution: int,
-    *,
-    mirrored: bool = False,
 ) -> Float[np.ndarray, "images features"]:
     """Features of image files, float32.
 
     Args:
         resolution: images are squashed to this square, pixels.
-        mirrored: left and right change places first.
     """
     parts = []
     for start in range(0, len(paths), _BATCH):
         images = [read_square(path, resolution) for path in paths[start : start + _BATCH]]
         batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(default_device())
-        batch = batch.flip(3) if mirrored else batch
         with full_float32("no"):
             parts.append(extractor(batch).float().cpu().numpy())
     return np.concatenate(parts)

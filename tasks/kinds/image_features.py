@@ -1,12 +1,14 @@
 """Kind `image-features`: what an extractor makes of images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
+from torch import Tensor
 
 from data.coco.image_sets import ImageSet, SyntheticSet, real_images
 from data.vocabulary.tables import Dataset, write_table
@@ -25,7 +27,7 @@ from tasks.pages.cards import markdown_table, write_card
 _SHARD_SIZE = 256
 """Images."""
 
-_FEATURES = "{}.npy"
+_FEATURES = "features.npy"
 
 Context = StepContext[FeatureOptions]
 
@@ -42,8 +44,9 @@ def run(context: Context) -> Summary:
         unit="images",
     )
     columns = {"image_id": pa.array(images.image_ids, pa.int64())}
-    for name in _columns(options):
-        features = np.concatenate([np.load(shard / _FEATURES.format(name)) for shard in shards])
+    names = ["features", MIRRORED] if options.mirrored else ["features"]
+    found = np.concatenate([np.load(shard / _FEATURES) for shard in shards])
+    for name, features in zip(names, np.split(found, len(names), axis=1), strict=True):
         columns[name] = pa.FixedSizeListArray.from_arrays(
             pa.array(features.ravel()), features.shape[1]
         )
@@ -68,19 +71,20 @@ def _images(context: Context) -> ImageSet:
 
 def _describer(options: FeatureOptions) -> Make[tuple[int, Path]]:
     """Load an extractor."""
-    extractor = _extractor(options)
+    extractor: Callable[[Tensor], Tensor] = _extractor(options)
+    if options.mirrored:
+        extractor = partial(_seen_both_ways, extractor)
 
     def describe(images: Sequence[tuple[int, Path]], shard: Path) -> None:
         paths = [path for _, path in images]
-        for name in _columns(options):
-            found = image_features(extractor, paths, options.resolution, mirrored=name == MIRRORED)
-            np.save(shard / _FEATURES.format(name), found)
+        np.save(shard / _FEATURES, image_features(extractor, paths, options.resolution))
 
     return describe
 
 
-def _columns(options: FeatureOptions) -> list[str]:
-    return ["features", MIRRORED] if options.mirrored else ["features"]
+def _seen_both_ways(extractor: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Features of images, and beside them those of their mirror images."""
+    return torch.cat([extractor(images), extractor(images.flip(3))], dim=1)
 
 
 def _extractor(options: FeatureOptions) -> Extractor:
