@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from data.artifacts.digests import DigestMemory
 from data.artifacts.fitness import require_fit
+from data.artifacts.remote import default_remote
 from data.artifacts.store import ArtifactStore
 from data.errors import ServiceUnavailable
 from flows.command_options import show_digests
@@ -19,7 +20,7 @@ from flows.run_graph import stage_steps
 from tasks.estimates.forecast import Forecast, forecast
 from tasks.execution.context import WARNINGS
 from tasks.execution.graph import Graph, Step
-from tasks.execution.plan import check, note_places
+from tasks.execution.plan import check, note_places, require_inputs
 
 
 def checked_graph(
@@ -47,12 +48,18 @@ def checked_graph(
 
 
 def carry_out(store: ArtifactStore, request: Request) -> Graph:
-    """Obtain steps by a flow, or say that all are there, which needs no Prefect."""
+    """Obtain steps by a flow, or say that all are there, which needs no Prefect.
+
+    Raises:
+        ArtifactMissing: a stage needs what another one makes.
+    """
     with DigestMemory(store.root, show_digests) as digests:
         graph, _ = checked_graph(store, request, digests)
         steps = stage_steps(graph, request.stage)
         there = all(store.lookup(step.identity.kind, step.identity.key) for step in steps)
         if not there:
+            if default_remote() is None:
+                require_inputs(store, steps)
             require_fit(store.root)
             digests.save(store.root)  # where the flow finds what was read here
     if _has_server() or not there:

@@ -15,7 +15,7 @@ from data.artifacts.remote import Remote
 from data.artifacts.store import ArtifactStore
 from data.artifacts.trash import removals
 from data.artifacts.verification import damaged_files
-from data.errors import InvalidConfig, ServiceUnavailable
+from data.errors import ArtifactMissing, InvalidConfig, ServiceUnavailable
 from models.precision import visible_gpus
 from tasks.execution.graph import Graph, Step
 
@@ -167,6 +167,31 @@ def check(store: ArtifactStore, steps: Iterable[Step]) -> None:
             datasets[reference] = _dataset(store, source)
         if dataset := datasets[reference]:
             step.options.check(dataset)
+
+
+def require_inputs(store: ArtifactStore, steps: Iterable[Step]) -> None:
+    """Refuse steps that have no artifact where an input neither has one nor is made before.
+
+    Raises:
+        ArtifactMissing: names the first such input, and the stage that makes it.
+    """
+    known: set[str] = set()
+    for step in steps:
+        known.add(step.identity.reference)
+        if store.has(step.kind.name, step.identity.key):
+            continue
+        for source in step.inputs.values():
+            identity = source.identity
+            if identity.reference not in known and not store.has(identity.kind, identity.key):
+                raise input_missing(step, source)
+
+
+def input_missing(step: Step, source: Step) -> ArtifactMissing:
+    """What is said of a step that cannot be made."""
+    return ArtifactMissing(
+        f"{step.name!r} needs the artifact {source.identity.reference} of {source.name!r}, which "
+        f"is missing or damaged: run the stage {source.stages[0]} first, or end-to-end"
+    )
 
 
 def note_places(store: ArtifactStore, graph: Graph) -> None:

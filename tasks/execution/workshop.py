@@ -46,6 +46,7 @@ from tasks.execution.child import StepSpec, run_step, tell_gpu
 from tasks.execution.graph import Graph, Step
 from tasks.execution.machine import Machine, Part, available_cores
 from tasks.execution.memory import PeakMemory
+from tasks.execution.plan import input_missing
 from tasks.execution.starting import gpu_looked_for_without_cuda, interrupts_blocked, without_main
 from tasks.execution.versions import environment
 
@@ -245,10 +246,7 @@ class Workshop:
             with self._locked(source, progress):
                 there = self._found(source, progress) is not None
         if not there:
-            raise ArtifactMissing(
-                f"{step.name!r} needs the artifact {source.identity.reference} of {source.name!r}, which "
-                f"is missing or damaged: run the stage {source.stages[0]} first, or end-to-end"
-            )
+            raise input_missing(step, source)
         source.options.note_places(folder)
         return folder
 

@@ -82,6 +82,7 @@ def test_a_plan_warns_of_options_without_effect(cli):
         (("run", "smoke", "--set", "train_generator.num_steps=-1"), "greater than or equal to 0"),
         (("run", "smoke", "--stage", "nope"), "unknown stage 'nope': choose one of ingest"),
         (("run", "smoke", "--stage", "train_generator"), "did you mean train-generator?"),
+        (("run", "smoke", "--stage", "retrain"), "run the stage ingest first, or end-to-end"),
         (("plan", "smoke", "--set", "train_generator.max_grad_norm=Infinity"), "a finite number"),
         (("plan", "smoke", "--set", "preset=demo"), "preset = 'demo' among the options of smoke"),
         (("run", "smoke", "--config", "missing.toml"), "--config missing.toml: No such file"),

@@ -10,11 +10,11 @@ from data.artifacts.options import Options
 from data.artifacts.records import read_records, write_record
 from data.artifacts.remote import Remote
 from data.artifacts.store import ArtifactStore
-from data.errors import InvalidConfig
+from data.errors import ArtifactMissing, InvalidConfig
 from tasks import catalogue
 from tasks.execution import plan as plan_module
 from tasks.execution.graph import Node, resolve
-from tasks.execution.plan import check, plan
+from tasks.execution.plan import check, plan, require_inputs
 from tasks.kind import Kind
 
 
@@ -100,6 +100,18 @@ def test_a_change_that_was_recorded_and_not_run_is_still_told(store):
     record(store, graph_of(1))
     record(store, graph_of(2))
     assert planned(store, graph_of(2))[0] == ("stale", "value: 1 → 2")
+
+
+def test_steps_need_what_neither_is_there_nor_is_made_before(store):
+    graph = graph_of(1)
+    one, copied = graph
+    require_inputs(store, graph)
+    with pytest.raises(
+        ArtifactMissing, match=r"'a copy' needs the artifact number/\w+ of 'a number'"
+    ):
+        require_inputs(store, [copied])
+    make(store, [one])
+    require_inputs(store, [copied])
 
 
 def test_what_is_not_here_but_on_the_mirror_is_told_apart(store, tmp_path, caplog):
