@@ -19,7 +19,7 @@ from data.layouts.layout import dataset_selection
 from data.layouts.options import POLICIES
 from data.vocabulary.tables import Dataset, write_table
 from models.metrics.arms import REAL
-from models.metrics.coco_metrics import CocoTruth, detection_recall, read_truth, truth_boxes
+from models.metrics.coco_metrics import CocoTruth, read_truth, truth_boxes
 from models.metrics.comparison import student_interval
 from models.metrics.detection_scores import (
     SCORE_THRESHOLDS,
@@ -147,11 +147,13 @@ def _score_row(
         found = generated.in_real_pixels(found)
     sources = generated.sources if generated else {image_id: image_id for image_id in boxes}
     layouts = {image_id: groups[source] for image_id, source in sources.items()}
-    limits = {
-        "score_threshold": context.options.recall_score_threshold,
-        "iou_threshold": context.options.recall_iou_threshold,
-    }
-    hits = count_hits(truth, found, layouts, **limits)
+    hits = count_hits(
+        truth,
+        found,
+        layouts,
+        score_threshold=context.options.recall_score_threshold,
+        iou_threshold=context.options.recall_iou_threshold,
+    )
     row = {
         "scorer": scorer,
         "gave the attributes": scorer == DETECTOR,
@@ -160,7 +162,7 @@ def _score_row(
         "num_images": len(boxes),
         "num_objects": sum(len(item) for item, _ in boxes.values()),
         "score_threshold": SCORE_THRESHOLDS[protocol],
-        "recall": detection_recall(boxes, found, **limits),
+        "recall": hits.recall(np.arange(len(hits.image_ids))),
         **detection_score(protocol, truth, found).as_row(),
     }
     intervals = score_intervals(protocol, truth, found, hits)
