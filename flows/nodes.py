@@ -176,7 +176,8 @@ def unlabelled_nodes(
         raise InvalidConfig(
             "ingest.tile cuts labelled images alone: leave it or ingest.unlabelled out"
         )
-    yield Node(_UNLABELLED, "ingest", "ingest-unlabelled", images)
+    held_out = {"ingest": INGEST} if images.folders else {}
+    yield Node(_UNLABELLED, "ingest", "ingest-unlabelled", images, held_out)
     if not needing:
         return
     if detector is None:

@@ -33,6 +33,7 @@ KINDS: dict[str, Kind] = {
             "ingest-unlabelled",
             "tasks.kinds.ingest_unlabelled",
             UnlabelledConfig,
+            {"ingest": "optional"},
             share=1.0,
             preload=False,
         ),

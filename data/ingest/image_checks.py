@@ -50,7 +50,7 @@ def image_rows(context: ImageContext, records: list[CocoImage]) -> ImageRows:
     names = [name_inside(context.root, item.file_name) for item in records]
     problems = [_problem(context, item, name) for item, name in zip(records, names, strict=True)]
     offences = [
-        (problem, f"{context.split}/{_printable(item.file_name) or item.id}")
+        (problem, f"{context.split}/{printable(item.file_name) or item.id}")
         for item, problem in zip(records, problems, strict=True)
         if problem
     ]
@@ -75,7 +75,7 @@ def unlabelled_rows(context: ImageContext, files: list[tuple[int, str]]) -> Imag
     return image_rows(context, records)
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 

@@ -161,6 +161,8 @@ def test_images_without_labels_leave_all_that_does_not_use_them(tmp_path):
     folder = merge(SELF_TRAINING, {"ingest": {"unlabelled": [str(tmp_path)]}})
     before, after = graph_of(folder), graph_of(arm)
     assert before.find("ingest").identity == after.find("ingest").identity
+    assert list(before.find("ingest unlabelled").inputs) == ["ingest"]  # of which it leaves out val
+    assert not after.find("ingest unlabelled").inputs
     Image.new("RGB", (8, 7)).save(tmp_path / "b.png")
     assert new_steps(before, graph_of(folder)) == {
         "ingest unlabelled", "detect unlabelled", "pseudo-label", "retrain self-training seed 0",

@@ -71,6 +71,22 @@ def test_usable_images_are_listed_as_they_are_shown_and_others_by_reason(
     assert reports[-1] == (6, 6, "images")
 
 
+def test_what_is_to_judge_is_left_out_by_its_content(folder, tmp_path):
+    held_out = [tmp_path / "val.png", tmp_path / "same size.png", tmp_path / "nowhere.png"]
+    shutil.copyfile(folder / "16bit.png", held_out[0])
+    content = bytearray((folder / "sub" / "turned.JPG").read_bytes())
+    content[-3] ^= 1
+    held_out[1].write_bytes(content)
+    out = tmp_path / "out"
+    out.mkdir()
+    summary = ingest_unlabelled(config_of(folder), out, held_out=held_out)
+    rows = Dataset(out).split_images("unlabelled")
+    assert [(row["image_id"], row["file_name"]) for row in rows] == [(5, "sub/turned.JPG")]
+    assert summary["refused"][0] == {
+        "reason": "a validation image", "count": 1, "first": "unlabelled/16bit.png",
+    }  # fmt: skip
+
+
 def test_several_folders_are_one_data_set_whatever_their_order(folder, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(folder / "sub", other)
