@@ -76,6 +76,7 @@ def unlabelled_rows(context: ImageContext, files: list[tuple[int, str]]) -> Imag
 
 
 def printable(name: str) -> str:
+    """A file name that can be written, whatever bytes it has."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
