@@ -4,7 +4,25 @@ from typing import Any, Literal
 
 from flows.presets import PRESETS
 
-StudyName = Literal["claims", "pays", "pays-bccd", "few-labels"]
+StudyName = Literal["demo-seeds", "claims", "pays", "pays-bccd", "few-labels"]
+
+_DEMO_SEEDS: dict[str, Any] = {
+    "preset": "demo",
+    "seeds": (0, 1, 2),
+    "runs": {"demo": {}},
+    "questions": (
+        {
+            "name": "attributes",
+            "text": "Objects asked for as easy are found more often than as measured, hard ones less often",
+            "order": ("demo: recall_easy", "demo: recall_origin", "demo: recall_hard"),
+        },
+        {
+            "name": "gain",
+            "text": "Detectors trained on real and hard images beat those on real images alone",
+            "order": ("demo: map_real_hard", "demo: map_real"),
+        },
+    ),
+}
 
 _CLAIMS: dict[str, Any] = {
     "preset": "demo",
@@ -188,6 +206,7 @@ _PAYS_BCCD: dict[str, Any] = {
 }
 
 STUDIES: dict[str, dict[str, Any]] = {
+    "demo-seeds": _DEMO_SEEDS,
     "claims": _CLAIMS,
     "pays": _PAYS,
     "pays-bccd": _PAYS_BCCD,
