@@ -268,6 +268,37 @@ def test_every_detector_is_compared_and_every_scorer_judges(results):
 
 
 @pytest.mark.parametrize(
+    ("group", "name", "message"),
+    [
+        ("retrain.others", "main", "retrain.detector is called so"),
+        (
+            "retrain.others",
+            "detector",
+            "detector_map_real is the mAP of the detector that gives the",
+        ),
+        ("retrain.others", "Big", "use small letters"),
+        ("evaluate.scorers", "scorer", "evaluate.scorer is called so"),
+        ("evaluate.scorers", "detector", "the detector that gives the attributes is called so"),
+        ("evaluate.scorers", "detector_low", "limits of recalls by detector are called so"),
+        ("evaluate.scorers", "theirs_high", "limits of recalls by theirs are called so"),
+    ],
+)
+def test_names_whose_numbers_would_be_those_of_others_are_refused(group, name, message):
+    section, option = group.split(".")
+    given = {section: {option: {"theirs": None, name: None}}}
+    with pytest.raises(InvalidConfig, match=f"'{name}' cannot be a name: {message}"):
+        build_run("smoke", given)
+
+
+def test_a_judge_beside_that_of_the_training_sets_may_be_called_so(tmp_path):
+    for name in ("config.py", "detector.json", "model.safetensors"):
+        (tmp_path / name).write_text(name)
+    judges = {"scorer": str(tmp_path), "scorers": {"judge": str(tmp_path)}}
+    graph = graph_of({"evaluate": judges, "retrain": {"verification": {}}})
+    assert graph.find("import judge") is graph.find("import judge of training sets")
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         (
