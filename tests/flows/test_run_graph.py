@@ -229,6 +229,38 @@ def test_a_given_judge_is_there_before_the_training_sets_are_verified(tmp_path):
         graph_of(merge(own, {"extract_attributes": {"scoring": {"detector": str(tmp_path)}}}))
 
 
+def test_the_attribute_detector_is_no_independent_judge_however_it_is_given(tmp_path):
+    def folder(*parts):
+        place = tmp_path.joinpath(*parts)
+        place.mkdir(parents=True)
+        for name in ("config.py", "detector.json", "model.safetensors"):
+            (place / name).write_text(parts[0])
+        return str(place)
+
+    def refused(**given):
+        with pytest.raises(InvalidConfig, match="that is the detector that gives the attributes"):
+            graph_of({"retrain": {"verification": {}}, **given})
+
+    one, other = folder("one"), folder("other")
+    again = f"{tmp_path}/other/../one"
+    (tmp_path / "link").symlink_to(one)
+    attributes = {"extract_attributes": {"scoring": {"detector": one}}}
+    config = build_run("smoke", {})
+    alike = config.train_detector.model_dump() | {"num_workers": 1}
+    refused(train_scorer=alike | {"_delete_": True})
+    refused(**attributes, evaluate={"scorer": again})
+    refused(**attributes, evaluate={"scorer": str(tmp_path / "link")})
+    checkpoints = [{"config": "mmdet::yolox/yolox_s_8xb8-300e_coco.py",
+                    "checkpoint": f"{place}/model.safetensors"} for place in (one, again)]  # fmt: skip
+    scoring = {"scoring": {"detector": checkpoints[0]}}
+    refused(extract_attributes=scoring, evaluate={"scorer": checkpoints[1]})
+    trained = graph_of().find("train detector").identity.reference
+    refused(evaluate={"scorer": folder("store", *trained.split("/"), "detector")})
+    graph_of({"retrain": {"verification": {}}, **attributes, "evaluate": {"scorer": other}})
+    given = {"verification": {"by": "detector"}}
+    graph_of({"retrain": given, **attributes, "evaluate": {"scorer": one}})
+
+
 def test_a_verification_needs_a_detector_and_its_detections(results):
     def verified(by, **more):
         return graph_of({"retrain": {"verification": {"by": by}}, **more})
