@@ -8,7 +8,7 @@ from data.artifacts.store import ArtifactStore
 from data.attributes.options import VerificationOptions
 from data.errors import InvalidConfig
 from data.layouts.options import POLICIES
-from flows.arms import arms_of, training_policies
+from flows.arms import arms_of, spare_users, training_policies
 from flows.nodes import (
     INGEST,
     TRAINED_SCORER,
@@ -120,7 +120,16 @@ def _uses(config: RunConfig) -> dict[str, tuple[bool, str]]:
     pseudo = "self-training" in retrain.arms or (is_pretrained and pretraining.boxes == "pseudo")
     mixed = any(map(is_mixed, retrain.arms)), "an arm with other images than the training images"
     real = any(arm.options.get("images") != "synthetic" for arm in arms_of(retrain))
+    unlabelled = (
+        is_pretrained or "self-training" in retrain.arms,
+        "the arm self-training or pretrain_generator.num_steps",
+    )
+    spare = bool(spare_users(retrain)), "the arm more-real or a retrain.ruler above 1"
     return {
+        "ingest.unlabelled": unlabelled,
+        "ingest.scenes.num_unlabelled": unlabelled,
+        "ingest.spare": spare,
+        "ingest.scenes.num_spare": spare,
         "retrain.verification": (bool(training_policies(retrain)), "an arm with synthetic images"),
         "retrain.added_share": mixed,
         "retrain.real_only_end": mixed,

@@ -13,6 +13,8 @@ from data.layouts.options import PROTOCOLS, Protocol
 from flows.presets import merge
 from flows.run_config import build_run
 from flows.run_graph import STAGES, idle_options, run_graph, stage_steps
+from flows.studies import read_study
+from flows.study_presets import STUDIES
 from tasks.execution.plan import check
 
 
@@ -613,6 +615,16 @@ def test_a_rule_for_layouts_that_does_not_reach_those_drawn_is_named(overrides, 
         (merge(SELF_TRAINING, {"pseudo_labels": {"score_threshold": 0.6}}), []),
         (merge(PRETRAINING, {"pseudo_labels": {"score_threshold": 0.6}}), []),
         ({"pretrain_generator": {"boxes": "none"}}, ["pretrain_generator"]),
+        (UNLABELLED, ["ingest.scenes.num_unlabelled"]),
+        ({"ingest": {"unlabelled": ["folder"]}}, ["ingest.unlabelled"]),
+        (merge(SELF_TRAINING, UNLABELLED), []),
+        (merge(PRETRAINING, {"pretrain_generator": {"boxes": "none"}}), []),
+        ({"ingest": {"scenes": {"num_spare": 9}}}, ["ingest.scenes.num_spare"]),
+        ({"ingest": {"spare": {"instances": "a.json", "images": "a"}}}, ["ingest.spare"]),
+        ({"ingest": {"scenes": {"num_spare": 9}}, "retrain": {"arms": ["more-real"]}}, []),
+        ({"ingest": {"scenes": {"num_spare": 9}}, "retrain": {"ruler": [0.5, 1.1]}}, []),
+        ({"ingest": {"scenes": {"num_spare": 9}}, "retrain": {"ruler": [0.5]}},
+         ["ingest.scenes.num_spare"]),
         (
             {"train_generator": {"lora_learning_rate": 2e-4}},
             ["train_generator.lora_learning_rate"],
@@ -623,6 +635,11 @@ def test_a_rule_for_layouts_that_does_not_reach_those_drawn_is_named(overrides, 
 def test_options_without_effect_are_named(overrides, idle):
     found = idle_options([build_run("smoke", overrides)])
     assert [line.partition(" has no effect without ")[0] for line in found] == idle
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_no_study_gives_options_without_effect(name):
+    assert idle_options(read_study(name).runs.values()) == []
 
 
 def test_an_option_that_one_run_of_a_study_uses_has_effect():
