@@ -44,6 +44,9 @@ _MISSED, _COPIES = 4, 4
 
 _KEY_DIGITS = 8
 
+_WEIGHTS = ("detector/model.safetensors", "detector/model.weights")
+"""In a detector's artifact."""
+
 Rows = list[dict[str, Any]]
 Sets = Mapping[AttributePolicy, SyntheticSet]
 Context = StepContext[ReportOptions]
@@ -107,16 +110,42 @@ def _rows(context: Context, name: str, table: str) -> Rows:
 
 
 def _warnings(context: Context) -> list[str]:
-    """Whether the protocol leaves few of the validation layouts."""
+    """Whether the protocol leaves few of the validation layouts, and the judge is not independent."""
     drawn = [context.manifest(f"sets/{name}").summary["layouts"] for name in context.many("sets")]
     num_images = len(Dataset(context.inputs["ingest"]).split_images("val"))
     found = {few_layouts(item["images"], num_images) for item in drawn}
-    return [
+    warnings = [
         f"Mind that {text}: what is said of generated images is about these alone. More are left by other "
         "synthesize.val_layouts, or other layouts of the run."
         for text in found
         if text
     ]
+    if _gave_attributes(context):
+        warnings.append(
+            "Mind that what is called the independent detector is the one that gave the attributes: what it "
+            "does not find is what it calls hard. Give another one in evaluate.scorer."
+        )
+    return warnings
+
+
+def _gave_attributes(context: Context) -> bool:
+    """Whether the scorer has the weights of a detector that gave attributes."""
+    steps = {step.reference: step for step in context.ancestors()}
+    scores = [context.manifest(f"scores/{name}").reference for name in context.many("scores")]
+    of_attributes = context.manifest("attributes").inputs.values()
+    return bool(_weights(steps, scores) & _weights(steps, of_attributes))
+
+
+def _weights(steps: Mapping[str, Manifest], detections: Iterable[str]) -> set[str]:
+    """Digests of the weights of those who made detections, where they are still there."""
+    makers = [steps[name].inputs.get("detector", "") for name in detections if name in steps]
+    return {
+        record.sha256
+        for maker in makers
+        if maker in steps
+        for name, record in steps[maker].files.items()
+        if name in _WEIGHTS
+    }
 
 
 def _data_tables(context: Context) -> dict[str, Rows]:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pytest
 from PIL import Image
 
+from data.artifacts.identity import StepIdentity
 from data.artifacts.manifest import Manifest
 from data.attributes.options import ATTRIBUTES_NAME
 from data.coco.files import write_coco
@@ -23,7 +24,7 @@ from data.vocabulary.boxes import area, xyxy_to_xywh
 from data.vocabulary.tables import ATTRIBUTES, DETECTIONS, write_table
 from models.metrics.options import MeasureOptions, ReportOptions
 from tasks.catalogue import KINDS
-from tasks.execution.context import StepContext
+from tasks.execution.context import StepContext, artifact_name
 from tasks.kinds.report import _layouts, _missed_gallery, _warnings, run
 
 PROTOCOL = Protocol(min_area_fraction=0.06, min_objects=1)
@@ -39,10 +40,10 @@ def make(root, kind, summary, **more):
     return folder
 
 
-def make_manifest(folder, kind, summary, options=None, inputs=None):
+def make_manifest(folder, kind, summary, options=None, inputs=None, files=None):
     manifest = Manifest(
         kind=kind, key=folder.name, versions={}, options=options or {}, foreign={}, inputs=inputs or {},
-        files={}, summary=summary, environment={"device": "cpu"}, seconds=12.34,
+        files=files or {}, summary=summary, environment={"device": "cpu"}, seconds=12.34,
         peak_memory_bytes=1_500_000_000, created_at="2026-01-01T00:00:00Z",
     )  # fmt: skip
     (folder / "manifest.json").write_text(manifest.model_dump_json())
@@ -254,6 +255,29 @@ def test_few_layouts_are_said_first(context, dataset, tmp_path):
     found = _warnings(replace(context, inputs={**context.inputs, "sets/hard": few}))
     assert len(found) == 1
     assert found[0].startswith("Mind that the protocol leaves 0 of 6 layouts: ")
+
+
+@pytest.mark.parametrize(("judge", "is_told"), [("a", True), ("b", False)])
+def test_a_judge_that_gave_the_attributes_is_said_to_be_no_other(context, tmp_path, judge, is_told):
+    def publish(kind, options, inputs, files=None):
+        folder = tmp_path / kind / StepIdentity(kind, {}, options, {}, inputs).key
+        folder.mkdir(parents=True)
+        make_manifest(folder, kind, {}, options, inputs, files)
+        return folder
+
+    def found_by(weights, file):
+        digests = {file: weights, "config.py": "same"}
+        files = {f"detector/{name}": {"size": 1, "sha256": k} for name, k in digests.items()}
+        detector = publish("import-detector", digests, {}, files)
+        return publish("detect", {}, {"detector": artifact_name(detector)})
+
+    of_attributes = [artifact_name(found_by(weights, "model.weights")) for weights in ("a", "c")]
+    given = {
+        "attributes": publish("label-attributes", {}, dict(zip("ac", of_attributes, strict=True))),
+        "scores/hard": found_by(judge, "model.safetensors"),
+    }
+    found = _warnings(replace(context, inputs={**context.inputs, **given}, root=tmp_path))
+    assert ["the one that gave the attributes" in text for text in found] == [True] * is_told
 
 
 def test_the_card_says_the_same_in_short(context):
