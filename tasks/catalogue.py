@@ -156,7 +156,7 @@ KINDS: dict[str, Kind] = {
                 "sets": "many",
                 "scores": "many",
             },
-            {"step": 4},
+            {"step": 5},
             preload=False,
             timed=frozenset({"report.html"}),
         ),

@@ -336,8 +336,8 @@ def _copy_gallery(context: Context, dataset: Dataset, sets: Sets) -> Gallery:
         generated = dict(item.image_set.images)
         pairs = [row for row in copies if row["images"] == name]
         for row in sorted(pairs, key=lambda row: row["distance"])[:_COPIES]:
-            near = row["distance"] < row["limit"]
-            side = "below" if near else "above"
+            near = row["distance"] <= row["limit"]
+            side = "within" if near else "beyond"
             words = f"{name}: distance {row['distance']:.3g}, {side} the limit {row['limit']:.3g}"
             groups.append(
                 [
@@ -348,6 +348,6 @@ def _copy_gallery(context: Context, dataset: Dataset, sets: Sets) -> Gallery:
     return Gallery(
         "Likeliest copies of training images",
         "Generated images and the training images nearest to them in the extractor's features. Marked "
-        "are those nearer than the limit, below which other real images hardly ever are.",
+        "are those within the limit, where other real images hardly ever are.",
         groups,
     )
