@@ -132,7 +132,7 @@ KINDS: dict[str, Kind] = {
                 "scores": "many",
                 "features": "many",
             },
-            {"step": 9},
+            {"step": 10},
             preload=False,
         ),
         Kind(

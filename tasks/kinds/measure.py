@@ -162,7 +162,7 @@ def _score_row(
         "num_images": len(boxes),
         "num_objects": sum(len(item) for item, _ in boxes.values()),
         "score_threshold": SCORE_THRESHOLDS[protocol],
-        "recall": hits.recall(np.arange(len(hits.image_ids))),
+        "recall": hits.recall(np.arange(len(hits.image_ids))) if hits.boxes.any() else None,
         **detection_score(protocol, truth, found).as_row(),
     }
     intervals = score_intervals(protocol, truth, found, hits)

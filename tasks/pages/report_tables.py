@@ -273,10 +273,10 @@ def scorer_name(scorer: str) -> str:
 
 
 def recalls(rows: Rows) -> dict[str, dict[str, float]]:
-    """Scorer to images to recall of what the layouts ask for."""
+    """Scorer to images to recall of what the layouts ask for, where they ask for something."""
     found: dict[str, dict[str, float]] = {}
     for row in rows:
-        if row["protocol"] == "layout":
+        if row["protocol"] == "layout" and row["recall"] is not None:
             found.setdefault(scorer_name(row["scorer"]), {})[row["images"]] = row["recall"]
     return found
 
@@ -292,6 +292,8 @@ def recall_sentences(rows: Rows) -> list[str]:
 
 def _recall_sentence(scorer: str, rows: Mapping[str, Row]) -> str:
     order = [name for name in ("easy", "origin", "hard") if name in rows]
+    if any(rows[name]["recall"] is None for name in order):
+        return f"By the {scorer}, there is no recall: the layouts ask for nothing."
     found = ", ".join(f"{name} {rows[name]['recall']:.3f}" for name in order)
     falls = all(rows[a]["recall"] > rows[b]["recall"] for a, b in pairwise(order))
     steps = [interval(rows[name], "recall_step") for name in order[:-1]]

@@ -19,6 +19,7 @@ from models.metrics.options import MeasureOptions
 from tasks.execution.context import StepContext
 from tasks.kinds import synthesize
 from tasks.kinds.measure import _Real, _score_rows, _way
+from tasks.pages import report_tables as tables
 
 LEAST = 0.06
 """Share of its image that a box must have to be asked for."""
@@ -226,6 +227,33 @@ def test_images_of_a_film_are_left_out_together(photographs, generated, tmp_path
     rows = [{"split": "val", "image_id": key, "group_id": ids[0]} for key in ids]
     write_table(pa.Table.from_pylist(rows, GROUPS), ingested / "groups.parquet")
     assert set(intervals()) == {None}  # all are of one
+
+
+@pytest.mark.parametrize("generated", ["generator"], indirect=True)
+def test_where_nothing_is_asked_for_there_is_no_recall(photographs, generated, tmp_path):
+    made = generated.images
+    document = json.loads(made.instances.read_text()) | {"annotations": []}
+    made.instances.write_text(json.dumps(document))
+    inputs = {
+        f"scores/asked/{name}": write_detections(tmp_path / name, found)
+        for name, found in (
+            ("real", labels(photographs.instances_file("val"))),
+            ("origin", seen_in_files(photographs, made)),
+        )
+    }
+    context = StepContext(
+        MeasureOptions(), {"ingest": photographs.folder, **inputs}, tmp_path, tmp_path, "key",
+        tmp_path, 1, lambda *report: None,
+    )  # fmt: skip
+    rows = _score_rows(context, {"origin": made})
+    recalls = {(row["protocol"], row["images"]): row["recall"] for row in rows}
+    assert recalls == {
+        ("layout", "real"): None, ("layout", "origin"): None, ("lama", "real"): 1, ("lama", "origin"): 1,
+    }  # fmt: skip
+    assert tables.recalls(rows) == {}
+    assert tables.recall_sentences(rows) == [
+        "By the asked, there is no recall: the layouts ask for nothing."
+    ]
 
 
 def test_no_interval_reaches_where_its_number_cannot_be():
