@@ -69,7 +69,7 @@ KINDS: dict[str, Kind] = {
             "tasks.kinds.import_detections",
             DetectionsFile,
             {"ingest": "one", "set": "optional"},
-            {"step": 2},
+            {"step": 3},
         ),
         Kind(
             "label-attributes",

@@ -29,6 +29,7 @@ from tasks.kinds.measure import COPIES_NAME, FIDELITY_NAME, SCORES_NAME
 from tasks.pages.cards import markdown_picture, write_card
 from tasks.pages.detections import DETECTIONS_NAME
 from tasks.pages.report_page import Gallery, Picture, Report, card_sections, write_report
+from tasks.pages.report_tables import blind_judges
 
 _LAYOUTS = 8
 """Shown on the page, real and generated."""
@@ -80,6 +81,7 @@ def run(context: Context) -> Summary:
 
 
 def _report(context: Context, galleries: Sequence[Gallery]) -> Report:
+    scores = _rows(context, "measures", SCORES_NAME)
     whole = whole_images(Dataset(context.inputs["ingest"]))
     measures, comparison = context.manifest("measures"), context.manifest("comparison")
     return Report(
@@ -88,12 +90,12 @@ def _report(context: Context, galleries: Sequence[Gallery]) -> Report:
         results={**measures.summary["results"], **comparison.summary["results"]},
         answers=comparison.summary["answers"],
         missing=comparison.summary["missing"],
-        warnings=_warnings(context),
+        warnings=[*_warnings(context), *(f"{text}." for text in blind_judges(scores))],
         arms=_rows(context, "comparison", ARMS_NAME),
         detectors=_rows(context, "comparison", TRAINABILITY_NAME),
         contrasts=_rows(context, "comparison", CONTRASTS_NAME),
         fidelity=_rows(context, "measures", FIDELITY_NAME),
-        scores=_rows(context, "measures", SCORES_NAME),
+        scores=scores,
         galleries=galleries,
         training=read_metrics(context.inputs["generator"] / METRICS_NAME),
         data=_data_tables(context),

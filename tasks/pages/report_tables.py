@@ -281,6 +281,17 @@ def recalls(rows: Rows) -> dict[str, dict[str, float]]:
     return found
 
 
+def blind_judges(rows: Rows) -> list[str]:
+    """Which scorers find nothing in the real images, and so say nothing of generated ones."""
+    return [
+        f"The {scorer_name(row['scorer'])} finds none of the {row['num_objects']} objects in the real images "
+        "(recall 0), and cannot judge generated ones: train it longer, give another, or lower "
+        "evaluate.recall_score_threshold"
+        for row in rows
+        if (row["protocol"], row["images"], row["recall"]) == ("layout", REAL, 0)
+    ]
+
+
 def recall_sentences(rows: Rows) -> list[str]:
     """Whether each scorer finds easy objects more often than origin, and those more often than hard."""
     found: dict[str, dict[str, Row]] = {}
@@ -294,6 +305,10 @@ def _recall_sentence(scorer: str, rows: Mapping[str, Row]) -> str:
     order = [name for name in ("easy", "origin", "hard") if name in rows]
     if any(rows[name]["recall"] is None for name in order):
         return f"By the {scorer}, there is no recall: the layouts ask for nothing."
+    if REAL in rows and rows[REAL]["recall"] == 0:
+        return (
+            f"The {scorer} finds nothing in real images: its recall of generated ones says nothing."
+        )
     found = ", ".join(f"{name} {rows[name]['recall']:.3f}" for name in order)
     falls = all(rows[a]["recall"] > rows[b]["recall"] for a, b in pairwise(order))
     steps = [interval(rows[name], "recall_step") for name in order[:-1]]

@@ -282,6 +282,20 @@ def test_the_page_alone_says_how_long_the_steps_took(context, tmp_path):
     assert KINDS["report"].timed == {*other}
 
 
+def test_a_judge_that_finds_nothing_is_said_first(context, rows, tmp_path):
+    measures = shutil.copytree(context.inputs["measures"], tmp_path / "measures")
+    scores = rows.scores("scorer", dict.fromkeys(("real", "origin"), 0.0))
+    write_table(pa.Table.from_pylist(scores), measures / "scores.parquet")
+    (tmp_path / "out").mkdir()
+    inputs = {**context.inputs, "measures": measures}
+    run(replace(context, inputs=inputs, out=tmp_path / "out"))
+    told = "The independent detector finds none of the 900 objects in the real images (recall 0)"
+    page, card = ((tmp_path / "out" / name).read_text() for name in ("report.html", "card.md"))
+    assert page.index(f'<p class="missing">{told}') < page.index("<h2>")
+    assert card.index(f"**{told}") < card.index("## Arms")
+    assert "finds nothing in real images" in page
+
+
 def test_an_image_at_the_limit_is_marked_as_it_is_counted(context, dataset, tmp_path):
     copies = [
         {"images": "hard", "image_id": 1, "real_image_id": 1, "distance": distance, "limit": 0.0}

@@ -215,6 +215,20 @@ def test_the_order_of_recall_is_judged_for_each_scorer(page, rows):
     assert f"<p>{escape(first)}</p>" in page
 
 
+def test_a_judge_that_finds_nothing_concludes_nothing(report, rows):
+    scores = rows.scores("scorer", dict.fromkeys(("real", "origin", "easy", "hard"), 0.0))
+    seeing = rows.scores("detector", {"real": 0.9, "origin": 0.8, "easy": 0.85, "hard": 0.0})
+    (told,) = tables.blind_judges([*scores, *seeing])
+    assert told.startswith(
+        "The independent detector finds none of the 900 objects in the real images (recall 0)"
+    )
+    card = card_sections(replace(report, scores=scores))
+    assert card[-1] == (
+        "The independent detector finds nothing in real images: its recall of generated ones says nothing."
+    )
+    assert "orders easy > origin > hard" in tables.recall_sentences(seeing)[0]
+
+
 def test_a_trial_says_that_its_numbers_mean_nothing(page, written):
     assert "A trial: every step ran." in written(preset="smoke")
     assert "A trial" not in page
