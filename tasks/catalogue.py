@@ -141,7 +141,7 @@ KINDS: dict[str, Kind] = {
             "tasks.kinds.compare",
             ComparisonOptions,
             {"ingest": "one", "trained": "many", "found": "many"},
-            {"step": 7},
+            {"step": 8},
             preload=False,
         ),
         Kind(
@@ -166,7 +166,7 @@ KINDS: dict[str, Kind] = {
             "tasks.kinds.conclude",
             ConclusionOptions,
             {"reports": "many"},
-            {"step": 3},
+            {"step": 4},
             preload=False,
         ),
     )

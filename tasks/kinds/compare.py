@@ -24,14 +24,14 @@ from models.metrics.image_bootstrap import (
     difference_p_value,
     match_detections,
 )
-from models.metrics.interval import Interval
+from models.metrics.interval import Interval, format_interval
 from models.metrics.options import MAIN, ComparisonOptions
 from models.metrics.ruler import Worth
 from models.metrics.tiles import join_tiles
 from tasks.execution.context import StepContext, Summary
 from tasks.pages.cards import narrow_table, write_card
 from tasks.pages.detections import COCO_METRICS_NAME, DETECTIONS_NAME
-from tasks.pages.numbers import finite, format_interval, number_name
+from tasks.pages.numbers import finite, number_name
 from tasks.pages.report_tables import CLASS_PREFIX
 
 TRAINABILITY_NAME, ARMS_NAME, CONTRASTS_NAME = (

@@ -7,9 +7,8 @@ from typing import Any
 
 from models.metrics.arms import MAP, REAL
 from models.metrics.comparison import student_interval
-from models.metrics.interval import Interval
+from models.metrics.interval import Interval, format_interval, format_limits
 from models.metrics.options import DETECTOR, SCORER
-from tasks.pages.numbers import format_interval
 
 FLOOR = "floor"
 """Other real images, held against real ones."""
@@ -111,11 +110,7 @@ def _worth(arm: Row) -> str | None:
     found = [arm[f"worth{end}"] for end in ("", "_low", "_high")]
     if any(value is None or math.isnan(value) for value in found):
         return None
-    value, low, high = (
-        f"{value:+.0f}".replace("inf", "∞") if math.isinf(value) else f"{round(value):+,}"
-        for value in found
-    )
-    return f"{value} ({low} to {high})"
+    return format_limits(Interval(*found), sign=True, most_decimals=0)
 
 
 def _mean(values: Mapping[int, float]) -> str | None:

@@ -282,6 +282,8 @@ def test_a_report_of_almost_nothing_is_a_page_too(report, written):
 
 def test_worth_is_a_result_where_it_is_infinite():
     arm = {"worth": -math.inf, "worth_low": -math.inf, "worth_high": 1234.4}
-    assert tables._worth(arm) == "-∞ (-∞ to +1,234)"
+    assert tables._worth(arm) == "-∞ (-∞ to +1,230)"
+    gain = {"worth": 4932.4, "worth_low": 812.3, "worth_high": 21_134.2}
+    assert tables._worth(gain) == "+5,000 (+1,000 to +21,000)"
     assert tables._worth(arm | {"worth": math.nan}) is None
     assert tables._worth(dict.fromkeys(arm)) is None
