@@ -64,6 +64,7 @@ _RANGES = {
     "frechet_distance": (0, math.inf),
     "precision": (0, 1),
     "recall": (0, 1),
+    "map": (0, 1),
     "map50": (0, 1),
     "map75": (0, 1),
     "density": (0, math.inf),

@@ -39,7 +39,7 @@ _NEIGHBOURHOODS = ("precision", "recall", "density", "coverage")
 DISTANCES = ("frechet_distance", "kid", *_NEIGHBOURHOODS)
 """Numbers of generated images against real ones; each has `_low` and `_high` beside it."""
 
-SCORES = ("recall", "map50", "map75")
+SCORES = ("recall", "map", "map50", "map75")
 """Numbers of detections in images, likewise."""
 
 _PUBLISHED = "published (DetDiffusion, CVPR 2024)"
