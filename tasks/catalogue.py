@@ -25,7 +25,7 @@ KINDS: dict[str, Kind] = {
             "ingest",
             "tasks.kinds.ingest",
             IngestConfig,
-            versions={"step": 7},
+            versions={"step": 8},
             share=1.0,
             preload=False,
         ),
@@ -34,6 +34,7 @@ KINDS: dict[str, Kind] = {
             "tasks.kinds.ingest_unlabelled",
             UnlabelledConfig,
             {"ingest": "optional"},
+            {"step": 2},
             share=1.0,
             preload=False,
         ),
@@ -69,7 +70,7 @@ KINDS: dict[str, Kind] = {
             "tasks.kinds.import_detections",
             DetectionsFile,
             {"ingest": "one", "set": "optional"},
-            {"step": 2},
+            {"step": 3},
         ),
         Kind(
             "label-attributes",
@@ -132,7 +133,7 @@ KINDS: dict[str, Kind] = {
                 "scores": "many",
                 "features": "many",
             },
-            {"step": 9},
+            {"step": 10},
             preload=False,
         ),
         Kind(
@@ -140,7 +141,7 @@ KINDS: dict[str, Kind] = {
             "tasks.kinds.compare",
             ComparisonOptions,
             {"ingest": "one", "trained": "many", "found": "many"},
-            {"step": 7},
+            {"step": 8},
             preload=False,
         ),
         Kind(
@@ -165,7 +166,7 @@ KINDS: dict[str, Kind] = {
             "tasks.kinds.conclude",
             ConclusionOptions,
             {"reports": "many"},
-            {"step": 3},
+            {"step": 4},
             preload=False,
         ),
     )

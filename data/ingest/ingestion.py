@@ -70,7 +70,8 @@ def ingest(
             whole, tables = tables, Path(folder) / "of tiles"
             tables.mkdir()
             tiled = write_tiles(config.tile, splits, whole, tables, num_workers)
-            summary |= {**tiled, "refused": [*summary["refused"], *tiled["refused"]]}
+            more = {name: [*summary[name], *tiled[name]] for name in ("refused", "warnings")}
+            summary |= tiled | more
             export_boxes(whole, "val", Dataset(tables).whole_instances_file)
             folders = {name: split.images for name, split in splits.items()}
             cut_images(tables, folders, out, num_workers, on_progress)

@@ -29,6 +29,7 @@ from tasks.kinds.measure import COPIES_NAME, FIDELITY_NAME, SCORES_NAME
 from tasks.pages.cards import markdown_picture, write_card
 from tasks.pages.detections import DETECTIONS_NAME
 from tasks.pages.report_page import Gallery, Picture, Report, card_sections, write_report
+from tasks.pages.report_tables import blind_judges
 
 _LAYOUTS = 8
 """Shown on the page, real and generated."""
@@ -83,6 +84,7 @@ def run(context: Context) -> Summary:
 
 
 def _report(context: Context, galleries: Sequence[Gallery]) -> Report:
+    scores = _rows(context, "measures", SCORES_NAME)
     whole = whole_images(Dataset(context.inputs["ingest"]))
     measures, comparison = context.manifest("measures"), context.manifest("comparison")
     return Report(
@@ -91,12 +93,12 @@ def _report(context: Context, galleries: Sequence[Gallery]) -> Report:
         results={**measures.summary["results"], **comparison.summary["results"]},
         answers=comparison.summary["answers"],
         missing=comparison.summary["missing"],
-        warnings=_warnings(context),
+        warnings=[*_warnings(context), *(f"{text}." for text in blind_judges(scores))],
         arms=_rows(context, "comparison", ARMS_NAME),
         detectors=_rows(context, "comparison", TRAINABILITY_NAME),
         contrasts=_rows(context, "comparison", CONTRASTS_NAME),
         fidelity=_rows(context, "measures", FIDELITY_NAME),
-        scores=_rows(context, "measures", SCORES_NAME),
+        scores=scores,
         galleries=galleries,
         training=read_metrics(context.inputs["generator"] / METRICS_NAME),
         data=_data_tables(context),
@@ -365,8 +367,8 @@ def _copy_gallery(context: Context, dataset: Dataset, sets: Sets) -> Gallery:
         generated = dict(item.image_set.images)
         pairs = [row for row in copies if row["images"] == name]
         for row in sorted(pairs, key=lambda row: row["distance"])[:_COPIES]:
-            near = row["distance"] < row["limit"]
-            side = "below" if near else "above"
+            near = row["distance"] <= row["limit"]
+            side = "within" if near else "beyond"
             words = f"{name}: distance {row['distance']:.3g}, {side} the limit {row['limit']:.3g}"
             groups.append(
                 [
@@ -377,6 +379,6 @@ def _copy_gallery(context: Context, dataset: Dataset, sets: Sets) -> Gallery:
     return Gallery(
         "Likeliest copies of training images",
         "Generated images and the training images nearest to them in the extractor's features. Marked "
-        "are those nearer than the limit, below which other real images hardly ever are.",
+        "are those within the limit, where other real images hardly ever are.",
         groups,
     )

@@ -283,6 +283,17 @@ def test_detections_of_another_framework_are_a_table_like_ours(context, tmp_path
     assert table["score"].to_pylist() == pytest.approx([0.8, 0.9, 0.8])
     assert table["detector"][0].as_py().startswith("results/results.json@")
     assert "map" in summary["metrics"]
+    assert summary["warnings"] == []
+
+
+def test_results_without_a_detection_are_told(context, tmp_path):
+    from tasks.kinds.import_detections import run
+
+    path = tmp_path / "results.json"
+    path.write_text("[]")
+    summary = run(context("no results", DetectionsFile(path=path, split="val")))
+    assert summary["metrics"]["map"] == 0
+    assert summary["warnings"] == [f"{path} has no detection in any of 6 images"]
 
 
 def test_images_without_labels_are_scored_like_others(context, trained, tmp_path):

@@ -25,7 +25,7 @@ from data.vocabulary.tables import ATTRIBUTES, DETECTIONS, write_table
 from models.metrics.options import MeasureOptions, ReportOptions
 from tasks.catalogue import KINDS
 from tasks.execution.context import StepContext, artifact_name
-from tasks.kinds.report import _layouts, _missed_gallery, _warnings, run
+from tasks.kinds.report import _copy_gallery, _layouts, _missed_gallery, _warnings, run
 
 PROTOCOL = Protocol(min_area_fraction=0.06, min_objects=1)
 SIZE = (48, 40)
@@ -304,6 +304,35 @@ def test_the_page_alone_says_how_long_the_steps_took(context, tmp_path):
     ]
     assert other == ["report.html"]
     assert KINDS["report"].timed == {*other}
+
+
+def test_a_judge_that_finds_nothing_is_said_first(context, rows, tmp_path):
+    measures = shutil.copytree(context.inputs["measures"], tmp_path / "measures")
+    scores = rows.scores("scorer", dict.fromkeys(("real", "origin"), 0.0))
+    write_table(pa.Table.from_pylist(scores), measures / "scores.parquet")
+    (tmp_path / "out").mkdir()
+    inputs = {**context.inputs, "measures": measures}
+    run(replace(context, inputs=inputs, out=tmp_path / "out"))
+    told = "The independent detector finds none of the 900 objects in the real images (recall 0)"
+    page, card = ((tmp_path / "out" / name).read_text() for name in ("report.html", "card.md"))
+    assert page.index(f'<p class="missing">{told}') < page.index("<h2>")
+    assert card.index(f"**{told}") < card.index("## Arms")
+    assert "finds nothing in real images" in page
+
+
+def test_an_image_at_the_limit_is_marked_as_it_is_counted(context, dataset, tmp_path):
+    copies = [
+        {"images": "hard", "image_id": 1, "real_image_id": 1, "distance": distance, "limit": 0.0}
+        for distance in (0.0, 0.5)
+    ]
+    write_table(pa.Table.from_pylist(copies), tmp_path / "copies.parquet")
+    changed = replace(context, inputs={**context.inputs, "measures": tmp_path})
+    sets = {"hard": SyntheticSet(context.inputs["sets/hard"])}
+    pairs = _copy_gallery(changed, dataset, sets).groups
+    assert [(pair[0].marked, pair[0].caption) for pair in pairs] == [
+        (True, "hard: distance 0, within the limit 0"),
+        (False, "hard: distance 0.5, beyond the limit 0"),
+    ]
 
 
 def test_a_run_without_scores_of_the_sets_has_no_failures_to_show(context, dataset):
