@@ -23,7 +23,7 @@ from data.vocabulary.tables import Dataset, box_array
 from models.metrics.coco_metrics import CocoTruth, annotations_by_image, boxes_found, read_truth
 from models.metrics.options import MeasureOptions, ReportOptions
 from models.training.metrics_file import METRICS_NAME, read_metrics
-from tasks.execution.context import StepContext, Summary
+from tasks.execution.context import WARNINGS, StepContext, Summary
 from tasks.kinds.compare import ARMS_NAME, CONTRASTS_NAME, TRAINABILITY_NAME
 from tasks.kinds.measure import COPIES_NAME, FIDELITY_NAME, SCORES_NAME
 from tasks.pages.cards import markdown_picture, write_card
@@ -151,7 +151,7 @@ def _weights(steps: Mapping[str, Manifest], detections: Iterable[str]) -> set[st
 
 
 def _data_tables(context: Context) -> dict[str, Rows]:
-    """Counts of the data set, what was left out of it, and which layouts were drawn."""
+    """Counts of the data set, what was left out of it, which layouts were drawn, and what steps warned of."""
     summary = context.manifest("ingest").summary
     counts = [{"split": name, **row} for name, row in summary["counts"].items()]
     drawn = [context.manifest(f"sets/{name}").summary for name in context.many("sets")]
@@ -159,6 +159,11 @@ def _data_tables(context: Context) -> dict[str, Rows]:
         "Data": _filled(counts),
         "Left out of the data, or mended": _filled(summary["refused"]),
         "Validation layouts left and left out": _filled([item["layouts"] for item in drawn[:1]]),
+        "What the steps warned of": [
+            {"step": step.kind, "warning": text}
+            for step in context.ancestors()
+            for text in step.summary.get(WARNINGS, ())
+        ],
     }
 
 

@@ -175,7 +175,12 @@ def report_context(dataset, rows, folder, **options):
         name: make(root, kind, {})
         for name, kind in {"attributes": "label-attributes", "generator": "train-generator"}.items()
     }
-    inputs["ingest"] = make(root, "ingest", {"counts": {"val": {"images": 6}}, "refused": []})
+    summary = {
+        "counts": {"val": {"images": 6}},
+        "refused": [],
+        "warnings": ["boxes may be corners"],
+    }
+    inputs["ingest"] = make(root, "ingest", summary)
     for path in dataset.folder.iterdir():
         (inputs["ingest"] / path.name).symlink_to(path)
     write_table(attributes, inputs["attributes"] / ATTRIBUTES_NAME)
@@ -221,6 +226,7 @@ def test_the_page_shows_everything_of_a_run(context):
     assert page.count('class="marked"') == 3  # a copy in every set
     assert "&lt;ball&gt;" in page
     assert "<td>worth_real_hard</td><td>∞</td>" in page
+    assert re.search("<td[^>]*>ingest</td><td[^>]*>boxes may be corners</td>", page)
 
 
 def test_only_boxes_that_were_asked_for_are_drawn_and_counted(context, dataset, tmp_path):
