@@ -27,6 +27,7 @@ from flows.nodes import (
 from flows.retrain_config import is_mixed
 from flows.run_config import RunConfig, ScorerResults, changes_to_preset, has_data, meant
 from models.detector.given_options import DetectorFolder, DetectorSource
+from models.detector.options import require_real
 from models.generator.drawing_options import check_classes
 from models.metrics.options import SCORER
 from tasks.catalogue import KINDS
@@ -188,6 +189,20 @@ def _check(config: RunConfig, digests: DigestMemory) -> None:
         )
     if config.retrain.verification:
         _check_verification(config, config.retrain.verification)
+    _check_spare(config)
+
+
+def _check_spare(config: RunConfig) -> None:
+    """Refuse what needs spare images where there are none, and a ruler that Scenes are too few for."""
+    users, scenes = spare_users(config.retrain), config.ingest.scenes
+    if users and not (config.ingest.spare if config.ingest.splits else scenes.num_spare):
+        raise InvalidConfig(
+            f"{users[0]} needs spare real images: give ingest.spare (of Scenes their number, "
+            "ingest.scenes.num_spare), or leave it out"
+        )
+    if not config.ingest.splits and not config.ingest.tile:
+        for multiple in config.retrain.ruler:
+            require_real(multiple, scenes.num_train, scenes.num_spare)
 
 
 def _check_verification(config: RunConfig, options: VerificationOptions) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import nullcontext
 
 import pytest
 from PIL import Image
@@ -9,6 +10,8 @@ from PIL import Image
 from data.artifacts.digests import DigestMemory
 from data.artifacts.store import ArtifactStore
 from data.errors import InvalidConfig, InvalidDataset, InvalidModel, PipelineError
+from data.ingest.ingestion import ingest
+from data.ingest.options import IngestConfig, ScenesConfig
 from data.layouts.options import PROTOCOLS, Protocol
 from flows.presets import merge
 from flows.run_config import build_run
@@ -552,6 +555,15 @@ def test_a_data_set_is_the_same_whatever_the_preset_says_of_scenes(tmp_path):
         ({"ingest": {"train": {"instances": "no.json", "images": "."}}}, InvalidDataset, "ingest.val"),
         (SELF_TRAINING, InvalidConfig, "needs images without labels: .* ingest.unlabelled"),
         (
+            {"retrain": {"arms": ["real", "more-real"]}},
+            InvalidConfig, "the arm more-real needs spare real images: .* ingest.scenes.num_spare",
+        ),
+        ({"retrain": {"ruler": [0.5, 1.5]}}, InvalidConfig, "retrain.ruler 1.5 needs spare real images"),
+        (
+            {"retrain": {"ruler": [3]}, "ingest": {"scenes": {"num_spare": 90}}},
+            InvalidConfig, "3 times the 48 training images are 144, and there are 138 with the spare",
+        ),
+        (
             {"pretrain_generator": {"num_steps": 5, "boxes": "none"}},
             InvalidConfig, "pretrain_generator.num_steps needs images without labels",
         ),
@@ -649,6 +661,40 @@ def test_an_option_that_one_run_of_a_study_uses_has_effect():
     )
     assert idle_options([used, unused]) == []
     assert len(idle_options([unused, build_run("smoke", {})])) == 1
+
+
+@pytest.fixture(scope="module")
+def with_spare(tmp_path_factory):
+    """Folder of an ingested data set of 12 training images and 5 spare ones."""
+    folder = tmp_path_factory.mktemp("with_spare")
+    ingest(IngestConfig(scenes=ScenesConfig(num_train=12, num_val=1, num_spare=5)), folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("synthesize", "action", "wanted"),
+    [
+        ({}, None, 8),
+        ({"num_train_layouts": 5}, None, None),
+        ({"num_train_layouts": 40}, None, 12),
+        ({"num_train_layouts": 40, "train_layout_source": "jittered"}, None, 40),
+        ({"num_train_layouts": 3, "images_per_train_layout": 2}, None, 6),
+        ({}, "drop-object", 8),
+        ({}, "drop-image", None),
+    ],
+)
+def test_too_few_spare_images_are_refused_as_soon_as_the_tables_are_there(
+    synthesize, action, wanted, with_spare, tmp_path, publish_tables
+):
+    verification = {"verification": {"action": action}} if action else {}
+    given = {"ingest": {"scenes": {"num_spare": 5}}, "synthesize": synthesize}
+    arms = {"arms": ["real", "more-real"], **verification}
+    store, graph = ArtifactStore(tmp_path), graph_of({**given, "retrain": arms})
+    check(store, graph)  # nothing is known yet
+    publish_tables(store, graph, with_spare)
+    refusal = pytest.raises(InvalidConfig, match=f"the synthetic set has, {wanted}: there are 5")
+    with refusal if wanted else nullcontext():
+        check(store, graph)
 
 
 def layout_rules(overrides):

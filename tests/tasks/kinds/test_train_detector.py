@@ -185,7 +185,7 @@ def test_several_processes_train_one_detector_on_one_host_or_two(
 
 
 def test_fewer_spare_images_than_synthetic_ones_are_refused(context, dataset_with_few_spare):
-    with pytest.raises(InvalidConfig, match=r"the synthetic set has, 6: ingest\.spare has 2"):
+    with pytest.raises(InvalidConfig, match=r"the synthetic set has, 6: there are 2;"):
         _parts(context(images="real+spare"), dataset_with_few_spare)
 
 
