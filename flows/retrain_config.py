@@ -121,6 +121,17 @@ class RetrainConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _pasting_is_another_arm(self) -> Self:
+        for name, item in self.detectors.items():
+            if item.augmentation == "copy-paste" and "real+copy-paste" in self.arms:
+                place = "detector" if name == MAIN else f"others.{name}"
+                raise ValueError(
+                    f"{place}.augmentation is copy-paste, with which the arm real+copy-paste is real again: "
+                    "leave that arm out, or augmentation=flip"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _share_leaves_both(self) -> Self:
         mixed = [arm for arm in self.arms if is_mixed(arm)]
         if mixed and self.added_share == 0:

@@ -345,6 +345,17 @@ def test_a_judge_beside_that_of_the_training_sets_may_be_called_so(tmp_path):
         ({"ruler": [1.0]}, "1 is the arm real"),
         ({"added_share": 1}, "use the arm synthetic-only in place of real.hard"),
         ({"added_share": 0}, "leave the arm real.hard out"),
+        (
+            {"arms": ["real", "real+copy-paste"], "detector": {"augmentation": "copy-paste"}},
+            r" detector.augmentation is copy-paste.* leave that arm out",
+        ),
+        (
+            {
+                "arms": ["real", "real+copy-paste"],
+                "others": {"theirs": {"augmentation": "copy-paste"}},
+            },
+            r" others.theirs.augmentation is copy-paste",
+        ),
         ({"ruler": [-1.0]}, "multiples are finite and above 0"),
         (
             {"detector": {"num_epochs": 3}},
