@@ -102,6 +102,23 @@ def test_files_and_boxes_are_of_the_size_asked_for(context, photographs, image_s
     np.testing.assert_allclose(areas, [box[2] * box[3] for box in boxes])
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"images_per_layout": 2},
+        {"num_layouts": 3},
+        {"num_layouts": 100},
+        {"protocol": Protocol(min_objects=5)},
+        {"num_layouts": 9, "layout_source": "jittered"},
+        {"protocol": Protocol(min_objects=5), "layout_source": "recombined"},
+    ],
+)
+def test_how_many_images_a_set_will_have_is_known_before(context, dataset, options):
+    step = context(**options)
+    planned = synthesize._planned(step, dataset, step.out)
+    assert step.options.num_drawn(dataset) == len(planned) > 0
+
+
 class Killed(Exception):
     """Stands for the end of the process."""
 
