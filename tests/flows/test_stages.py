@@ -92,6 +92,14 @@ def test_a_preset_for_own_data_is_refused_without(preset, tmp_path, monkeypatch)
     assert f"preset {preset} needs your data: give ingest.train and ingest.val" in state.message
 
 
+def test_a_store_at_an_address_is_refused(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DETDIFFUSION_HOME", "s3://bucket/store")
+    state = end_to_end.fn(validated(end_to_end, {"config": {"preset": "smoke"}}))
+    assert state.is_failed()
+    assert "the store is a folder on a disk" in state.message
+
+
 @pytest.mark.parametrize(
     ("flow", "config", "name"),
     [
