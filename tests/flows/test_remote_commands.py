@@ -199,6 +199,10 @@ def test_steps_and_keys_go_alone(made, call, tmp_path):
     _, graph = made
     step, other = graph.find("ingest").identity, graph.find("train scorer").identity
     assert call("one", "push", "ingest", other.key[:12]) == (0, "2 pushed\n")
+    (run,) = json.loads(call("two", "ls", "--remote", "--runs", "--json")[1])
+    assert (run["id"], run["present"]) == (next(read_records(made[0].root)).id, 2)
+    out = call("two", "gc", "--remote", "--grace", "0s")[1]
+    assert f"to be moved to .trash of {(tmp_path / 'mirror').as_uri()}: 0B" in out
     assert call("two", "pull", step.key[:12]) == (0, "1 pulled\n")
     assert ArtifactStore(tmp_path / "two").lookup(step.kind, step.key)
     assert not (tmp_path / "two" / other.reference).exists()
