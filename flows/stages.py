@@ -147,6 +147,7 @@ def _obtain(workshop: Workshop, steps: Sequence[Step]) -> State[Any]:
         check(store, steps)
         _submit(workshop, steps, futures)
         wait(list(futures.values()))
+        workshop.share_late()
     except BaseException as error:
         if not isinstance(error, Exception):
             # A signal: it may have ended a temporary server too, which nobody is to wait for.
