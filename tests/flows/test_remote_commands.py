@@ -177,6 +177,18 @@ def test_a_store_gets_no_larger_than_its_limit_by_what_the_remote_has(made, call
     assert "--limit 'lots': write a size" in call("one", "gc", "--limit", "lots")[1]
 
 
+def test_the_only_good_copy_is_kept_whatever_the_limit(made, call, tmp_path):
+    scorer = made[1].find("train scorer").identity
+    call("one", "push")
+    file = next((tmp_path / "mirror" / scorer.reference).glob("*/file"))
+    file.write_text("CONTENT")
+    status, out = call("one", "gc", "--limit", "1K", "--grace", "0s", "--apply")
+    assert status == 0
+    assert f"kept, for on the remote it is damaged: {file.as_uri()}" in out
+    assert "the remote has it: 0B" not in out
+    assert ArtifactStore(tmp_path / "one").lookup(scorer.kind, scorer.key)
+
+
 def test_a_limit_without_a_remote_frees_what_nothing_needs(call, monkeypatch):
     monkeypatch.delenv("DETDIFFUSION_REMOTE")
     out = call("one", "gc", "--limit", "1K", "--grace", "0s")[1]
