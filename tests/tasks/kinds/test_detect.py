@@ -115,13 +115,13 @@ def test_a_killed_scoring_goes_on_after_its_last_shard(context, dataset, trained
     assert summary == {}
 
 
-@pytest.mark.parametrize("executor", ["local", "ray"])
-def test_two_workers_find_what_one_does(context, trained, execution, executor, monkeypatch):
+def test_two_workers_find_what_one_does(context, trained, execution, monkeypatch):
+    """Ray's, which look for a detector's parts in a process that was not forked from one that knows them."""
     from tasks.kinds import detect
 
     monkeypatch.setattr(detect, "_SHARD_SIZE", 5)
     made = []
-    for name, workers in (("one", execution("local", 1)), ("two", execution(executor, 2))):
+    for name, workers in (("one", execution("local", 1)), ("two", execution("ray", 2))):
         options = DetectionOptions(split="train", execution=workers)
         step = context(name, options, {"detector": trained})
         detections(step)

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from data.artifacts.options import Execution
 from data.coco.image_sets import SyntheticSet
 from data.errors import InvalidConfig
 from data.layouts.layout import count_objects, read_layouts, unseen_things
@@ -174,14 +175,11 @@ def test_what_a_resumed_step_trusts_was_on_the_disk_before_it_had_its_name(
 
 
 @pytest.mark.usefixtures("shards_of_3")
-@pytest.mark.filterwarnings("ignore")  # Ray leaves sockets and processes to the collector
-@pytest.mark.parametrize(
-    ("executor", "drawn_by"), [("local", "generator"), ("local", "scenes"), ("ray", "generator")]
-)
-def test_two_workers_draw_what_one_does(context, execution, executor, drawn_by, tmp_path):
+@pytest.mark.parametrize("drawn_by", ["generator", "scenes"])
+def test_two_workers_draw_what_one_does(context, drawn_by, tmp_path):
     sets = []
-    for name, workers in (("one", execution("local", 1)), ("two", execution(executor, 2))):
-        step = context(drawn_by=drawn_by, execution=workers)
+    for name, num_workers in (("one", 1), ("two", 2)):
+        step = context(drawn_by=drawn_by, execution=Execution(num_workers=num_workers))
         step = replace(step, out=tmp_path / name, work=tmp_path / f"{name} work")
         step.out.mkdir()
         step.work.mkdir()
