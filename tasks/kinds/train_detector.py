@@ -177,7 +177,7 @@ def _real_part(context: Context, dataset: Dataset, split: Split, image_ids: list
     has_masks = masks.null_count < len(masks)
     if has_masks:
         instances = context.work / f"objects_{split}.json"
-        export_objects(dataset.folder, split, instances, without_mask="box")
+        export_objects(dataset.folder, split, instances)
     if len(image_ids) < len(dataset.split_images(split)):
         some = context.work / f"instances_{split}.json"
         write_some(instances, image_ids, some)
