@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+LEVEL = 0.95
+"""Of confidence."""
+
 
 @dataclass(frozen=True, slots=True)
 class Interval:
