@@ -5,7 +5,6 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, cast
 from uuid import UUID
 
@@ -128,12 +127,7 @@ class StepProgress:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             _bars.stop_task(self._bar)
             if all(item.stop_time is not None for item in _bars.tasks):
