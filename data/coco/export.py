@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data.coco.workers import Workers
 from data.vocabulary.boxes import xyxy_to_coco
 from data.vocabulary.splits import Split
 from data.vocabulary.tables import BOX_COLUMNS, box_array
+from data.workers import Workers
 
 _ROWS = 1 << 14
 _DECIMALS = 9
