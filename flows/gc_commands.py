@@ -10,6 +10,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from rich.table import Table
 
 from data.artifacts.garbage import Garbage, cached, first
+from data.artifacts.identity import short_name
 from data.artifacts.inventory import find, short_keys, tree
 from data.artifacts.records import RECORDS_FOLDER, Record
 from data.artifacts.remote import default_remote
@@ -20,7 +21,7 @@ from data.artifacts.store_contents import StoreContents
 from data.errors import ArtifactMissing, InvalidConfig
 from flows.command_options import print_table
 from flows.opened_contents import RemoteOption, opened
-from flows.readable import SECONDS, age, short_name, size
+from flows.readable import SECONDS, age, size
 
 app = typer.Typer()
 
