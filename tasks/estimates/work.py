@@ -92,12 +92,13 @@ def _passes(of: Pass, num_images: float, batch_size: int) -> _Passes:
 
 
 def work_of(step: Step, facts: Facts) -> Work | None:
-    """What a step has to do; None where its model was not counted.
+    """What a step has to do; None where its model was not counted, or its kind has no formula.
 
     Linear in images and in steps of a training.
     """
+    formula = _FORMULAS.get(step.kind.name)
     try:
-        return _FORMULAS[step.kind.name](step, facts)
+        return formula(step, facts) if formula else None
     except _NotCounted:
         return None
 
