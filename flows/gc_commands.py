@@ -11,6 +11,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from rich.table import Table
 
 from data.artifacts.garbage import Garbage, cached, first
+from data.artifacts.identity import short_name
 from data.artifacts.inventory import find, short_keys, tree
 from data.artifacts.records import RECORDS_FOLDER, Record
 from data.artifacts.remote import default_remote
@@ -22,7 +23,7 @@ from data.errors import ArtifactMissing, InvalidConfig
 from data.progress import Progress
 from flows.command_options import print_table, shown_progress
 from flows.opened_contents import RemoteOption, opened
-from flows.readable import SECONDS, age, short_name, size
+from flows.readable import SECONDS, age, size
 
 app = typer.Typer()
 

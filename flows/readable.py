@@ -1,4 +1,4 @@
-"""Keys, sizes and ages as people read them."""
+"""Sizes and ages as people read them."""
 
 import time
 from typing import Any
@@ -6,12 +6,6 @@ from typing import Any
 from pydantic import ByteSize
 
 SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800}
-
-
-def short_name(reference: str, key: str = "") -> str:
-    """How people read `kind/key`: with the beginning of the key that is given, or eight digits."""
-    kind, _, whole = reference.partition("/")
-    return f"{kind}/{key or whole[:8]}"
 
 
 def size(count: int) -> str:

@@ -18,6 +18,7 @@ from data.artifacts.comparison import (
     run_differences,
 )
 from data.artifacts.digests import DigestMemory
+from data.artifacts.identity import short_name
 from data.artifacts.inventory import find, short_keys
 from data.artifacts.listing import Found, Listed, listed
 from data.artifacts.manifest import Manifest
@@ -40,7 +41,7 @@ from flows.command_options import (
     tracked,
 )
 from flows.opened_contents import Contents, JsonOption, RemoteOption, opened
-from flows.readable import age, short_name, size, told_apart
+from flows.readable import age, size, told_apart
 from flows.rebuilding import rebuilt_differences
 from flows.results import Read, flat_results, reports_of
 from tasks.execution.plan import Planner

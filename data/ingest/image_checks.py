@@ -11,12 +11,12 @@ import pyarrow as pa
 from data.coco.files import CocoImage
 from data.coco.records import Offence, SpanJob, map_spans
 from data.coco.stream import CocoIndex
-from data.coco.workers import Workers
 from data.ingest.id_set import IdSet
 from data.ingest.refusals import Refusals
 from data.vocabulary.images import FILE_MISSING, MAX_PIXELS, image_problem, shown_size
 from data.vocabulary.splits import Split
 from data.vocabulary.tables import IMAGES
+from data.workers import Workers
 
 _BATCH = 256
 

@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 from data.coco.export import export_boxes
 from data.coco.records import map_spans, open_index
 from data.coco.stream import CocoIndex
-from data.coco.workers import Workers
 from data.errors import InvalidDataset
 from data.ingest.annotations import AnnotationContext, ObjectRows, object_rows
 from data.ingest.box_forms import BoxForms
@@ -35,6 +34,7 @@ from data.progress import Progress, silent
 from data.scenes.scenes import write_scenes
 from data.vocabulary.splits import Split, split_folder
 from data.vocabulary.tables import IMAGES, OBJECTS, REFUSED, Dataset, write_table
+from data.workers import Workers
 
 
 def ingest(

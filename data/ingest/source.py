@@ -10,8 +10,8 @@ from data.artifacts.digests import DigestMemory, combined_digest
 from data.coco.files import CocoCategory
 from data.coco.records import Offence, SpanJob, map_spans, open_index
 from data.coco.stream import Section
-from data.coco.workers import Workers
 from data.ingest.image_checks import is_unicode, name_inside
+from data.workers import Workers
 
 
 class _FileName(msgspec.Struct):

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.coco.workers import Workers
 from data.errors import InvalidConfig, InvalidDataset
 from data.ingest.options import TileConfig
 from data.ingest.refusals import Refusals
@@ -33,6 +32,7 @@ from data.vocabulary.tables import (
     Dataset,
     box_array,
 )
+from data.workers import Workers
 
 _MOST_PIXELS = 10
 """Of the tiles, in those of the images, without a word; an overlap of half a side makes 4 times as many."""

@@ -3,6 +3,9 @@
 import math
 from dataclasses import dataclass
 
+LEVEL = 0.95
+"""Of confidence."""
+
 _ROUNDING = 1e-9
 """What is less than this, or than this share of the numbers beside it, is rounding."""
 

@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow as pa
 
 from data.vocabulary.tables import write_table
-from models.metrics.arms import LEVEL
 from models.metrics.comparison import (
     Verdict,
     holm,
@@ -18,7 +17,7 @@ from models.metrics.comparison import (
     seeds_needed,
     verdict,
 )
-from models.metrics.interval import Interval
+from models.metrics.interval import LEVEL, Interval
 from models.metrics.options import ConclusionOptions, Question, run_and_name
 from tasks.execution.context import StepContext, Summary
 from tasks.pages.cards import markdown_table, write_card

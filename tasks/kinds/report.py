@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.artifacts.identity import KEY_DIGITS
 from data.artifacts.manifest import Manifest
 from data.attributes.calibration import easiest_and_hardest, scored_things
 from data.attributes.options import ATTRIBUTES_NAME
@@ -42,8 +43,6 @@ _OBJECTS = 8
 
 _MISSED, _COPIES = 4, 4
 """Of each set."""
-
-_KEY_DIGITS = 8
 
 _WEIGHTS = ("detector/model.safetensors", "detector/model.weights")
 """In a detector's artifact."""
@@ -181,13 +180,13 @@ def _step_rows(context: Context) -> Rows:
     users.append({name: context.manifest(name).reference for name in context.inputs})
     return [
         {
-            "step": f"{step.kind} {step.key[:_KEY_DIGITS]}",
+            "step": f"{step.kind} {step.key[:KEY_DIGITS]}",
             "seconds": round(step.seconds, 1),
             "peak memory, GB": round(step.peak_memory_bytes / 1e9, 2),
             "device": step.environment.get("device"),
             "serves as": ", ".join(_roles(step, users)),
             "made from": ", ".join(
-                f"{name}: {reference.partition('/')[2][:_KEY_DIGITS]}"
+                f"{name}: {reference.partition('/')[2][:KEY_DIGITS]}"
                 for name, reference in step.inputs.items()
             ),
         }
