@@ -26,6 +26,9 @@ SIZE_DIFFERS = "size differs from the image file's"
 SIZE_BEFORE_EXIF = "size is that of the image file before EXIF turns it"
 TOO_DEEP = "image file of floats or 32-bit integers: save it with 8 or 16 bits"
 
+FIRST_SIDEWAYS = 5
+"""Of EXIF's orientations, which from here on exchange width and height."""
+
 Fact = TypeVar("Fact")
 
 _HASH_SIDE = 8
@@ -72,7 +75,8 @@ def _problem(file: BinaryIO, width: int, height: int) -> str | None:
     if is_too_deep:
         return TOO_DEEP
     if size != (width, height):
-        return SIZE_BEFORE_EXIF if image.size == (width, height) else SIZE_DIFFERS
+        is_exchanged = size == (height, width) and _is_sideways(image)
+        return SIZE_BEFORE_EXIF if is_exchanged else SIZE_DIFFERS
     if not _has_trailer(file, image.format):
         try:
             file.seek(0)
@@ -87,9 +91,9 @@ def shown_size(path: Path) -> tuple[int, int] | None:
     return _of_header(path, _shown_size)
 
 
-def is_turned(path: Path) -> bool:
-    """Whether EXIF asks for an image to be turned or mirrored; not where it cannot be read."""
-    return (_of_header(path, _orientation) or 1) != 1
+def orientation(path: Path) -> int:
+    """How EXIF asks for an image to be turned or mirrored, 1 (as stored) to 8; 1 where it is unreadable."""
+    return _of_header(path, _orientation) or 1
 
 
 def difference_hash(path: Path) -> int | None:
@@ -125,15 +129,19 @@ def _of_header(path: Path, look: Callable[[Image.Image], Fact]) -> Fact | None:
 
 def _shown_size(image: Image.Image) -> tuple[int, int]:
     """Width and height after the rotation that EXIF asks for."""
-    return image.size[::-1] if _orientation(image) >= 5 else image.size
+    is_stored = image.format != "TIFF"  # whose size Pillow states as shown
+    return image.size[::-1] if is_stored and _is_sideways(image) else image.size
+
+
+def _is_sideways(image: Image.Image) -> bool:
+    return _orientation(image) >= FIRST_SIDEWAYS
 
 
 def _orientation(image: Image.Image) -> int:
-    """That of EXIF, from 1 (as stored) to 8; from 5 on width and height are exchanged."""
-    if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
-        # Pillow states a TIFF's size as shown, and would decode a PNG to look for EXIF at its end.
-        return 1
-    return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # Pillow would decode a PNG to look for EXIF at its end
+    found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return int(found) if found in range(1, 9) else 1  # as Pillow takes others
 
 
 def _has_trailer(file: BinaryIO, image_format: str | None) -> bool:

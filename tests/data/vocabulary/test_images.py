@@ -11,7 +11,7 @@ from data.vocabulary.images import (
     TOO_DEEP,
     difference_hash,
     image_problem,
-    is_turned,
+    orientation,
     read_rgb,
     read_square,
 )
@@ -61,8 +61,7 @@ def test_images_are_read_as_mmdetection_reads_them(tmp_path, name):
     theirs = np.ascontiguousarray(mmcv.imread(str(tmp_path / name))[..., ::-1])
     height, width = theirs.shape[:2]
     assert image_problem(tmp_path / name, width, height) is None
-    is_turned_by_exif = name in ("turned.jpg", "turned.png")
-    exchanged = SIZE_BEFORE_EXIF if is_turned_by_exif else "size differs from the image file's"
+    exchanged = SIZE_BEFORE_EXIF if "turned" in name else "size differs from the image file's"
     assert image_problem(tmp_path / name, height, width) == exchanged
     square = Image.fromarray(theirs).resize((64, 64), Image.Resampling.BICUBIC)
     difference = np.abs(np.asarray(square).astype(int) - read_square(tmp_path / name, 64))
@@ -127,11 +126,15 @@ def test_damaged_headers_are_named(tmp_path):
 def test_what_exif_turns_or_mirrors_is_known(name, tmp_path):
     picture, options = PICTURES[name]
     picture.save(tmp_path / name, **options)
-    is_stored_so = name == "turned.tif"  # which Pillow turns by itself
-    assert is_turned(tmp_path / name) == (
-        name.startswith(("turned", "mirrored")) and not is_stored_so
-    )
-    assert not is_turned(tmp_path / "missing.jpg")
+    assert orientation(tmp_path / name) == options.get("exif", {}).get(0x0112, 1)
+    assert orientation(tmp_path / "missing.jpg") == 1
+
+
+def test_an_orientation_that_is_none_turns_nothing(tmp_path):
+    Image.fromarray(smooth()).save(tmp_path / "a.jpg", **rotated(9))
+    assert orientation(tmp_path / "a.jpg") == 1
+    assert image_problem(tmp_path / "a.jpg", WIDTH, HEIGHT) is None
+    assert read_rgb(tmp_path / "a.jpg").size == (WIDTH, HEIGHT)
 
 
 def test_postscript_is_not_read_whatever_its_name(tmp_path, monkeypatch):
