@@ -280,44 +280,43 @@ def test_a_failed_step_leaves_those_alone_that_do_not_need_it(manifest):
     assert "report" not in states
 
 
-def test_a_training_that_died_is_a_hole_in_the_report(root, manifest):
-    from flows.presets import PRESETS, merge
-    from flows.results import newest_reports
-
-    broken = merge(
-        PRESETS["smoke"]["retrain"]["detector"], {"overrides": {"model.backbone.type": "NoSuchNet"}}
-    )
-    state = state_of("end_to_end", build_run("smoke", {"retrain": {"others": {"broken": broken}}}))
-    assert state.is_failed()
-    store = ArtifactStore(root)
-    record, reports = newest_reports(store)
-    page = (root / reports["report"].reference / "report.html").read_text()
-    missing = ["broken/real/0", "broken/real+hard/0"]
-    assert all(f"No result of {place}" in page for place in missing)
-    results = reports["report"].summary["results"]
-    assert "map_real" in results
-    assert not [name for name in results if "broken" in name]
-    compared = next(step for step in record.steps if step.kind == "compare")
-    assert store.read("compare", compared.key).summary["missing"] == missing
-
-
-def test_a_training_that_died_in_a_study_leaves_its_question_to_the_other_seeds(root, manifest):
+@pytest.fixture(scope="module")
+def with_holes(root, manifest):
+    """State of a study whose second run has a detector that cannot be built; its record and reports."""
     from flows.results import newest_reports
     from flows.studies import StudyConfig
 
     broken = {"overrides": {"model.backbone.type": "NoSuchNet"}}
-    other = {"retrain": {"others": {"dying": broken}, "contrasts": []}}
+    other = {"retrain": {"others": {"broken": broken}}}
     runs = {"run/0": build_run("smoke", {}), "run/1": build_run("smoke", other)}
-    orders = {"main": ("map_real_hard", "map_real"), "dying": ("dying_map_real_hard", "map_real")}
+    orders = {"main": ("map_real_hard", "map_real"), "dying": ("broken_map_real_hard", "map_real")}
     questions = [
         {"name": name, "text": name, "order": [f"run: {number}" for number in order]}
         for name, order in orders.items()
     ]
     asked = StudyConfig(name="holes", runs=runs, asked={"questions": questions})
-    state = state_of("study", asked)
+    return state_of("study", asked), *newest_reports(ArtifactStore(root), study="holes")
+
+
+def test_a_training_that_died_is_a_hole_in_the_report(root, with_holes):
+    state, record, reports = with_holes
     assert state.is_failed()
     assert "NoSuchNet" in state.message
-    _, reports = newest_reports(ArtifactStore(root), study="holes")
+    report = reports["run/1: report"]
+    page = (root / report.reference / "report.html").read_text()
+    missing = ["broken/real/0", "broken/real+hard/0"]
+    assert all(f"No result of {place}" in page for place in missing)
+    results = report.summary["results"]
+    assert "map_real" in results
+    assert not [name for name in results if "broken" in name]
+    compared = [step for step in record.steps if "run/1: compare" in step.names]
+    assert [
+        ArtifactStore(root).read("compare", step.key).summary["missing"] for step in compared
+    ] == [missing]
+
+
+def test_a_training_that_died_in_a_study_leaves_its_question_to_the_other_seeds(root, with_holes):
+    _, _, reports = with_holes
     results = reports["conclude"].summary["results"]
     assert (results["main_num_seeds"], results["dying_num_seeds"]) == (2, 0)
     assert results["dying_verdict"] == "not measured"

@@ -1,5 +1,6 @@
 import math
 import multiprocessing
+import shutil
 from dataclasses import replace
 from itertools import islice
 
@@ -265,14 +266,29 @@ def test_a_killed_training_with_a_configs_hooks_ends_as_one_that_was_not(dataset
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
 
 
+@pytest.fixture(scope="module")
+def whole(dataset, tmp_path_factory):
+    """Weights of a detector that was trained for six steps, undisturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(dataset, folder, settings(num_iterations=6))
+    return load_file(folder / "out" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def killed(dataset, tmp_path_factory):
+    """Folder of such a training that was killed in its fifth step."""
+    folder = tmp_path_factory.mktemp("killed")
+    with pytest.raises(Killed):
+        train(dataset, folder, settings(num_iterations=6), stop_at(5))
+    return folder
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
-    dataset, tmp_path, caplog, damage
+    dataset, tmp_path, caplog, whole, killed, damage
 ):
     config, steps = settings(num_iterations=6), []
-    train(dataset, tmp_path / "whole", config)
-    with pytest.raises(Killed):
-        train(dataset, tmp_path / "killed", config, stop_at(5))
+    shutil.copytree(killed, tmp_path / "killed")
     path = tmp_path / "killed" / "work" / "iter_4.pth"
     content = bytearray(path.read_bytes())
     if damage == "cut":
@@ -283,15 +299,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     train(dataset, tmp_path / "killed", config, lambda step, losses: steps.append(step))
     assert steps == [3, 4, 5, 6]
     assert "iter_4.pth is damaged" in caplog.text
-    whole, killed = (
-        load_file(tmp_path / name / "out" / "model.safetensors") for name in ("whole", "killed")
-    )
-    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    found = load_file(tmp_path / "killed" / "out" / "model.safetensors")
+    assert all(torch.equal(whole[name], found[name]) for name in whole)
 
 
-def test_a_checkpoint_is_read_as_tensors_and_numbers(dataset, tmp_path):
-    with pytest.raises(Killed):
-        train(dataset, tmp_path, settings(num_iterations=6), stop_at(5))
+def test_a_checkpoint_is_read_as_tensors_and_numbers(dataset, tmp_path, killed):
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "work" / "iter_4.pth"
     torch.save(torch.load(path, weights_only=True) | {"of a hook": tmp_path}, path)
     with pytest.raises(InvalidConfig, match=r"iter_4.pth holds more than tensors and numbers"):
@@ -389,14 +402,12 @@ def test_a_folder_that_is_no_detector_is_refused(tmp_path):
         Detector.load(tmp_path)
 
 
-def test_the_number_of_loading_processes_changes_nothing(dataset, tmp_path):
-    found = []
-    for count in (0, 2):
-        config = settings(num_workers=count, num_iterations=6)
-        found.append(train(dataset, tmp_path / str(count), config))
-        assert not multiprocessing.active_children()
-    first, second = (load_file(tmp_path / n / "out" / "model.safetensors") for n in ("0", "2"))
-    assert all(torch.equal(first[name], second[name]) for name in first)
+def test_the_number_of_loading_processes_changes_nothing(dataset, tmp_path, whole):
+    assert settings().num_workers == 0
+    train(dataset, tmp_path, settings(num_workers=2, num_iterations=6))
+    assert not multiprocessing.active_children()
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(whole[name], found[name]) for name in whole)
 
 
 class Coins(BaseDataset):
