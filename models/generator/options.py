@@ -21,13 +21,7 @@ from models.generator.hub import (
     require_stable_diffusion,
 )
 from models.precision import PRECISION_HELP, Precision, require_gpu
-from models.process_options import (
-    DistributedBackend,
-    NumNodes,
-    RdzvEndpoint,
-    check_backend,
-    check_hosts,
-)
+from models.process_options import DistributedOptions
 
 if TYPE_CHECKING:
     from data.vocabulary.tables import Dataset
@@ -97,7 +91,7 @@ class ProbeConfig(Options):
     sampling: SamplingConfig = SamplingConfig(sampler="unipc", num_inference_steps=20)
 
 
-class GeneratorConfig(Options):
+class GeneratorConfig(DistributedOptions):
     """How the layout-conditioned diffusion model is made and trained."""
 
     recipe: Annotated[RecipeName, RuntimeOnly] = Field(
@@ -252,9 +246,6 @@ class GeneratorConfig(Options):
     num_processes: Annotated[int, RuntimeOnly] = Field(
         1, ge=1, description="Data-parallel processes that share a batch, one for each GPU."
     )
-    num_nodes: NumNodes = 1
-    rdzv_endpoint: RdzvEndpoint = None
-    distributed_backend: DistributedBackend = "auto"
     checkpoint_interval: Annotated[int, RuntimeOnly] = Field(1000, ge=1, description="Steps.")
     keep_checkpoints: Annotated[int, RuntimeOnly] = Field(2, ge=1, description="Newest ones kept.")
 
@@ -271,11 +262,6 @@ class GeneratorConfig(Options):
                 f"num_epochs is {self.num_epochs:g} and num_steps {self.num_steps}: "
                 "one of them must be 0 and the other say how long to train"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _hosts_find_each_other(self) -> Self:
-        check_hosts(self.num_processes, self.num_nodes, self.rdzv_endpoint)
         return self
 
     @model_validator(mode="after")
@@ -336,11 +322,6 @@ class GeneratorConfig(Options):
         return super().keyed((*without, *idle))
 
     @property
-    def num_gpus(self) -> int:
-        """One for each process of a host."""
-        return self.num_processes // self.num_nodes
-
-    @property
     def protocol(self) -> Protocol:
         """Which layouts are trained on and probed."""
         return protocol_of(self.layouts, Protocol())
@@ -377,9 +358,9 @@ class GeneratorConfig(Options):
         Raises:
             InvalidConfig: there is no GPU.
         """
+        super().check_without_data()
         if self.mixed_precision == "fp16":
             require_gpu("train_generator.mixed_precision", "fp16")
-        check_backend(self.distributed_backend)
         if warning := self._rate_of_another_batch():
             logger.warning("%s", warning)
 
