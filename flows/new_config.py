@@ -116,6 +116,12 @@ def _ingest_lines(new: NewConfig, found: Found) -> Iterator[str]:
     if new.group_by:
         yield from _comment("Also in folds, and in what intervals are over.")
         yield f"group_by = {json.dumps(new.group_by, ensure_ascii=False)}"
+    if found.stated.exif == "stored":
+        yield from _comment(
+            "EXIF turns images, and the sizes that the files state are of the images as they are stored: so "
+            "are boxes and masks taken to be, and are turned with the images."
+        )
+        yield 'exif = "stored"'
     if not found.has_masks:
         yield 'masks = "none"'
     width, height = found.whole["train"].median_size

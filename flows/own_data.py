@@ -6,17 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.compute as pc
-
 from data.coco.near_duplicates import find_near_duplicates
 from data.coco.splitting import file_names, matched, read_document, split_document
 from data.errors import InvalidConfig, InvalidDataset
 from data.ingest.ingestion import write_tables
 from data.ingest.options import IngestConfig, SplitConfig, TileConfig
 from data.ingest.refusals import NUM_EXAMPLES, reasons
+from data.ingest.stated_images import StatedImages, stated_images
 from data.ingest.survey import Survey, fitting_resolution, fitting_tile, survey
 from data.ingest.tiles import write_tiles
-from data.vocabulary.images import FILE_MISSING, SIZE_BEFORE_EXIF, is_turned
+from data.vocabulary.images import FILE_MISSING
 from data.vocabulary.splits import Split
 from data.vocabulary.tables import Dataset
 from tasks.estimates.data_size import PNG_BYTES
@@ -24,6 +23,9 @@ from tasks.estimates.data_size import PNG_BYTES
 VAL_SHARE = 0.2
 MOST = 0.9
 """Share of the images of which no layout is left out for its number of objects."""
+
+_MANY = 0.1
+"""Of the images, above which so many are left out that it is said first."""
 
 _SPLITS: tuple[Split, ...] = ("train", "val")
 
@@ -80,7 +82,7 @@ class Found:
         classes: id to name.
         refused: what was left out or mended, by reason.
         warnings: what else ingest found.
-        turned: names of files that EXIF turns or mirrors.
+        stated: what the files state of their images.
         grouping: what a user should know of how it was split; None: nothing.
     """
 
@@ -90,7 +92,7 @@ class Found:
     classes: Mapping[int, str]
     refused: Sequence[str]
     warnings: Sequence[str]
-    turned: Sequence[str]
+    stated: StatedImages
     grouping: str | None = None
 
     @property
@@ -108,10 +110,27 @@ class Found:
         ids = set(self.classes) - self.whole[split].category_ids
         return _some(sorted(self.classes[item] for item in ids))
 
+    def _reading(self) -> str:
+        """How the annotations of images that EXIF turns are read, and why."""
+        stated = self.stated
+        if told := stated.num_shown + stated.num_stored:
+            number = stated.num_stored if stated.exif == "stored" else stated.num_shown
+            why = f"sizes say so of {number} of {told}"
+        else:
+            why = "no size tells"
+        other = "shown" if stated.exif == "stored" else "stored"
+        return (
+            f"annotations are taken to be of images as they are {stated.exif}, and {why}; "
+            f'ingest.exif = "{other}" takes them for the other'
+        )
+
     def notes(self) -> Iterator[str]:
         """What a user should know."""
         counts = {name: len(item.image_sizes) for name, item in self.whole.items()}
         num_objects = sum(len(item.object_sides) for item in self.whole.values())
+        left_out = self.stated.count - sum(counts.values())
+        if left_out > _MANY * self.stated.count:
+            yield f"{left_out} of {self.stated.count} images are left out"
         yield (
             f"{counts['train']} images to train on and {counts['val']} to validate on, "
             f"{len(self.classes)} classes, {num_objects} objects"
@@ -127,11 +146,8 @@ class Found:
                 f"images are cut into {tiles['train']} and {tiles['val']} tiles of {self.tile.size} pixels, "
                 f"about {pixels * PNG_BYTES / 1e9:.2g} GB of files"
             )
-        if self.turned:
-            yield (
-                f"EXIF turns or mirrors {len(self.turned)} images ({_some(self.turned)}): boxes are taken "
-                "to be of an image as it is shown"
-            )
+        if turned := self.stated.turned:
+            yield f"EXIF turns or mirrors {len(turned)} images ({_some(turned)}): {self._reading()}"
         for split, what in zip(_SPLITS, ("learnt", "measured"), strict=True):
             if names := self.without(split):
                 yield f"no {split} object, so cannot be {what}: {names}"
@@ -152,8 +168,10 @@ def look(sources: Mapping[Split, SplitConfig], folder: Path, num_workers: int) -
     """
     tables, cut = folder / "tables", folder / "tiles"
     tables.mkdir()
+    stated = stated_images(sources.values())
     try:
-        summary = write_tables(IngestConfig(), sources, tables, num_workers)
+        config = IngestConfig(exif=stated.exif)
+        summary = write_tables(config, sources, tables, num_workers)
     except InvalidDataset as error:
         hints = ", or ".join(_ways_out(str(error)))
         raise InvalidDataset(f"{error}: {hints}" if hints else str(error)) from error
@@ -166,9 +184,7 @@ def look(sources: Mapping[Split, SplitConfig], folder: Path, num_workers: int) -
         write_tiles(tile, sources, tables, cut, num_workers)
         shown = {name: survey(Dataset(cut), name) for name in sources}
     refused = reasons(summary["refused"])
-    names = [(split, name) for split in sources for name in _file_names(dataset, split)]
-    turned = [name for split, name in names if is_turned(sources[split].images / name)]
-    return Found(whole, shown, tile, dataset.things, refused, summary["warnings"], turned)
+    return Found(whole, shown, tile, dataset.things, refused, summary["warnings"], stated)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,17 +244,6 @@ def _part_matched(expression: str, names: Sequence[str]) -> str | None:
 def _ways_out(said: str) -> Iterator[str]:
     if FILE_MISSING in said:
         yield "give as --images the folder that its file names are relative to"
-    if SIZE_BEFORE_EXIF in said:
-        yield "where EXIF turns images annotate them as they are shown, or drop its entry"
-
-
-def _file_names(dataset: Dataset, split: Split) -> list[str]:
-    """Of the accepted images, and of those that were refused because EXIF turns them."""
-    accepted = [row["file_name"] for row in dataset.split_images(split)]
-    is_meant = pc.field("reason") == SIZE_BEFORE_EXIF
-    refused = dataset.refused.filter(is_meant)["record"].to_pylist()
-    own = [name.removeprefix(f"{split}/") for name in refused if name.startswith(f"{split}/")]
-    return accepted + own
 
 
 def _some(names: Sequence[str]) -> str:

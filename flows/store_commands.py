@@ -41,7 +41,7 @@ from flows.command_options import (
     tracked,
 )
 from flows.opened_contents import Contents, JsonOption, RemoteOption, opened
-from flows.readable import age, size
+from flows.readable import age, size, told_apart
 from flows.rebuilding import rebuilt_differences
 from flows.results import Read, flat_results, reports_of
 from tasks.execution.plan import Planner
@@ -280,8 +280,8 @@ def _numbers(read: Read, record: Record) -> Mapping[str, float]:
 def _show_differences(found: Mapping[str, Differences]) -> None:
     for topic, changes in found.items():
         typer.echo(topic)
-        for name, (before, after) in list(changes.items())[:_LINES_SHOWN]:
-            typer.echo(_LONG.sub(r"\1", f"  {name}: {before!r} → {after!r}"))
+        for name, pair in list(changes.items())[:_LINES_SHOWN]:
+            typer.echo(_LONG.sub(r"\1", f"  {name}: {' → '.join(told_apart(*pair))}"))
         if len(changes) > _LINES_SHOWN:
             typer.echo(f"  {len(changes) - _LINES_SHOWN} more, with --json all")
 

@@ -1,6 +1,7 @@
 """Shared fixtures: run-time shape checks, a tiny Scenes data set, a tiny generator."""
 
 import functools
+import gc
 import json
 import os
 import shutil
@@ -36,6 +37,11 @@ from safetensors.numpy import save_file
 
 hypothesis.settings.register_profile("loaded machine", deadline=None)
 hypothesis.settings.load_profile("loaded machine")
+
+
+def pytest_collection_finish():
+    """Leaves what was imported out of garbage collections, of which MMEngine has one for every data set."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,7 +11,9 @@ import pyarrow as pa
 
 from data.coco.files import NULL, CocoAnnotation
 from data.coco.records import Offence, SpanJob
+from data.ingest.image_checks import AcceptedImages
 from data.ingest.options import MaskMode
+from data.ingest.turning import turn_boxes, turn_mask
 from data.vocabulary.boxes import area as box_area
 from data.vocabulary.boxes import xywh_to_xyxy
 from data.vocabulary.masks import EncodedMasks, encode_segmentations
@@ -36,16 +38,14 @@ class AnnotationContext:
     Attributes:
         split: of the data set.
         is_thing: whether the file holds things.
-        image_ids: of the accepted images, ascending, int64 (num_images,).
-        sizes: their height and width, int32 (num_images, 2).
+        images: that were accepted.
         category_ids: of the file, int64 (num_categories,).
         masks: whether masks are encoded.
     """
 
     split: Split
     is_thing: bool
-    image_ids: np.ndarray
-    sizes: np.ndarray
+    images: AcceptedImages
     category_ids: np.ndarray
     masks: MaskMode
 
@@ -85,7 +85,7 @@ def checked_rows(
     image_ids = _column(records, "image_id", np.int64)
     category_ids = _column(records, "category_id", np.int64)
     boxes_xywh = _boxes_xywh(records)
-    sizes, known = image_sizes(context, image_ids)
+    sizes, known = image_sizes(context.images, image_ids)
     boxes, overhang = _clipped(boxes_xywh, sizes)
     refused = _first_reason(
         {
@@ -105,6 +105,7 @@ def checked_rows(
     crowds = _column(items, "iscrowd", np.bool_)
     masks = _masks(context.masks, items, sizes[kept])
     areas, other_areas = _areas(items, boxes, crowds, masks)
+    boxes, counts = _as_shown(context.images, image_ids[kept], boxes, masks.counts)
     mended: dict[str, Iterable[int]] = {
         BOX_CLIPPED: np.flatnonzero(overhang[kept] > _OVERHANG),
         "broken mask (box kept)": masks.broken,
@@ -124,7 +125,7 @@ def checked_rows(
         crowds,
         *(boxes[:, edge] for edge in range(len(BOX_COLUMNS))),
         areas,
-        pa.array(masks.counts, pa.string()),
+        pa.array(counts, pa.string()),
         _texts([item.difficulty for item in items]),
     ]
     arrays = [pa.array(column) for column in columns]
@@ -155,16 +156,21 @@ def _first_reason(reasons: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return rows
 
 
-def image_sizes(context: AnnotationContext, image_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def image_sizes(images: AcceptedImages, image_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Height and width of each annotation's image, ones where it is unknown; whether it is known."""
-    if not len(context.image_ids):
+    if not len(images.ids):
         return np.ones((len(image_ids), 2), np.int32), np.zeros(len(image_ids), bool)
+    rows = _image_rows(images, image_ids)
+    known = images.ids[rows] == image_ids
+    return np.where(known, images.sizes.T.take(rows, axis=1), 1).T, known
+
+
+def _image_rows(images: AcceptedImages, image_ids: np.ndarray) -> np.ndarray:
+    """Each annotation's row of the images, of which there are some; any where it has none."""
     order = np.argsort(image_ids)  # in order, the search stays in the processor's cache
     rows = np.empty(len(image_ids), np.int64)
-    rows[order] = np.searchsorted(context.image_ids, image_ids[order])
-    rows = rows.clip(max=len(context.image_ids) - 1)
-    known = context.image_ids[rows] == image_ids
-    return np.where(known, context.sizes.T.take(rows, axis=1), 1).T, known
+    rows[order] = np.searchsorted(images.ids, image_ids[order])
+    return rows.clip(max=len(images.ids) - 1)
 
 
 def _clipped(boxes_xywh: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -205,6 +211,22 @@ def _areas(
         "area differs from the mask's (mask's taken)": np.flatnonzero(wrong & masked),
         "area is not above 0, or infinite (box's taken)": np.flatnonzero(wrong & ~masked),
     }
+
+
+def _as_shown(
+    images: AcceptedImages, image_ids: np.ndarray, boxes: np.ndarray, counts: list[str | None]
+) -> tuple[np.ndarray, list[str | None]]:
+    """Boxes and masks of known images, turned where what is stated of them is to be."""
+    if np.all(images.orientations == 1):
+        return boxes, counts
+    rows = _image_rows(images, image_ids)
+    sizes, orientations = images.sizes[rows], images.orientations[rows]
+    turned = list(counts)
+    for row in np.flatnonzero(orientations != 1):
+        if (mask := counts[row]) is not None:
+            height, width = sizes[row].tolist()
+            turned[row] = turn_mask(mask, height, width, int(orientations[row]))
+    return turn_boxes(boxes, sizes, orientations), turned
 
 
 def _texts(raw: list[msgspec.Raw]) -> pa.Array:

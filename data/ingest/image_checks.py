@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 
@@ -12,11 +13,22 @@ from data.coco.files import CocoImage
 from data.coco.records import Offence, SpanJob, map_spans
 from data.coco.stream import CocoIndex
 from data.ingest.id_set import IdSet
+from data.ingest.options import ExifMode
 from data.ingest.refusals import Refusals
-from data.vocabulary.images import FILE_MISSING, MAX_PIXELS, image_problem, shown_size
+from data.vocabulary.images import (
+    FILE_MISSING,
+    FIRST_SIDEWAYS,
+    MAX_PIXELS,
+    SIZE_BEFORE_EXIF,
+    image_problem,
+    orientation,
+    shown_size,
+)
 from data.vocabulary.splits import Split
 from data.vocabulary.tables import IMAGES
 from data.workers import Workers
+
+SIZE_AFTER_EXIF = "size is that of the image as EXIF shows it"
 
 _BATCH = 256
 
@@ -29,25 +41,49 @@ class ImageContext:
         split: of the data set.
         root: folder that file names are relative to, absolute.
         look: whether the files are looked at; if not, what the JSON says is believed.
+        exif: whether what is stated is of images as EXIF shows them, or as they are stored.
     """
 
     split: Split
     root: Path
     look: bool
+    exif: ExifMode = "shown"
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRows:
-    """Rows of `images`, what was left out, and how many records that makes."""
+    """Rows of `images`, what was left out, and how many records that makes.
+
+    Attributes:
+        orientations: how what is stated of each row's image is to be turned, EXIF's; uint8 (num_rows,).
+    """
 
     batch: pa.RecordBatch
     offences: list[Offence]
     num_records: int
+    orientations: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedImages:
+    """The images of a split that annotations may be of.
+
+    Attributes:
+        ids: ascending, int64 (num_images,).
+        sizes: height and width as they are stated, int32 (num_images, 2).
+        orientations: how what is stated is to be turned, EXIF's; uint8 (num_images,).
+    """
+
+    ids: np.ndarray
+    sizes: np.ndarray
+    orientations: np.ndarray
 
 
 def image_rows(context: ImageContext, records: list[CocoImage]) -> ImageRows:
     """Check images, their files included; ids are taken to be unique."""
     names = [name_inside(context.root, item.file_name) for item in records]
+    orientations = [_orientation(context, name) for name in names]
+    records = [_shown(item, turn) for item, turn in zip(records, orientations, strict=True)]
     problems = [_problem(context, item, name) for item, name in zip(records, names, strict=True)]
     offences = [
         (problem, f"{context.split}/{printable(item.file_name) or item.id}")
@@ -65,7 +101,8 @@ def image_rows(context: ImageContext, records: list[CocoImage]) -> ImageRows:
     ]
     arrays = [pa.array(column, kind) for column, kind in zip(columns, IMAGES.types, strict=True)]
     batch = pa.RecordBatch.from_arrays(arrays, schema=IMAGES)
-    return ImageRows(batch, offences, len(records))
+    kept_orientations = np.array([orientations[row] for row in kept], np.uint8)
+    return ImageRows(batch, offences, len(records), kept_orientations)
 
 
 def unlabelled_rows(context: ImageContext, files: list[tuple[int, str]]) -> ImageRows:
@@ -91,6 +128,18 @@ def name_inside(root: Path, file_name: str) -> str | None:
     return None
 
 
+def _orientation(context: ImageContext, name: str | None) -> int:
+    """How what is stated of an image is to be turned: not at all where it is of the image as shown."""
+    return orientation(context.root / name) if name and context.exif == "stored" else 1
+
+
+def _shown(item: CocoImage, turn: int) -> CocoImage:
+    """An image with its size as it is shown."""
+    if turn < FIRST_SIDEWAYS:
+        return item
+    return msgspec.structs.replace(item, width=item.height, height=item.width)
+
+
 def _problem(context: ImageContext, item: CocoImage, name: str | None) -> str | None:
     if not item.file_name.isascii() and not is_unicode(item.file_name):
         return "file name is not UTF-8"
@@ -100,9 +149,13 @@ def _problem(context: ImageContext, item: CocoImage, name: str | None) -> str | 
         return "image of gigantic size"
     if name is None:
         return "file name leaves the image folder"
-    if not context.look:
-        return None
+    return _file_problem(context, item, name) if context.look else None
+
+
+def _file_problem(context: ImageContext, item: CocoImage, name: str) -> str | None:
     problem = image_problem(context.root / name, item.width, item.height)
+    if problem == SIZE_BEFORE_EXIF and context.exif == "stored":
+        return SIZE_AFTER_EXIF
     windows = problem == FILE_MISSING and "\\" in name
     return f"{FILE_MISSING}: its name has \\, as on Windows; write / for it" if windows else problem
 
@@ -122,6 +175,7 @@ class ImageReader:
     _fingerprints: IdSet = field(default_factory=IdSet)
     _ids: list[np.ndarray] = field(default_factory=list)
     _sizes: list[np.ndarray] = field(default_factory=list)
+    _orientations: list[np.ndarray] = field(default_factory=list)
 
     def read(self, index: CocoIndex, workers: Workers[ImageContext]) -> Iterator[ImageRows]:
         """Yield the rows of one file; images that an earlier file names alike are passed over.
@@ -133,19 +187,23 @@ class ImageReader:
             self.refusals.add_all(rows.offences)
             self._ids.append(rows.batch["image_id"].to_numpy().copy())
             sizes = np.stack([rows.batch["height"], rows.batch["width"]], axis=1)
-            self._sizes.append(sizes.astype(np.int32))
+            exchanged = rows.orientations[:, None] >= FIRST_SIDEWAYS
+            stated = np.where(exchanged, sizes[:, ::-1], sizes)
+            self._sizes.append(stated.astype(np.int32))
+            self._orientations.append(rows.orientations)
             yield rows
 
-    def accepted(self) -> tuple[np.ndarray, np.ndarray]:
-        """Ids ascending, int64 (n,), and their height and width, int32 (n, 2)."""
+    def accepted(self) -> AcceptedImages:
+        """The images of all files that were read."""
         ids = np.concatenate([np.zeros(0, np.int64), *self._ids])
         sizes = np.concatenate([np.zeros((0, 2), np.int32), *self._sizes])
+        orientations = np.concatenate([np.zeros(0, np.uint8), *self._orientations])
         order = np.argsort(ids)
-        return ids[order], sizes[order]
+        return AcceptedImages(ids[order], sizes[order], orientations[order])
 
     def _new_records(self, index: CocoIndex) -> Iterator[list[CocoImage]]:
         split, in_file = self.context.split, IdSet()
-        for records, malformed in map_spans(index, "images", _decode, Workers(None)):
+        for records, malformed in map_spans(index, "images", decode_images, Workers(None)):
             self.refusals.add_all((reason, f"{split}/{item}") for reason, item in malformed)
             ids = np.array([item.id for item in records], np.int64)
             repeated = ~in_file.add(ids)
@@ -160,7 +218,8 @@ class ImageReader:
                 yield new[start : start + _BATCH]
 
 
-def _decode(_: None, job: SpanJob) -> tuple[list[CocoImage], list[Offence]]:
+def decode_images(_: None, job: SpanJob) -> tuple[list[CocoImage], list[Offence]]:
+    """Decode the images of a span, as `SpanJob.decode`."""
     return job.decode(CocoImage)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -22,7 +21,7 @@ from data.ingest.box_forms import BoxForms
 from data.ingest.category_table import CategoryTable
 from data.ingest.groups import write_groups
 from data.ingest.id_set import IdSet
-from data.ingest.image_checks import ImageContext, ImageReader
+from data.ingest.image_checks import SIZE_AFTER_EXIF, AcceptedImages, ImageContext, ImageReader
 from data.ingest.image_progress import ImageProgress
 from data.ingest.options import IngestConfig, ScenesConfig, SplitConfig
 from data.ingest.panoptic import PanopticContext, panoptic_rows
@@ -32,6 +31,7 @@ from data.ingest.table_writer import TableWriter
 from data.ingest.tiles import cut_images, write_tiles
 from data.progress import Progress, silent
 from data.scenes.writing import write_scenes
+from data.vocabulary.images import SIZE_BEFORE_EXIF
 from data.vocabulary.splits import Split, split_folder
 from data.vocabulary.tables import IMAGES, OBJECTS, REFUSED, Dataset, write_table
 from data.workers import Workers
@@ -70,7 +70,8 @@ def ingest(
             whole, tables = tables, Path(folder) / "of tiles"
             tables.mkdir()
             tiled = write_tiles(config.tile, splits, whole, tables, num_workers)
-            summary |= {**tiled, "refused": [*summary["refused"], *tiled["refused"]]}
+            more = {name: [*summary[name], *tiled[name]] for name in ("refused", "warnings")}
+            summary |= tiled | more
             export_boxes(whole, "val", Dataset(tables).whole_instances_file)
             folders = {name: split.images for name, split in splits.items()}
             cut_images(tables, folders, out, num_workers, on_progress)
@@ -187,6 +188,7 @@ class _Ingestion:
                 images.flush()
                 objects.flush()
         self._check(counts)
+        self._warnings += self._other_frame()
         self._warnings += self._categories.warnings()
         folders = {name: split.images for name, split in splits.items()}
         self._warnings += shared_images(self._folder / "images.parquet", folders)
@@ -208,14 +210,12 @@ class _Ingestion:
         count: Counter[str],
     ) -> None:
         count.update(images=0, things=0, crowds=0, stuff=0)
-        image_ids, sizes = self._read_images(split, folder, files, images, count)
+        accepted = self._read_images(split, folder, files, images, count)
         seen = {True: IdSet(), False: IdSet()}
         for file in files:
             is_thing = file.kind == "things"
             known, things = self._categories.add(file.index, split, is_thing=is_thing)
-            against = AnnotationContext(
-                split, is_thing, image_ids, sizes, known, self._config.masks
-            )
+            against = AnnotationContext(split, is_thing, accepted, known, self._config.masks)
             forms = BoxForms(f"{file.kind} of split {split}")
             for found in self._rows(file, against, things):
                 forms.add(found)
@@ -227,7 +227,7 @@ class _Ingestion:
                     count["crowds"] += pc.sum(batch["is_crowd"]).as_py() or 0
                 if file.kind == "panoptic":
                     self._progress.advance(pc.count_distinct(batch["image_id"]).as_py())
-            forms.require_pixels(sizes)
+            forms.require_pixels(accepted.sizes)
             self._warnings += forms.warnings()
 
     def _rows(
@@ -249,10 +249,10 @@ class _Ingestion:
         files: list[_File],
         images: TableWriter,
         count: Counter[str],
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Write the images of a split; returns their ids and sizes, all that later checks need."""
+    ) -> AcceptedImages:
+        """Write the images of a split; returns all that later checks need of them."""
         root = Path(os.path.abspath(folder))  # noqa: PTH100  # links in it stay as they are
-        context = ImageContext(split, root, look=self._config.check_images)
+        context = ImageContext(split, root, self._config.check_images, self._config.exif)
         reader = ImageReader(context, self._refusals)
         with Workers(context, self._num_workers if context.look else 1) as workers:
             for file in files:
@@ -278,9 +278,18 @@ class _Ingestion:
             )
         for split, count in counts.items():
             if why := self._why_unusable(split, count):
-                told = "; ".join([why, *reasons(self._refusals.rows())])
+                told = "; ".join([why, *reasons(self._refusals.rows()), *self._other_frame()])
                 raise InvalidDataset(f"split {split} has {told}")
         self._categories.check_common()
+
+    def _other_frame(self) -> Iterator[str]:
+        """How images are read whose size is that of the other frame than `exif` says."""
+        for reason, frame in ((SIZE_BEFORE_EXIF, "stored"), (SIZE_AFTER_EXIF, "shown")):
+            if count := self._refusals.count(reason):
+                yield (
+                    f'{count} images are annotated as they are {frame}: ingest.exif = "{frame}" reads all '
+                    "annotations so"
+                )
 
     def _why_unusable(self, split: Split, count: Counter[str]) -> str | None:
         if not count["images"]:

@@ -4,9 +4,9 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from data.artifacts.digests import DigestMemory
 from data.artifacts.options import AddedLater, Options
@@ -15,6 +15,7 @@ from data.scenes.classes import THINGS
 from data.vocabulary.splits import Split, note_places
 
 MaskMode = Literal["rle", "none"]
+ExifMode = Literal["shown", "stored"]
 
 
 class SplitConfig(Options):
@@ -213,6 +214,11 @@ class IngestConfig(Options):
     check_images: bool = Field(
         True, description="Look at every image file; off: believe what the JSON says of them."
     )
+    exif: Annotated[ExifMode, AddedLater] = Field(
+        "shown",
+        description="What sizes, boxes and masks are of where EXIF turns or mirrors an image: the image as "
+        "it is shown, or as it is stored. Those of stored images are turned with them.",
+    )
     tile: Annotated[TileConfig | None, AddedLater] = Field(
         None, description="Cut the images into overlapping tiles, which take their place."
     )
@@ -231,6 +237,14 @@ class IngestConfig(Options):
         except re.error as error:
             raise ValueError(f"{value!r} is no expression: {error}") from error
         return value
+
+    @model_validator(mode="after")
+    def _is_looked_at(self) -> Self:
+        if self.exif == "stored" and not self.check_images:
+            raise ValueError(
+                "exif stored needs check_images, for the image files say how they turn"
+            )
+        return self
 
     @property
     def splits(self) -> dict[Split, SplitConfig]:

@@ -65,7 +65,7 @@ def panoptic_rows(context: PanopticContext, job: SpanJob) -> ObjectRows:
     records: list[CocoAnnotation] = []
     names: list[str] = []
     image_ids = np.array([item.image_id for item in annotations], np.int64)
-    sizes, known = image_sizes(context.objects, image_ids)
+    sizes, known = image_sizes(context.objects.images, image_ids)
     for annotation, size, is_known in zip(annotations, sizes.tolist(), known, strict=True):
         stuff = [
             item for item in annotation.segments_info if item.category_id not in context.thing_ids

@@ -52,6 +52,10 @@ class Refusals:
         """All reasons in one line, for messages."""
         return "; ".join(reasons(self.rows()))
 
+    def count(self, reason: str) -> int:
+        """Number of records of a reason."""
+        return self._counts[reason]
+
     @property
     def total(self) -> int:
         """Number of records concerned."""

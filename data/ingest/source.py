@@ -1,14 +1,15 @@
 """Identity of a COCO-format data set: the content of its files and of what their records name."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from data.artifacts.digests import DigestMemory, combined_digest
-from data.coco.files import CocoCategory
-from data.coco.records import Offence, SpanJob, map_spans, open_index
+from data.coco.files import CocoCategory, Id
+from data.coco.records import Offence, Record, SpanJob, map_spans, open_index
 from data.coco.stream import Section
 from data.ingest.image_checks import is_unicode, name_inside
 from data.workers import Workers
@@ -18,6 +19,13 @@ class _FileName(msgspec.Struct):
     """An entry of `images`, or of a panoptic file's `annotations`, of which the name alone is looked at."""
 
     file_name: str
+
+
+class _ImageOfObject(msgspec.Struct, gc=False):
+    """An entry of `annotations`, of which little is looked at."""
+
+    image_id: Id
+    iscrowd: bool | int | None = 0
 
 
 def source_digest(
@@ -84,6 +92,30 @@ def category_names(files: Iterable[Path], digests: DigestMemory) -> set[str]:
     return {name for names in found for name in names}
 
 
+@dataclass(frozen=True, slots=True)
+class ObjectCounts:
+    """How many objects a COCO file has.
+
+    Attributes:
+        objects: annotations.
+        images: that have one which is no crowd.
+    """
+
+    objects: int
+    images: int
+
+
+def object_counts(files: Iterable[Path], digests: DigestMemory) -> ObjectCounts:
+    """Count the well-formed annotations of COCO files that have no image in common.
+
+    Raises:
+        InvalidDataset: a file is not a COCO file.
+        OSError: a file cannot be read.
+    """
+    found = [digests.fact(path, "object counts", _object_counts) for path in files]
+    return ObjectCounts(*(sum(int(item[part]) for item in found) for part in range(2)))
+
+
 def _contents(folder: Path, file_names: Iterable[str], digests: DigestMemory) -> list[str]:
     """A line for each file that the records name, with the digest of its content."""
     root = Path(os.path.abspath(folder))  # noqa: PTH100  # links in it stay as they are
@@ -112,12 +144,26 @@ def _category_names(path: Path) -> list[str]:
     return _texts(path, "categories", CocoCategory, "name")
 
 
+def _object_counts(path: Path) -> list[str]:
+    count, images = 0, set[int]()
+    for item in _records(path, "annotations", _ImageOfObject):
+        count += 1
+        if not item.iscrowd:
+            images.add(item.image_id)
+    return [str(count), str(len(images))]
+
+
 def _texts(path: Path, section: Section, kind: type[msgspec.Struct], field: str) -> list[str]:
     """One field of every well-formed record of a section, where UTF-8 can write it."""
+    found = (getattr(item, field) for item in _records(path, section, kind))
+    return [text for text in found if is_unicode(text)]
 
-    def decode(_: None, job: SpanJob) -> tuple[list[msgspec.Struct], list[Offence]]:
+
+def _records(path: Path, section: Section, kind: type[Record]) -> Iterator[Record]:
+    """The well-formed records of a section."""
+
+    def decode(_: None, job: SpanJob) -> tuple[list[Record], list[Offence]]:
         return job.decode(kind)
 
-    spans = map_spans(open_index(path), section, decode, Workers(None))
-    found = (getattr(item, field) for items, _ in spans for item in items)
-    return [text for text in found if is_unicode(text)]
+    for items, _ in map_spans(open_index(path), section, decode, Workers(None)):
+        yield from items

@@ -8,6 +8,7 @@ from typing import BinaryIO, Literal, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
+from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
 from data.errors import InvalidDataset
 
@@ -23,6 +24,10 @@ ResizeFilter = Literal["bicubic", "bilinear"]
 FILE_MISSING = "image file missing"
 SIZE_DIFFERS = "size differs from the image file's"
 SIZE_BEFORE_EXIF = "size is that of the image file before EXIF turns it"
+TOO_DEEP = "image file of floats or 32-bit integers: save it with 8 or 16 bits"
+
+FIRST_SIDEWAYS = 5
+"""Of EXIF's orientations, which from here on exchange width and height."""
 
 Fact = TypeVar("Fact")
 
@@ -62,13 +67,16 @@ def image_problem(path: Path, width: int, height: int) -> str | None:
 def _problem(file: BinaryIO, width: int, height: int) -> str | None:
     try:
         image = Image.open(file, formats=FORMATS)
-        size = _shown_size(image)
+        size, is_too_deep = _shown_size(image), _is_too_deep(image)
     except (Image.DecompressionBombError, OSError, ValueError):
         raise
     except Exception:  # noqa: BLE001  # decoders raise anything over a broken header
         return "image file unreadable"
+    if is_too_deep:
+        return TOO_DEEP
     if size != (width, height):
-        return SIZE_BEFORE_EXIF if image.size == (width, height) else SIZE_DIFFERS
+        is_exchanged = size == (height, width) and _is_sideways(image)
+        return SIZE_BEFORE_EXIF if is_exchanged else SIZE_DIFFERS
     if not _has_trailer(file, image.format):
         try:
             file.seek(0)
@@ -83,9 +91,9 @@ def shown_size(path: Path) -> tuple[int, int] | None:
     return _of_header(path, _shown_size)
 
 
-def is_turned(path: Path) -> bool:
-    """Whether EXIF asks for an image to be turned or mirrored; not where it cannot be read."""
-    return (_of_header(path, _orientation) or 1) != 1
+def orientation(path: Path) -> int:
+    """How EXIF asks for an image to be turned or mirrored, 1 (as stored) to 8; 1 where it is unreadable."""
+    return _of_header(path, _orientation) or 1
 
 
 def difference_hash(path: Path) -> int | None:
@@ -121,15 +129,19 @@ def _of_header(path: Path, look: Callable[[Image.Image], Fact]) -> Fact | None:
 
 def _shown_size(image: Image.Image) -> tuple[int, int]:
     """Width and height after the rotation that EXIF asks for."""
-    return image.size[::-1] if _orientation(image) >= 5 else image.size
+    is_stored = image.format != "TIFF"  # whose size Pillow states as shown
+    return image.size[::-1] if is_stored and _is_sideways(image) else image.size
+
+
+def _is_sideways(image: Image.Image) -> bool:
+    return _orientation(image) >= FIRST_SIDEWAYS
 
 
 def _orientation(image: Image.Image) -> int:
-    """That of EXIF, from 1 (as stored) to 8; from 5 on width and height are exchanged."""
-    if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
-        # Pillow states a TIFF's size as shown, and would decode a PNG to look for EXIF at its end.
-        return 1
-    return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # Pillow would decode a PNG to look for EXIF at its end
+    found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return int(found) if found in range(1, 9) else 1  # as Pillow takes others
 
 
 def _has_trailer(file: BinaryIO, image_format: str | None) -> bool:
@@ -144,10 +156,12 @@ def read_rgb(path: Path) -> Image.Image:
     """Read an image as RGB, the way up that EXIF says.
 
     Raises:
-        InvalidDataset: the file is missing or not an image.
+        InvalidDataset: the file is missing, not an image, or none of 8 or 16 bits.
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
+            if _is_too_deep(image):
+                raise InvalidDataset(f"image {path} cannot be used: {TOO_DEEP}")
             return _as_rgb(ImageOps.exif_transpose(image))
     except (OSError, Image.DecompressionBombError) as error:
         raise InvalidDataset(f"image {path} cannot be read: {error}") from error
@@ -168,8 +182,18 @@ def read_square(path: Path, resolution: int, resize_filter: ResizeFilter = "bicu
     return np.asarray(rgb)
 
 
+def _is_too_deep(image: Image.Image) -> bool:
+    """Whether pixels are floats or 32-bit integers, of which nothing says what is black and what white.
+
+    OpenCV reads none of them. Pillow's mode I is of up to 16 bits in all formats but TIFF.
+    """
+    if isinstance(image, TiffImageFile):
+        return max(image.tag_v2.get(BITSPERSAMPLE, (1,))) > 16
+    return image.mode == "F"
+
+
 def _as_rgb(image: Image.Image) -> Image.Image:
     """Convert to RGB; 16-bit grey keeps its high byte, where Pillow's own conversion clips."""
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode.startswith("I"):  # such as I;16, or I itself
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0).astype(np.uint8))
     return image.convert("RGB")

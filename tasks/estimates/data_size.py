@@ -1,14 +1,19 @@
 """How large a run's data sets are, before they are ingested."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 from data.artifacts.digests import DigestMemory
 from data.ingest.options import IngestConfig, ScenesConfig, TileConfig, UnlabelledConfig
 from tasks.execution.graph import Graph, Step
+
+if TYPE_CHECKING:
+    from data.ingest.source import ObjectCounts
 
 _LOOKED_AT = 200
 """Image files whose sizes are averaged."""
@@ -23,6 +28,7 @@ class DataSize:
         pixels: of an image.
         file_bytes: of an image's file.
         objects: in an image, stuff included.
+        layouts: images by split that have a thing; None: nearly all do.
         is_drawn: whether the project makes the images.
         whole: the data set whose images were cut into these, which are tiles.
     """
@@ -31,6 +37,7 @@ class DataSize:
     pixels: float
     file_bytes: float
     objects: float
+    layouts: Mapping[str, float] | None = None
     is_drawn: bool = False
     whole: "DataSize | None" = None
 
@@ -74,7 +81,7 @@ def _size(step: Step, digests: DigestMemory) -> DataSize:
         scenes: ScenesConfig = options.scenes
         counts = {"train": scenes.num_train, "val": scenes.num_val, "spare": scenes.num_spare}
         return _of_scenes(counts, scenes.size)
-    from data.ingest.source import image_names  # noqa: PLC0415  # loads what Scenes need not
+    from data.ingest.source import image_names, object_counts  # noqa: PLC0415  # loads what Scenes need not
 
     found = {
         name: dict.fromkeys(chain(*(image_names(path, digests) for path in split.instance_files)))
@@ -82,7 +89,13 @@ def _size(step: Step, digests: DigestMemory) -> DataSize:
     }
     files = (options.splits["train"].images / name for name in found["train"])
     counts = {name: len(names) for name, names in found.items()}
-    return _of_files(counts, files, COCO.objects, options.tile)
+    things: dict[str, ObjectCounts] = {
+        name: object_counts(split.instance_files, digests) for name, split in options.splits.items()
+    }
+    stuff = [object_counts(split.stuff_files, digests) for split in options.splits.values()]
+    objects = sum(item.objects for item in [*things.values(), *stuff])
+    size = _of_files(counts, files, objects / max(sum(counts.values()), 1), options.tile)
+    return replace(size, layouts=_layouts(size, things))
 
 
 def _of_scenes(counts: Mapping[str, int], side: int) -> DataSize:
@@ -102,6 +115,17 @@ def _of_files(
     pixels = fmean(width * height for width, height in sizes.values())
     whole = DataSize(counts, pixels, fmean(path.stat().st_size for path in sizes), objects)
     return _in_tiles(whole, list(sizes.values()), tile) if tile else whole
+
+
+def _layouts(size: DataSize, things: Mapping[str, "ObjectCounts"]) -> dict[str, float]:
+    """Images that have a thing; of tiles as many as do where things lie anywhere: 1 - exp(-things a tile)."""
+    if size.whole is None:
+        return {name: min(things[name].images, count) for name, count in size.images.items()}
+    share, images = size.pixels / size.whole.pixels, size.whole.images
+    return {
+        name: -count * math.expm1(-share * things[name].objects / max(images[name], 1))
+        for name, count in size.images.items()
+    }
 
 
 def _in_tiles(whole: DataSize, sizes: Sequence[tuple[int, int]], tile: TileConfig) -> DataSize:

@@ -165,11 +165,14 @@ def _num_drawn(step: Step, facts: Facts) -> float:
 
 
 def _num_chosen(data: DataSize, split: Split, protocol: Protocol) -> float:
-    """Images whose layout a protocol chooses, estimated: all, or COCO's share of 3 to 8 objects."""
-    share = 1.0
+    """Images whose layout a protocol chooses, estimated: those with a thing, or COCO's share of 3 to 8."""
+    images = data.images.get(split, 0)
+    there = (
+        images if data.layouts is None or not protocol.min_objects else data.layouts.get(split, 0)
+    )
     if protocol.min_objects >= 3 and protocol.max_objects:
-        share = rates.CHOSEN_3_TO_8.get(split, 1.0)
-    return data.images.get(split, 0) * share
+        return min(images * rates.CHOSEN_3_TO_8.get(split, 1.0), there)
+    return there
 
 
 def _seconds_to_read(count: float, pixels: float) -> float:

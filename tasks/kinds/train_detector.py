@@ -11,11 +11,10 @@ from data.attributes.folds import first_image_ids, fold_image_ids, write_some
 from data.coco.box_noise import write_noisy
 from data.coco.export import export_objects
 from data.coco.image_sets import SyntheticSet
-from data.errors import InvalidConfig
 from data.vocabulary.splits import Split
 from data.vocabulary.tables import Dataset
 from models.detector.config_files import CocoFolder, Mixture, learning_rate
-from models.detector.options import DetectorTraining
+from models.detector.options import DetectorTraining, require_spare
 from models.detector.training import train_detector
 from tasks.execution.context import StepContext, Summary
 from tasks.execution.data_parallel import join_by_command, train_in_processes
@@ -123,12 +122,8 @@ def _parts(context: Context, dataset: Dataset) -> list[_Part]:
     synthetic = _synthetic_set(context) if "synthetic" in context.inputs else None
     if options.images == "real+spare" and synthetic:
         wanted = synthetic.provenance.num_rows
+        require_spare(dataset, wanted)
         spare = first_image_ids(dataset, "spare", wanted)
-        if len(spare) < wanted:
-            raise InvalidConfig(
-                f"the arm more-real needs as many spare images as the synthetic set has, {wanted}: "
-                f"ingest.spare has {len(spare)}"
-            )
     parts = []
     if options.images != "synthetic":
         parts += [_real_part(context, dataset, "train", real)]

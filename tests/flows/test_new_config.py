@@ -293,20 +293,44 @@ def test_turned_images_are_named(own, tmp_path):
     Image.new("RGB", size).save(tmp_path / "my/images/turned.jpg", exif=exif)
     write(tmp_path, document)
     notes = new(tmp_path)
-    assert any("turns or mirrors 1 images (turned.jpg)" in note for note in notes)
-    assert any("1 × size is that of the image file before EXIF turns it" in note for note in notes)
+    told = [note for note in notes if "turns or mirrors 1 images (turned.jpg)" in note]
+    assert 'as they are stored, and sizes say so of 1 of 1; ingest.exif = "shown"' in str(told)
 
 
-def test_where_all_images_are_turned_exif_is_named(own, tmp_path):
-    document = own(num_images=4)
-    exif = Image.Exif()
-    exif[0x0112] = 8
-    for item in document["images"]:
+def turn(tmp_path, document, orientations):
+    """Store the images with EXIF, which their annotations know nothing of."""
+    for item, orientation in zip(document["images"], orientations, strict=True):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
         path = tmp_path / "my/images" / item["file_name"]
         Image.new("RGB", (item["width"], item["height"])).save(path, format="JPEG", exif=exif)
-    write(tmp_path, document)
-    with pytest.raises(InvalidDataset, match=r"before EXIF turns it.*or drop its entry"):
-        new(tmp_path)
+
+
+@pytest.mark.parametrize("others", [8, 3])
+def test_annotations_of_images_as_stored_are_read_so_and_none_is_left_out(own, tmp_path, others):
+    document = own(num_images=12)
+    turn(tmp_path, document, [*[6] * 6, *[others] * 6])
+    notes = new(tmp_path)
+    assert written(tmp_path)["ingest"]["exif"] == "stored"
+    assert "9 images to train on and 3 to validate on" in notes[0]
+    assert not any("left out" in note or "EXIF turns it" in note for note in notes)
+    assert " are turned with the images" in (tmp_path / "my.toml").read_text()
+
+
+@pytest.mark.parametrize(("orientation", "told"), [(3, "no size tells"), (6, "5 of 12")])
+def test_where_few_sizes_say_so_annotations_are_of_images_as_shown(
+    own, tmp_path, orientation, told
+):
+    document = own(num_images=12)
+    turn(tmp_path, document, [orientation] * 12)
+    if orientation == 6:
+        for item in document["images"][:5]:
+            item["width"], item["height"] = item["height"], item["width"]
+        write(tmp_path, document)
+    notes = new(tmp_path, group_by="_00([0-9])")
+    assert "exif" not in written(tmp_path)["ingest"]
+    assert any(told in note and 'ingest.exif = "stored"' in note for note in notes)
+    assert (notes[0] == "7 of 12 images are left out") == (orientation == 6)
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ from PIL import EpsImagePlugin, Image
 from data.errors import InvalidDataset
 from data.vocabulary.images import (
     SIZE_BEFORE_EXIF,
+    TOO_DEEP,
     difference_hash,
     image_problem,
-    is_turned,
+    orientation,
     read_rgb,
     read_square,
 )
@@ -43,6 +44,8 @@ PICTURES = {
     "turned.png": (Image.fromarray(smooth()), rotated(8)),
     "turned.tif": (Image.fromarray(smooth()), rotated(6)),
     "16bit.png": (grey_16_bit(), {}),
+    "16bit.tif": (grey_16_bit(), {}),
+    "16bit.pgm": (grey_16_bit(), {}),
     "palette.png": (Image.fromarray(smooth()).convert("P"), {}),
     "alpha.png": (Image.fromarray(np.dstack([smooth(), smooth()[..., 0]])), {}),
     "grey-alpha.png": (Image.fromarray(smooth()).convert("LA"), {}),
@@ -58,8 +61,7 @@ def test_images_are_read_as_mmdetection_reads_them(tmp_path, name):
     theirs = np.ascontiguousarray(mmcv.imread(str(tmp_path / name))[..., ::-1])
     height, width = theirs.shape[:2]
     assert image_problem(tmp_path / name, width, height) is None
-    is_turned_by_exif = name in ("turned.jpg", "turned.png")
-    exchanged = SIZE_BEFORE_EXIF if is_turned_by_exif else "size differs from the image file's"
+    exchanged = SIZE_BEFORE_EXIF if "turned" in name else "size differs from the image file's"
     assert image_problem(tmp_path / name, height, width) == exchanged
     square = Image.fromarray(theirs).resize((64, 64), Image.Resampling.BICUBIC)
     difference = np.abs(np.asarray(square).astype(int) - read_square(tmp_path / name, 64))
@@ -78,6 +80,28 @@ def test_a_body_that_is_cut_short_is_found(tmp_path, suffix):
         assert problem in {"image file cut short or damaged", "image file unreadable"}
     path.write_bytes(buffer.getvalue())
     assert image_problem(path, WIDTH, HEIGHT) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels"),
+    [
+        ("integers.tif", np.full((HEIGHT, WIDTH), 70_000, np.int32)),
+        ("floats.tif", smooth()[..., 0].astype(np.float32) / 255),
+        ("floats.pgm", smooth()[..., 0].astype(np.float32) / 255),
+    ],
+)
+def test_pixels_of_which_nothing_says_what_is_white_are_refused(tmp_path, name, pixels):
+    Image.fromarray(pixels).save(path := tmp_path / name)
+    assert image_problem(path, WIDTH, HEIGHT) == TOO_DEEP
+    with pytest.raises(InvalidDataset, match=rf"{name} cannot be used: .* 8 or 16 bits"):
+        read_rgb(path)
+
+
+def test_signed_16_bits_are_read_as_opencv_reads_them(tmp_path):
+    pixels = smooth()[..., 0].astype(np.int16) * 128
+    mmcv.imwrite(pixels, str(path := tmp_path / "signed.tif"))
+    assert image_problem(path, WIDTH, HEIGHT) is None
+    assert (np.asarray(read_rgb(path)) == mmcv.imread(str(path))).all()
 
 
 def test_bytes_after_a_jpeg_do_no_harm(tmp_path):
@@ -102,11 +126,15 @@ def test_damaged_headers_are_named(tmp_path):
 def test_what_exif_turns_or_mirrors_is_known(name, tmp_path):
     picture, options = PICTURES[name]
     picture.save(tmp_path / name, **options)
-    is_stored_so = name == "turned.tif"  # which Pillow turns by itself
-    assert is_turned(tmp_path / name) == (
-        name.startswith(("turned", "mirrored")) and not is_stored_so
-    )
-    assert not is_turned(tmp_path / "missing.jpg")
+    assert orientation(tmp_path / name) == options.get("exif", {}).get(0x0112, 1)
+    assert orientation(tmp_path / "missing.jpg") == 1
+
+
+def test_an_orientation_that_is_none_turns_nothing(tmp_path):
+    Image.fromarray(smooth()).save(tmp_path / "a.jpg", **rotated(9))
+    assert orientation(tmp_path / "a.jpg") == 1
+    assert image_problem(tmp_path / "a.jpg", WIDTH, HEIGHT) is None
+    assert read_rgb(tmp_path / "a.jpg").size == (WIDTH, HEIGHT)
 
 
 def test_postscript_is_not_read_whatever_its_name(tmp_path, monkeypatch):

@@ -404,7 +404,7 @@ class Coins(BaseDataset):
 
     def __init__(self, count):
         self._count = count
-        super().__init__()
+        super().__init__(serialize_data=False)  # which collects all garbage there is
 
     def load_data_list(self):
         return [{} for _ in range(self._count)]

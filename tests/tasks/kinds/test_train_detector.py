@@ -161,10 +161,8 @@ def test_a_share_is_what_is_read_and_what_the_summary_says(context, with_spare, 
 
 @pytest.mark.filterwarnings("ignore")  # likewise
 def test_several_processes_train_one_detector_on_one_host_or_two(
-    with_spare, tmp_path, monkeypatch, run_on_two_hosts
+    with_spare, tmp_path, forked_ranks, run_on_two_hosts, by_fork
 ):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # it is set for the processes
-    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # likewise
     options = PRESETS["demo"]["train_scorer"] | {
         "num_epochs": 0,
         "num_iterations": 2,
@@ -182,13 +180,13 @@ def test_several_processes_train_one_detector_on_one_host_or_two(
     assert reports[-1][:2] == (2, 2)
     assert reports[-1][2].startswith("loss ")
     assert dict(Detector.load(out / "detector").categories) == with_spare.things
-    apart = run_on_two_hosts(train_detector, step.options, step.inputs)
+    apart = run_on_two_hosts(train_detector, step.options, step.inputs, by_fork)
     found, expected = (load_file(item / "detector" / "model.safetensors") for item in (apart, out))
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
 
 
 def test_fewer_spare_images_than_synthetic_ones_are_refused(context, dataset_with_few_spare):
-    with pytest.raises(InvalidConfig, match=r"the synthetic set has, 6: ingest\.spare has 2"):
+    with pytest.raises(InvalidConfig, match=r"the synthetic set has, 6: there are 2;"):
         _parts(context(images="real+spare"), dataset_with_few_spare)
 
 
