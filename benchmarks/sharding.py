@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from data.artifacts.options import Execution, ShardedOptions
-from data.scenes.scenes import write_unlabelled_scenes
+from data.scenes.writing import write_unlabelled_scenes
 from models.metrics.features import RandomFeatures, image_features
 from tasks.execution.context import StepContext
 from tasks.execution.shards import Make, run_shards

@@ -26,7 +26,7 @@ from models.detector.given_options import (
 )
 from models.detector.options import DetectorConfig, DetectorTraining, Fold
 from models.generator.drawing_options import SamplingConfig, SyntheticSetOptions
-from models.generator.options import pretraining_options
+from models.generator.pretraining_options import pretraining_options
 from models.metrics.options import (
     DETECTOR,
     SCORER,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from data.layouts.options import PROTOCOLS
-from models.generator.options import RELEASED_RATES
+from models.generator.recipes import RELEASED_RATES
 
 PresetName = Literal["smoke", "demo", "fine-tune", "coco-256", "coco-512"]
 

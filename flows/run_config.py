@@ -44,7 +44,9 @@ from models.generator.drawing_options import (
     ImageSize,
     SamplingConfig,
 )
-from models.generator.options import RECIPES, GeneratorConfig, PretrainingConfig
+from models.generator.options import GeneratorConfig
+from models.generator.pretraining_options import PretrainingConfig
+from models.generator.recipes import RECIPES
 from models.metrics.options import DETECTOR, SCORER
 
 

@@ -30,7 +30,7 @@ from data.ingest.shared_images import shared_images
 from data.ingest.table_writer import TableWriter
 from data.ingest.tiles import cut_images, write_tiles
 from data.progress import Progress, silent
-from data.scenes.scenes import write_scenes
+from data.scenes.writing import write_scenes
 from data.vocabulary.images import SIZE_BEFORE_EXIF
 from data.vocabulary.splits import Split, split_folder
 from data.vocabulary.tables import IMAGES, OBJECTS, REFUSED, Dataset, write_table

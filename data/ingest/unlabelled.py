@@ -14,7 +14,7 @@ from data.ingest.options import UnlabelledConfig
 from data.ingest.refusals import Refusals
 from data.ingest.table_writer import TableWriter
 from data.progress import Progress, silent
-from data.scenes.scenes import write_unlabelled_scenes
+from data.scenes.writing import write_unlabelled_scenes
 from data.vocabulary.splits import split_folder
 from data.vocabulary.tables import IMAGES, REFUSED
 from data.workers import Workers

@@ -9,15 +9,14 @@ import numpy as np
 from data.layouts.layout import Layout, PerceptionAttribute
 from data.scenes.classes import FIRST_STUFF_ID
 from data.scenes.scenes import (
-    MIN_VISIBLE_PIXELS,
     Scene,
     SceneObject,
     render_scene,
     sample_litter,
     sample_object,
     sample_scene,
-    thing_annotations,
 )
+from data.scenes.writing import MIN_VISIBLE_PIXELS, thing_annotations
 
 
 @dataclass(frozen=True, slots=True)

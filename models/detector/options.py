@@ -13,13 +13,7 @@ from data.attributes.options import VerificationOptions
 from data.errors import InvalidConfig
 from models.detector.config_sources import config_files, dotted, named_weights, weights_in
 from models.precision import require_gpu
-from models.process_options import (
-    DistributedBackend,
-    NumNodes,
-    RdzvEndpoint,
-    check_backend,
-    check_hosts,
-)
+from models.process_options import DistributedOptions
 
 if TYPE_CHECKING:
     from data.vocabulary.tables import Dataset
@@ -40,7 +34,7 @@ def config_digest(name: str, digests: DigestMemory) -> str:
     return combined_digest(digests.files(config_files(name)))
 
 
-class DetectorConfig(Options):
+class DetectorConfig(DistributedOptions):
     """Which MMDetection detector to train, and how."""
 
     config: str = Field(
@@ -97,9 +91,6 @@ class DetectorConfig(Options):
         description="Data-parallel processes that share a batch, one for each GPU. Another number is another "
         "result: each draws by itself, and many losses are averaged within each first.",
     )
-    num_nodes: NumNodes = 1
-    rdzv_endpoint: RdzvEndpoint = None
-    distributed_backend: DistributedBackend = "auto"
     checkpoint_interval: Annotated[int, RuntimeOnly] = Field(
         1000, ge=1, description="Steps between resumable checkpoints."
     )
@@ -117,11 +108,6 @@ class DetectorConfig(Options):
         return self
 
     @model_validator(mode="after")
-    def _hosts_find_each_other(self) -> Self:
-        check_hosts(self.num_processes, self.num_nodes, self.rdzv_endpoint)
-        return self
-
-    @model_validator(mode="after")
     def _one_length(self) -> Self:
         if bool(self.num_epochs) == bool(self.num_iterations):
             raise ValueError(
@@ -129,11 +115,6 @@ class DetectorConfig(Options):
                 "one of them must be 0 and the other say how long to train"
             )
         return self
-
-    @property
-    def num_gpus(self) -> int:
-        """One for each process of a host."""
-        return self.num_processes // self.num_nodes
 
     def iterations(self, num_real: int) -> int:
         """Optimiser steps of a training in which there are so many real images."""
@@ -262,7 +243,7 @@ class DetectorTraining(DetectorConfig):
         Raises:
             InvalidConfig: there is none.
         """
-        check_backend(self.distributed_backend)
+        super().check_without_data()
         if self.mixed_precision != "no":
             require_gpu("mixed_precision", self.mixed_precision)
 

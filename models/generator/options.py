@@ -20,14 +20,9 @@ from models.generator.hub import (
     missing_downloads,
     require_stable_diffusion,
 )
+from models.generator.recipes import RECIPES, RELEASED_RATES, RecipeName
 from models.precision import PRECISION_HELP, Precision, require_gpu
-from models.process_options import (
-    DistributedBackend,
-    NumNodes,
-    RdzvEndpoint,
-    check_backend,
-    check_hosts,
-)
+from models.process_options import DistributedOptions
 
 if TYPE_CHECKING:
     from data.vocabulary.tables import Dataset
@@ -36,32 +31,6 @@ logger = logging.getLogger(__name__)
 
 CODE_VERSION = 5
 """Of conditioning, training and sampling; bumped by hand when what they make changes."""
-
-RecipeName = Literal["ours", "geodiffusion"]
-
-RECIPES: dict[str, dict[str, Any]] = {
-    "ours": {},
-    "geodiffusion": {
-        "resize_filter": "bilinear",
-        "location_embedding": "raw",
-        "prompt_padding": "longest",
-        "foreground_overlap": "last",
-        "foreground_things_only": False,
-        "text_layer_decay": 0.95,
-        "embedding_rows": "all",
-        "schedule_stretch": 8.0,
-        "text_vector_decay": False,
-        "ema_decay": None,
-    },
-}
-"""Name to the options in which it differs from the defaults; `geodiffusion`: what the released scripts do."""
-
-RELEASED_RATES: dict[str, float] = {
-    "learning_rate": 1.5e-4,
-    "text_learning_rate": 0.75 * 1.5e-4,
-    "base_batch_size": 256,
-}
-"""Of the released scripts, for a batch of 8 × 32."""
 
 _TOO_FAR = 2.0
 """Factor from the released rate for each image from which on a user is told."""
@@ -97,7 +66,7 @@ class ProbeConfig(Options):
     sampling: SamplingConfig = SamplingConfig(sampler="unipc", num_inference_steps=20)
 
 
-class GeneratorConfig(Options):
+class GeneratorConfig(DistributedOptions):
     """How the layout-conditioned diffusion model is made and trained."""
 
     recipe: Annotated[RecipeName, RuntimeOnly] = Field(
@@ -252,9 +221,6 @@ class GeneratorConfig(Options):
     num_processes: Annotated[int, RuntimeOnly] = Field(
         1, ge=1, description="Data-parallel processes that share a batch, one for each GPU."
     )
-    num_nodes: NumNodes = 1
-    rdzv_endpoint: RdzvEndpoint = None
-    distributed_backend: DistributedBackend = "auto"
     checkpoint_interval: Annotated[int, RuntimeOnly] = Field(1000, ge=1, description="Steps.")
     keep_checkpoints: Annotated[int, RuntimeOnly] = Field(2, ge=1, description="Newest ones kept.")
 
@@ -271,11 +237,6 @@ class GeneratorConfig(Options):
                 f"num_epochs is {self.num_epochs:g} and num_steps {self.num_steps}: "
                 "one of them must be 0 and the other say how long to train"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _hosts_find_each_other(self) -> Self:
-        check_hosts(self.num_processes, self.num_nodes, self.rdzv_endpoint)
         return self
 
     @model_validator(mode="after")
@@ -336,11 +297,6 @@ class GeneratorConfig(Options):
         return super().keyed((*without, *idle))
 
     @property
-    def num_gpus(self) -> int:
-        """One for each process of a host."""
-        return self.num_processes // self.num_nodes
-
-    @property
     def protocol(self) -> Protocol:
         """Which layouts are trained on and probed."""
         return protocol_of(self.layouts, Protocol())
@@ -377,9 +333,9 @@ class GeneratorConfig(Options):
         Raises:
             InvalidConfig: there is no GPU.
         """
+        super().check_without_data()
         if self.mixed_precision == "fp16":
             require_gpu("train_generator.mixed_precision", "fp16")
-        check_backend(self.distributed_backend)
         if warning := self._rate_of_another_batch():
             logger.warning("%s", warning)
 
@@ -409,28 +365,3 @@ class GeneratorConfig(Options):
             f"{factor:.2g} times the rate for each image that was "
             f"released ({rate:g} at {batch:g}): base_batch_size is the batch that a rate is meant for"
         )
-
-
-class PretrainingConfig(Options):
-    """Training of the base model on unlabelled images, before the layouts of labelled ones."""
-
-    num_steps: int = Field(0, ge=0, description="Optimiser steps; 0: none.")
-    boxes: Literal["none", "pseudo"] = Field(
-        "pseudo",
-        description="Learn images alone, or with what the attribute detector finds in them (pseudo_labels).",
-    )
-
-
-def pretraining_options(config: GeneratorConfig, pretraining: PretrainingConfig) -> GeneratorConfig:
-    """Options of the pre-training of a generator that is to be trained with `config`.
-
-    Images without objects are trained on too, and there is neither a mask to learn nor a probe.
-    """
-    changes = {
-        "num_epochs": 0,
-        "num_steps": pretraining.num_steps,
-        "perception_weight": 0.0,
-        "layouts": config.protocol.model_copy(update={"min_objects": 0}),
-        "probe": ProbeConfig(interval=0),
-    }
-    return config.model_copy(update=changes)

@@ -22,7 +22,7 @@ PROGRAMS = {
     "scenes": (
         "import sys\n"
         "from pathlib import Path\n"
-        "from data.scenes.scenes import write_unlabelled_scenes\n"
+        "from data.scenes.writing import write_unlabelled_scenes\n"
         "def show(*report): print(report, flush=True)\n"
         "write_unlabelled_scenes(Path(sys.argv[1]), 10**5, num_workers=2, on_progress=show)"
     ),

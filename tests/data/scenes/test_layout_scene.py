@@ -7,7 +7,8 @@ import pytest
 
 from data.layouts.layout import PerceptionAttribute
 from data.scenes.layout_scene import draw_layout, scene_of
-from data.scenes.scenes import _labelled_scene, render_scene
+from data.scenes.scenes import render_scene
+from data.scenes.writing import _labelled_scene
 from data.vocabulary.boxes import iou, mask_to_box, xywh_to_xyxy
 from data.vocabulary.masks import decode_mask
 

@@ -5,15 +5,9 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from data.scenes.scenes import (
-    STUFF,
-    THINGS,
-    Scene,
-    SceneObject,
-    _litter_around,
-    render_scene,
-    write_scenes,
-)
+from data.scenes.classes import STUFF, THINGS
+from data.scenes.scenes import Scene, SceneObject, render_scene
+from data.scenes.writing import _litter_around, write_scenes
 from data.vocabulary.boxes import mask_to_box, xyxy_to_xywh
 
 

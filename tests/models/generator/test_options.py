@@ -16,7 +16,8 @@ from data.layouts.layout import read_layouts
 from data.layouts.options import Protocol
 from models.generator.drawing_options import SyntheticSetOptions
 from models.generator.modules import load_base_model
-from models.generator.options import RELEASED_RATES, GeneratorConfig, NewModelConfig, ProbeConfig
+from models.generator.options import GeneratorConfig, NewModelConfig, ProbeConfig
+from models.generator.recipes import RELEASED_RATES
 
 
 def foreign(options):

@@ -21,7 +21,8 @@ from models.generator.modules import (
     prepare_generator,
     save_base_model,
 )
-from models.generator.options import RECIPES, GeneratorConfig, NewModelConfig
+from models.generator.options import GeneratorConfig, NewModelConfig
+from models.generator.recipes import RECIPES
 from models.training.batches import batch_indices, make_batch, step_generator
 from models.training.loop import train_generator, train_step
 from models.training.metrics_file import read_metrics

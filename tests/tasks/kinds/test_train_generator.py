@@ -20,13 +20,8 @@ from data.layouts.options import Protocol
 from data.progress import silent
 from data.vocabulary.tables import DETECTIONS
 from models.generator.modules import load_generator
-from models.generator.options import (
-    GeneratorConfig,
-    NewModelConfig,
-    PretrainingConfig,
-    ProbeConfig,
-    pretraining_options,
-)
+from models.generator.options import GeneratorConfig, NewModelConfig, ProbeConfig
+from models.generator.pretraining_options import PretrainingConfig, pretraining_options
 from models.training.metrics_file import METRICS_NAME, read_metrics
 from tasks.catalogue import KINDS
 from tasks.execution.context import StepContext
