@@ -239,6 +239,19 @@ def test_a_set_is_of_images_with_a_thing(photographs):
     assert four.flops == pytest.approx(4 * one.flops)
 
 
+def test_cutting_tiles_takes_time_in_proportion_to_their_pixels(photographs):
+    train = labelled(photographs, (3, 0, 0, 0, 0))
+
+    def seconds(**tile):
+        given = {"train": train, "val": train, **({"tile": tile} if tile else {})}
+        return work("ingest", "smoke", {"ingest": given}).core_seconds
+
+    whole, apart, overlapping = seconds(), seconds(size=100), seconds(size=100, overlap=0.5)
+    num_pixels = [2 * 5 * number * 100**2 for number in (4 * 3, 5 * 3)]
+    assert overlapping - apart == pytest.approx((num_pixels[1] - num_pixels[0]) * 7e-8)
+    assert apart - whole == pytest.approx(num_pixels[0] * 7e-8 + 10 * (0.0012 + 60_000 * 2e-8))
+
+
 def test_the_size_of_images_is_that_of_image_files_alone(photographs, tmp_path):
     unlabelled = tmp_path / "unlabelled"
     unlabelled.mkdir()
