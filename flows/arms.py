@@ -67,6 +67,12 @@ def _arm_options(
     return {"images": images, "budget": budget, **mixture}, policy_of(arm) or retrain.policy
 
 
+def spare_users(retrain: RetrainConfig) -> list[str]:
+    """What has spare real images, as people call it."""
+    arms = ["the arm more-real"] if "more-real" in retrain.arms else []
+    return arms + [f"retrain.ruler {multiple:g}" for multiple in retrain.ruler if multiple > 1]
+
+
 def training_policies(retrain: RetrainConfig) -> list[AttributePolicy]:
     """Those of the synthetic training sets that the arms need."""
     needed = {arm.policy for arm in arms_of(retrain)}

@@ -13,6 +13,7 @@ import typer
 from rich.table import Table
 
 from data.artifacts.digests import DigestMemory
+from data.artifacts.identity import short_name
 from data.artifacts.manifest import Manifest
 from data.artifacts.records import read_records
 from data.artifacts.remote import default_remote
@@ -242,7 +243,7 @@ def plan(
             item.state,
             item.why,
             ", ".join([*after[:_INPUTS_SHOWN], *more]),
-            f"{step.kind.name}/{step.identity.key[:8]}",
+            short_name(step.identity.reference),
         )
     print_table(table)
     if expected.num_steps:

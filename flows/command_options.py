@@ -59,10 +59,12 @@ StudyOption = Annotated[
 
 
 def parse_assignment(text: str) -> dict[str, Any]:
-    """Turn `a.b=1` into nested options.
+    """Turn `a.b=1` into nested options; what is no JSON is text.
 
     >>> parse_assignment("train_generator.num_steps=500")
     {'train_generator': {'num_steps': 500}}
+    >>> parse_assignment("retrain.seeds=[0, 1]"), parse_assignment("a=null"), parse_assignment("a=text")
+    ({'retrain': {'seeds': [0, 1]}}, {'a': None}, {'a': 'text'})
 
     Raises:
         InvalidConfig: there is no `=`.

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -10,6 +11,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from rich.table import Table
 
 from data.artifacts.garbage import Garbage, cached, first
+from data.artifacts.identity import short_name
 from data.artifacts.inventory import find, short_keys, tree
 from data.artifacts.records import RECORDS_FOLDER, Record
 from data.artifacts.remote import default_remote
@@ -18,9 +20,10 @@ from data.artifacts.roots import Keep
 from data.artifacts.store import ArtifactStore, default_root
 from data.artifacts.store_contents import StoreContents
 from data.errors import ArtifactMissing, InvalidConfig
-from flows.command_options import print_table
+from data.progress import Progress
+from flows.command_options import print_table, shown_progress
 from flows.opened_contents import RemoteOption, opened
-from flows.readable import SECONDS, age, short_name, size
+from flows.readable import SECONDS, age, size
 
 app = typer.Typer()
 
@@ -61,7 +64,7 @@ def gc(
     earlier = sum(item.bytes for item in contents.earlier(kept))
     cached: list[Garbage] = []
     if limit is not None:
-        found, cached = _down_to(_bytes("--limit", limit), kept, found, earlier)
+        found, cached = _down_to(_bytes("--limit", limit), kept, found, earlier, read=apply)
     done: set[str] = set()
     if apply and isinstance(contents, StoreContents):
         done = {item.path for item in contents.collect(kept, found, cached)}
@@ -83,22 +86,38 @@ def gc(
 
 
 def _down_to(
-    limit: int, keep: Keep, found: Sequence[Garbage], earlier: int
+    limit: int, keep: Keep, found: Sequence[Garbage], earlier: int, *, read: bool
 ) -> tuple[list[Garbage], list[Garbage]]:
-    """What brings the store to a size: of the garbage, and if need be of what the remote has too."""
+    """What brings the store to a size: of the garbage, and if need be of what the remote has too.
+
+    Args:
+        read: take what the remote has only where all of its bytes there are right.
+    """
     store = ArtifactStore(default_root())
     over = tree(store.root)[0] - earlier - limit
     chosen = first(found, over)
     over -= sum(item.bytes for item in chosen)
     remote = default_remote() if over > 0 else None
     if remote:
-        mirrored = RemoteContents(remote).backs_up(store, keep)
-        more = cached(store, keep, mirrored - {item.path for item in chosen}, over)
+        mirror = RemoteContents(remote)
+        mirrored = mirror.backs_up(store, keep) - {item.path for item in chosen}
+        with shown_progress("gc") as progress:
+            whole = [partial(_is_whole, mirror, progress)] if read else []
+            more = cached(store, keep, mirrored, over, *whole)
     else:
         more = []
     if (left := over - sum(item.bytes for item in more)) > 0:
         typer.echo(f"{size(left)} over the limit stay: young, pinned, in use or not on a remote")
     return chosen, more
+
+
+def _is_whole(mirror: RemoteContents, progress: Progress, reference: str) -> bool:
+    """Whether an artifact's bytes on a mirror are right; says which file's are not."""
+    progress(0, 1, f"reads {short_name(reference)} on the remote")
+    damaged = mirror.damage(reference)
+    for name in damaged:
+        typer.echo(f"kept, for on the remote it is damaged: {mirror.where(reference, name)}")
+    return not damaged
 
 
 def _show(

@@ -266,7 +266,7 @@ def training_set_nodes(config: RunConfig, detector: str | None) -> Iterator[Node
     if options and options.by == "detector" and detector:
         judge = detector
     elif options and policies and given and not isinstance(given, ScorerResults):
-        judge = "import judge"
+        judge = "import judge of training sets"  # evaluate.scorers may have a "judge"
         yield _given_scorer(judge, stage, given)
     for policy in policies:
         drawn = _set_name("train", policy)

@@ -1,16 +1,11 @@
-"""Keys, sizes and ages as people read them."""
+"""Sizes and ages as people read them."""
 
 import time
+from typing import Any
 
 from pydantic import ByteSize
 
 SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800}
-
-
-def short_name(reference: str, key: str = "") -> str:
-    """How people read `kind/key`: with the beginning of the key that is given, or eight digits."""
-    kind, _, whole = reference.partition("/")
-    return f"{kind}/{key or whole[:8]}"
 
 
 def size(count: int) -> str:
@@ -27,3 +22,20 @@ def age(changed: float) -> str:
     passed = max(time.time() - changed, 0)
     unit = next((name for name in ("d", "h", "min") if passed >= SECONDS[name]), "s")
     return f"{passed / SECONDS[unit]:.0f} {unit}"
+
+
+def told_apart(before: Any, after: Any) -> tuple[str, str]:
+    """Two values that differ, their decimals with six digits, or with as many as tell them apart.
+
+    >>> told_apart(0.1 + 0.2, None), told_apart(0.1 + 0.2, 0.3)
+    (('0.3', 'None'), ('0.30000000000000004', '0.3'))
+    """
+    for digits in range(6, 18):
+        shown = _decimal(before, digits), _decimal(after, digits)
+        if shown[0] != shown[1]:
+            break
+    return shown
+
+
+def _decimal(value: Any, digits: int) -> str:
+    return f"{value:.{digits}g}" if isinstance(value, float) else repr(value)

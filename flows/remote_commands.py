@@ -32,13 +32,16 @@ NamesArgument = Annotated[
 def push(names: NamesArgument = None) -> None:
     """Put artifacts, and records of runs, on the remote; status 1 where one is refused.
 
-    What is there stays, and an interrupted push goes on with what it had not sent.
+    With an artifact goes the record of the newest run that has it. What is there stays, and an interrupted
+    push goes on with what it had not sent.
     """
     remote, store = required_remote(), ArtifactStore(default_root())
     require_store(store.root)
     records = {record.id: record for record in read_records(store.root)}
     runs, chosen = _chosen(names, artifacts(store.root), list(records), records.__getitem__)
-    for run in runs:
+    there = {step.reference for run in runs for step in records[run].steps}
+    others = _records_with(set(chosen) - there, records.values())
+    for run in [*runs, *(record.id for record in others)]:
         remote.push_record(store.root, run)
 
     def send(reference: str) -> str:
@@ -57,11 +60,12 @@ def pull(names: NamesArgument = None) -> None:
     With an artifact comes the record of the newest run that has it.
     """
     remote, store = required_remote(), ArtifactStore(default_root())
-    runs, chosen = _chosen(names, remote.references(), remote.record_ids(), remote.record)
+    ids = remote.record_ids()
+    runs, chosen = _chosen(names, remote.references(), ids, remote.record)
     require_fit(store.root)
     records = [remote.pull_record(store.root, run) for run in runs]
     there = {step.reference for record in records for step in record.steps}
-    for record in _records_with(set(chosen) - there, remote):
+    for record in _records_with(set(chosen) - there, map(remote.record, ids)):
         add_record(store.root, record)
 
     def fetch(reference: str) -> str:
@@ -76,16 +80,18 @@ def pull(names: NamesArgument = None) -> None:
     _carry_out("pull", fetch, chosen)
 
 
-def _records_with(references: AbstractSet[str], remote: Remote) -> Iterator[Record]:
-    """Records of the newest runs on the remote that between them have these artifacts, as far as any has."""
-    left = references
-    for record in map(remote.record, remote.record_ids() if left else ()):
+def _records_with(references: AbstractSet[str], records: Iterable[Record]) -> Iterator[Record]:
+    """Those of the newest runs that between them have these artifacts, as far as any has.
+
+    Args:
+        records: the newest first; no more are read than it takes.
+    """
+    left, unread = references, iter(records)
+    while left and (record := next(unread, None)):
         steps = {step.reference for step in record.steps}
         if left & steps:
             left = left - steps
             yield record
-        if not left:
-            return
 
 
 def _chosen(

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -9,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from data.attributes.options import VerificationOptions
 from data.layouts.options import POLICIES, AttributePolicy
 from models.detector.options import Budget, DetectorConfig
-from models.metrics.options import MAIN
+from models.metrics.options import DETECTOR, MAIN
 
 _NAME = re.compile("[a-z0-9]+(_[a-z0-9]+)*")
 
@@ -106,7 +107,8 @@ class RetrainConfig(BaseModel):
     @field_validator("others")
     @classmethod
     def _names(cls, values: dict[str, Any]) -> dict[str, Any]:
-        return named(values, MAIN)
+        of_attributes = "detector_map_real is the mAP of the detector that gives the attributes"
+        return named(values, {MAIN: "retrain.detector is called so", DETECTOR: of_attributes})
 
     @model_validator(mode="after")
     def _noise_is_seen(self) -> Self:
@@ -116,6 +118,17 @@ class RetrainConfig(BaseModel):
                 "box_noise is lost where copy-paste takes boxes from masks: leave real+copy-paste out, and "
                 "augmentation=flip"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _pasting_is_another_arm(self) -> Self:
+        for name, item in self.detectors.items():
+            if item.augmentation == "copy-paste" and "real+copy-paste" in self.arms:
+                place = "detector" if name == MAIN else f"others.{name}"
+                raise ValueError(
+                    f"{place}.augmentation is copy-paste, with which the arm real+copy-paste is real again: "
+                    "leave that arm out, or augmentation=flip"
+                )
         return self
 
     @model_validator(mode="after")
@@ -187,13 +200,17 @@ def ruler_arm(multiple: float) -> str:
     return f"real x {multiple:g}"
 
 
-def named(values: dict[str, Any], *reserved: str) -> dict[str, Any]:
-    """Refuse names that would not be told apart in tables, keys and numbers."""
+def named(values: dict[str, Any], reserved: Mapping[str, str]) -> dict[str, Any]:
+    """Refuse names that would not be told apart in tables, keys and numbers.
+
+    Args:
+        reserved: names that are taken, and why.
+    """
     for name in values:
-        if name in reserved or not _NAME.fullmatch(name):
-            raise ValueError(
-                f"{name!r} cannot be a name: use small letters, digits and single _, and not {reserved}"
-            )
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r} cannot be a name: use small letters, digits and single _")
+        if name in reserved:
+            raise ValueError(f"{name!r} cannot be a name: {reserved[name]}")
     return values
 
 

@@ -236,7 +236,14 @@ class EvaluationConfig(_Section):
     @field_validator("scorers")
     @classmethod
     def _names(cls, values: dict[str, Any]) -> dict[str, Any]:
-        return named(values, SCORER, DETECTOR)
+        reserved = {
+            f"{name}_{end}": f"limits of recalls by {name} are called so"
+            for name in (DETECTOR, *values)
+            for end in ("low", "high")
+        }
+        reserved[SCORER] = "evaluate.scorer is called so"
+        reserved[DETECTOR] = "the detector that gives the attributes is called so"
+        return named(values, reserved)
 
 
 class RunConfig(HintingModel):

@@ -8,7 +8,7 @@ from data.artifacts.store import ArtifactStore
 from data.attributes.options import VerificationOptions
 from data.errors import InvalidConfig
 from data.layouts.options import POLICIES
-from flows.arms import arms_of, training_policies
+from flows.arms import arms_of, spare_users, training_policies
 from flows.nodes import (
     INGEST,
     TRAINED_SCORER,
@@ -26,7 +26,12 @@ from flows.nodes import (
 )
 from flows.retrain_config import is_mixed
 from flows.run_config import RunConfig, ScorerResults, changes_to_preset, has_data, meant
+from models.detector.given_options import DetectorFolder, DetectorSource
+from models.detector.options import require_real
 from models.generator.drawing_options import check_classes
+from models.metrics.options import SCORER
+from tasks.catalogue import KINDS
+from tasks.execution.context import artifact_name
 from tasks.execution.graph import Graph, Node, Step, resolve
 
 STAGES = {
@@ -55,9 +60,11 @@ def run_graph(config: RunConfig, digests: DigestMemory, missing: Collection[str]
     """
     try:
         _check(config, digests)
-        return resolve(list(_nodes(config, missing)), digests)
+        graph = resolve(list(_nodes(config, missing)), digests)
     except OSError as error:
         raise InvalidConfig(f"{error.filename} cannot be read: {error.strerror}") from error
+    _check_judge(config, graph)
+    return graph
 
 
 def outline(config: RunConfig) -> Graph:
@@ -114,7 +121,16 @@ def _uses(config: RunConfig) -> dict[str, tuple[bool, str]]:
     pseudo = "self-training" in retrain.arms or (is_pretrained and pretraining.boxes == "pseudo")
     mixed = any(map(is_mixed, retrain.arms)), "an arm with other images than the training images"
     real = any(arm.options.get("images") != "synthetic" for arm in arms_of(retrain))
+    unlabelled = (
+        is_pretrained or "self-training" in retrain.arms,
+        "the arm self-training or pretrain_generator.num_steps",
+    )
+    spare = bool(spare_users(retrain)), "the arm more-real or a retrain.ruler above 1"
     return {
+        "ingest.unlabelled": unlabelled,
+        "ingest.scenes.num_unlabelled": unlabelled,
+        "ingest.spare": spare,
+        "ingest.scenes.num_spare": spare,
         "retrain.verification": (bool(training_policies(retrain)), "an arm with synthetic images"),
         "retrain.added_share": mixed,
         "retrain.real_only_end": mixed,
@@ -173,10 +189,24 @@ def _check(config: RunConfig, digests: DigestMemory) -> None:
         )
     if config.retrain.verification:
         _check_verification(config, config.retrain.verification)
+    _check_spare(config)
+
+
+def _check_spare(config: RunConfig) -> None:
+    """Refuse what needs spare images where there are none, and a ruler that Scenes are too few for."""
+    users, scenes = spare_users(config.retrain), config.ingest.scenes
+    if users and not (config.ingest.spare if config.ingest.splits else scenes.num_spare):
+        raise InvalidConfig(
+            f"{users[0]} needs spare real images: give ingest.spare (of Scenes their number, "
+            "ingest.scenes.num_spare), or leave it out"
+        )
+    if not config.ingest.splits and not config.ingest.tile:
+        for multiple in config.retrain.ruler:
+            require_real(multiple, scenes.num_train, scenes.num_spare)
 
 
 def _check_verification(config: RunConfig, options: VerificationOptions) -> None:
-    """Refuse a judge that cannot look at training sets, or is not the one that it is said to be."""
+    """Refuse a judge that cannot look at training sets, and a threshold below what is kept for it."""
     scoring, scorer = config.extract_attributes.scoring, config.evaluate.scorer
     if options.by == "detector" and scoring.results:
         raise InvalidConfig(
@@ -188,21 +218,41 @@ def _check_verification(config: RunConfig, options: VerificationOptions) -> None
             "retrain.verification.by is scorer, and evaluate.scorer has results of other sets: give a "
             "detector there and the results among evaluate.scorers, or take by=detector"
         )
-    judge, attribute_detector = (
-        scorer or config.train_scorer,
-        scoring.detector or config.train_detector,
-    )
-    if options.by == "scorer" and not scoring.results and judge == attribute_detector:
-        raise InvalidConfig(
-            "retrain.verification.by is scorer, and that is the detector that gives the attributes: "
-            "give another one in evaluate.scorer, or say by=detector"
-        )
     if options.score_threshold < scoring.score_threshold:
         raise InvalidConfig(
             f"retrain.verification.score_threshold {options.score_threshold:g} is below "
             f"extract_attributes.scoring.score_threshold {scoring.score_threshold:g}, under which detections "
             "of training images are not kept: lower the latter too"
         )
+
+
+def _check_judge(config: RunConfig, graph: Graph) -> None:
+    """Refuse a verification by a judge that is not the one that it is said to be."""
+    if config.retrain.verification is None or config.retrain.verification.by != "scorer":
+        return
+    of_scorer, of_attributes = (
+        _marks(graph.find(name).inputs.get("detector"))
+        for name in (f"score real by {SCORER}", "detect val")
+    )
+    if of_scorer & of_attributes:
+        raise InvalidConfig(
+            "retrain.verification.by is scorer, and that is the detector that gives the attributes: "
+            "give another one in evaluate.scorer, or say by=detector"
+        )
+
+
+def _marks(detector: Step | None) -> set[str]:
+    """What a detector is known by: its artifact; of a given one its files, and the artifact that has them."""
+    if detector is None:
+        return set()
+    marks = {detector.identity.reference}
+    if isinstance(detector.options, DetectorSource):
+        marks.add(" ".join(sorted(detector.identity.foreign.values())))
+        source = detector.options.source
+        artifact = source.folder.resolve().parent if isinstance(source, DetectorFolder) else None
+        if artifact and artifact.parent.name in KINDS:
+            marks.add(artifact_name(artifact))
+    return marks
 
 
 def _nodes(config: RunConfig, missing: Collection[str]) -> Iterator[Node]:

@@ -101,8 +101,8 @@ def study(config: StudyParameter, num_cores: int | None = None) -> State[Any]:
 
 def _run(request: Request, num_cores: int | None) -> State[Any]:
     """Record a graph and obtain its steps, or a stage's; an error of the user's becomes a failed state."""
-    store = ArtifactStore(default_root())
     try:
+        store = ArtifactStore(default_root())
         with (
             StepProgress("digest files") as progress,
             DigestMemory(store.root, progress) as digests,
@@ -147,6 +147,7 @@ def _obtain(workshop: Workshop, steps: Sequence[Step]) -> State[Any]:
         check(store, steps)
         _submit(workshop, steps, futures)
         wait(list(futures.values()))
+        workshop.share_late()
     except BaseException as error:
         if not isinstance(error, Exception):
             # A signal: it may have ended a temporary server too, which nobody is to wait for.

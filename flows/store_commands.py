@@ -18,6 +18,7 @@ from data.artifacts.comparison import (
     run_differences,
 )
 from data.artifacts.digests import DigestMemory
+from data.artifacts.identity import short_name
 from data.artifacts.inventory import find, short_keys
 from data.artifacts.listing import Found, Listed, listed
 from data.artifacts.manifest import Manifest
@@ -40,7 +41,7 @@ from flows.command_options import (
     tracked,
 )
 from flows.opened_contents import Contents, JsonOption, RemoteOption, opened
-from flows.readable import age, short_name, size
+from flows.readable import age, size, told_apart
 from flows.rebuilding import rebuilt_differences
 from flows.results import Read, flat_results, reports_of
 from tasks.execution.plan import Planner
@@ -279,8 +280,8 @@ def _numbers(read: Read, record: Record) -> Mapping[str, float]:
 def _show_differences(found: Mapping[str, Differences]) -> None:
     for topic, changes in found.items():
         typer.echo(topic)
-        for name, (before, after) in list(changes.items())[:_LINES_SHOWN]:
-            typer.echo(_LONG.sub(r"\1", f"  {name}: {before!r} → {after!r}"))
+        for name, pair in list(changes.items())[:_LINES_SHOWN]:
+            typer.echo(_LONG.sub(r"\1", f"  {name}: {' → '.join(told_apart(*pair))}"))
         if len(changes) > _LINES_SHOWN:
             typer.echo(f"  {len(changes) - _LINES_SHOWN} more, with --json all")
 

@@ -5,7 +5,6 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, cast
 from uuid import UUID
 
@@ -23,6 +22,7 @@ from rich import progress as rich_progress
 from rich.console import Console
 from rich.table import Column
 
+from data.artifacts.identity import short_name
 from data.artifacts.manifest import Manifest
 from data.errors import PipelineError
 from tasks.execution.context import WARNINGS
@@ -40,9 +40,6 @@ _NUM_RETRIES = 2
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-
-_DIGITS = 8
-"""Of a key, under a card's name, where more is cut off: the command line finds it by those."""
 
 _BESIDE_NAME = 45
 """Columns of a terminal: count, time, and status, which would be cut off beside a longer name."""
@@ -128,12 +125,7 @@ class StepProgress:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             _bars.stop_task(self._bar)
             if all(item.stop_time is not None for item in _bars.tasks):
@@ -214,8 +206,7 @@ def _show(workshop: Workshop, step: Step, manifest: Manifest) -> None:
     key = artifact_key(step.name)
     card = folder / CARD_NAME
     if card.is_file():
-        short = f"{manifest.kind}/{manifest.key[:_DIGITS]}"
-        text = card.read_text()
+        text, short = card.read_text(), short_name(manifest.reference)  # more of it is cut off
         _server.show(create_markdown_artifact, text, key=key, description=short)
     facts = {
         "artifact": str(folder),

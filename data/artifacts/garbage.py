@@ -1,6 +1,6 @@
 """Garbage collection: what nothing keeps goes to the trash, and is deleted by the next one."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -55,13 +55,18 @@ def garbage(store: ArtifactStore, keep: Keep, free: int | None = None) -> list[G
 
 
 def cached(
-    store: ArtifactStore, keep: Keep, mirrored: AbstractSet[str], free: int
+    store: ArtifactStore,
+    keep: Keep,
+    mirrored: AbstractSet[str],
+    free: int,
+    is_whole: Callable[[str], bool] = lambda reference: True,
 ) -> list[Garbage]:
     """Find what the mirror has too and runs alone need, the longest unused first.
 
     Args:
         mirrored: `kind/key` of what may be had from there again.
         free: bytes that suffice.
+        is_whole: asked of one after the other, until so much is found; where it says no another one is taken.
 
     Raises:
         PipelineError: what a run or an artifact needs is not known.
@@ -76,7 +81,8 @@ def cached(
         if item in mirrored and item not in kept:
             changed = max(made_at(store.root, item), used.get(item, 0.0))
             found.append(Garbage(item, item, tree(store.root / item)[0], changed))
-    return first(sorted(found, key=lambda item: item.changed), free)
+    oldest = sorted(found, key=lambda item: item.changed)
+    return first((item for item in oldest if is_whole(item.reference)), free)
 
 
 def collect(
@@ -128,10 +134,8 @@ def _is_needed(store: ArtifactStore, roots: Roots, item: Garbage, now: datetime)
 
 def first(found: Iterable[Garbage], free: int | None) -> list[Garbage]:
     """As many as free so many bytes; all where that is None."""
-    chosen, freed = [], 0
-    for item in found:
-        if free is not None and freed >= free:
-            break
+    chosen, freed, left = [], 0, iter(found)
+    while (free is None or freed < free) and (item := next(left, None)):
         chosen.append(item)
         freed += item.bytes
     return chosen

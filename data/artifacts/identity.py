@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+KEY_DIGITS = 8
+"""Of a key, at least, where people read it; the command line finds it by them."""
+
 
 @dataclass(frozen=True)
 class StepIdentity:
@@ -42,3 +45,13 @@ class StepIdentity:
     def reference(self) -> str:
         """`kind/key`: the artifact's folder under the store's root."""
         return f"{self.kind}/{self.key}"
+
+
+def short_name(reference: str, key: str = "") -> str:
+    """How people read `kind/key`: with the beginning of the key that is given, or its first digits.
+
+    >>> short_name("ingest/0123456789abcdef")
+    'ingest/01234567'
+    """
+    kind, _, whole = reference.partition("/")
+    return f"{kind}/{key or whole[:KEY_DIGITS]}"

@@ -7,14 +7,13 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
+from data.artifacts.identity import KEY_DIGITS
 from data.artifacts.manifest import MANIFEST_NAME
 from data.artifacts.records import record_files
 from data.artifacts.store import WORK_FOLDER
 from data.errors import ArtifactMissing
 
 KEY = re.compile(r"[0-9a-f]{32}")
-_DIGITS = 8
-"""Of a key, at least, where people read it."""
 
 
 def require_store(root: Path) -> None:
@@ -95,7 +94,9 @@ def short_keys(references: Collection[str]) -> Mapping[str, str]:
     ordered = sorted(keys.values())
     shared = [len(os.path.commonprefix(pair)) for pair in pairwise(ordered)]  # noqa: RUF071  # of letters
     neighbours = zip(ordered, [0, *shared], [*shared, 0], strict=bool(ordered))
-    short = {key: key[: max(before + 1, after + 1, _DIGITS)] for key, before, after in neighbours}
+    short = {
+        key: key[: max(before + 1, after + 1, KEY_DIGITS)] for key, before, after in neighbours
+    }
     return {item: short[key] for item, key in keys.items()}
 
 

@@ -14,7 +14,7 @@ State = Literal["ok", "damaged", "unfinished", "unused", "remote"]
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class Found:
     """An artifact, or the work folder of one that is not finished.
 
     Attributes:
@@ -22,28 +22,27 @@ class Listed:
         state: by the sizes of its files; unused: intact, and in no run's record; remote: only there.
         bytes: of its files.
         changed: seconds since the epoch.
-        step: what the newest run that uses it calls it; empty where none does.
-        runs: records that use it, the newest first.
-        pinned: itself.
     """
 
     reference: str
     state: State
     bytes: int
     changed: float
-    step: str
-    runs: tuple[Record, ...]
-    pinned: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """An artifact, or what there is of one, as `Listed` has it."""
+class Listed(Found):
+    """What was found, and who uses it.
 
-    reference: str
-    state: State
-    bytes: int
-    changed: float
+    Attributes:
+        step: what the newest run that uses it calls it; empty where none does.
+        runs: records that use it, the newest first.
+        pinned: itself.
+    """
+
+    step: str
+    runs: tuple[Record, ...]
+    pinned: bool
 
 
 def in_store(store: ArtifactStore) -> Iterator[Found]:

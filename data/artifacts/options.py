@@ -1,6 +1,6 @@
 """Options of a kind of step, and which of them are part of a step's identity."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -84,6 +84,17 @@ class Options(BaseModel):
         Raises:
             PipelineError: an option cannot be met; the message names it.
         """
+
+    def check_inputs(self, dataset: "Dataset", inputs: Mapping[str, "Options"]) -> None:
+        """Refuse what cannot work with what the inputs, by name, will make of an ingested data set.
+
+        Raises:
+            PipelineError: an option cannot be met; the message names it.
+        """
+
+    def num_drawn(self, dataset: "Dataset") -> int:
+        """How many images the step draws of an ingested data set's layouts: most draw none."""
+        return 0
 
     def note_places(self, artifact: Path) -> None:
         """Note beside an artifact where on this machine the files lie that it refers to."""

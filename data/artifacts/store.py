@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from data.artifacts.digests import DigestMemory, file_digest
 from data.artifacts.identity import StepIdentity
 from data.artifacts.manifest import LOG_NAME, MANIFEST_NAME, FileRecord, Manifest
-from data.errors import StorageError
+from data.errors import InvalidConfig, StorageError
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -91,8 +91,18 @@ def durable_rename(folder: Path, target: Path) -> None:
 
 
 def default_root() -> Path:
-    """The artifact root: `DETDIFFUSION_HOME`, or `artifacts` in the working folder."""
-    return Path(os.environ.get("DETDIFFUSION_HOME", "artifacts")).resolve()
+    """The artifact root: `DETDIFFUSION_HOME`, or `artifacts` in the working folder.
+
+    Raises:
+        InvalidConfig: the variable has an address in it.
+    """
+    home = os.environ.get("DETDIFFUSION_HOME") or "artifacts"
+    if "://" in home:
+        raise InvalidConfig(
+            f"DETDIFFUSION_HOME={home.partition('://')[0]}://…: the store is a folder on a disk; set "
+            "DETDIFFUSION_REMOTE to the address"
+        )
+    return Path(home).expanduser().resolve()
 
 
 class ArtifactStore:

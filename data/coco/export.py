@@ -3,17 +3,17 @@
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data.coco.workers import Workers
 from data.vocabulary.boxes import xyxy_to_coco
 from data.vocabulary.splits import Split
 from data.vocabulary.tables import BOX_COLUMNS, box_array
+from data.workers import Workers
 
 _ROWS = 1 << 14
 _DECIMALS = 9
@@ -36,7 +36,7 @@ class _Box(msgspec.Struct):
 
 
 class _Object(_Box, omit_defaults=True):
-    segmentation: dict[str, Any] | list[list[float]] | None = None
+    segmentation: dict[str, Any] | list[list[float]]
     difficulty: msgspec.Raw = msgspec.Raw(b"null")
 
 
@@ -51,7 +51,7 @@ def export_boxes(folder: Path, split: Split, path: Path, num_workers: int = 1) -
     num_groups = pq.read_metadata(folder / "objects.parquet").num_row_groups
     with Workers((folder, split), num_workers) as workers:
         records = workers.map(_encoded_boxes, range(num_groups))
-        _write(folder, split, path, records, is_thing=True)
+        _write(folder, split, path, records)
 
 
 def _encoded_boxes(source: tuple[Path, Split], group: int) -> bytes:
@@ -59,30 +59,19 @@ def _encoded_boxes(source: tuple[Path, Split], group: int) -> bytes:
     columns = ["object_id", "image_id", "category_id", "area", "is_crowd"]
     parts = [
         [_Box(*row) for row in zip(*_values(table, columns), _boxes_xywh(table), strict=True)]
-        for table in _objects(
-            folder, split, [*columns, *BOX_COLUMNS], is_thing=True, groups=[group]
-        )
+        for table in _things(folder, split, [*columns, *BOX_COLUMNS], groups=[group])
     ]
     return _encoded(list(chain.from_iterable(parts)))
 
 
-def export_objects(
-    folder: Path,
-    split: Split,
-    path: Path,
-    *,
-    is_thing: bool = True,
-    without_mask: Literal["no mask", "box"] = "no mask",
-) -> None:
-    """Write the things or the stuff of a split as a COCO file with masks as compressed RLE.
+def export_objects(folder: Path, split: Split, path: Path) -> None:
+    """Write the things of a split as a COCO file: masks as compressed RLE, else boxes as polygons.
 
     What was ingested without a remark comes back equal, to the ninth decimal of a pixel.
 
     Args:
         folder: holds the tables.
         path: of the new file.
-        is_thing: things, or stuff.
-        without_mask: what objects without a mask have in its place; their box as a polygon, or nothing.
     """
     table = pq.read_table(folder / "images.parquet", filters=pc.field("split") == split)
     names = ("image_id", "height", "width")
@@ -92,13 +81,10 @@ def export_objects(
 
     def record(row: tuple[Any, ...], mask: str | None, causes: str | None) -> _Object:
         object_id, image_id, category_id, area, crowd, box = row
-        segmentation: dict[str, Any] | list[list[float]] | None = None
-        if mask:
-            segmentation = {"size": sizes[image_id], "counts": mask}
-        elif without_mask == "box":
-            left, top, width, height = box
-            right, bottom = left + width, top + height
-            segmentation = [[left, top, right, top, right, bottom, left, bottom]]
+        left, top, width, height = box
+        right, bottom = left + width, top + height
+        outline = [[left, top, right, top, right, bottom, left, bottom]]
+        segmentation = {"size": sizes[image_id], "counts": mask} if mask else outline
         raw = msgspec.Raw((causes or "null").encode())
         return _Object(object_id, image_id, category_id, area, crowd, box, segmentation, raw)
 
@@ -110,23 +96,18 @@ def export_objects(
                 *_values(batch, more),
             )
         )
-        for batch in _objects(folder, split, [*columns, *BOX_COLUMNS, *more], is_thing=is_thing)
+        for batch in _things(folder, split, [*columns, *BOX_COLUMNS, *more])
     )
-    _write(folder, split, path, records, is_thing=is_thing)
+    _write(folder, split, path, records)
 
 
-def _objects(
-    folder: Path,
-    split: Split,
-    columns: Sequence[str],
-    *,
-    is_thing: bool,
-    groups: Sequence[int] | None = None,
+def _things(
+    folder: Path, split: Split, columns: Sequence[str], groups: Sequence[int] | None = None
 ) -> Iterator[pa.Table]:
     with pq.ParquetFile(folder / "objects.parquet") as file:
         read = ["split", "is_thing", *columns]
         for batch in file.iter_batches(_ROWS, row_groups=groups, columns=read):
-            wanted = (pc.field("split") == split) & (pc.field("is_thing") == is_thing)
+            wanted = (pc.field("split") == split) & pc.field("is_thing")
             yield pa.Table.from_batches([batch]).filter(wanted)
 
 
@@ -152,19 +133,11 @@ def _images(folder: Path, split: Split) -> Iterator[bytes]:
             yield _encoded(_Image(*row) for row in zip(*_values(table, names), strict=True))
 
 
-def _write(
-    folder: Path,
-    split: Split,
-    path: Path,
-    annotations: Iterator[bytes],
-    *,
-    is_thing: bool,
-) -> None:
-    wanted = pc.field("is_thing") == is_thing
-    rows = pq.read_table(folder / "categories.parquet", filters=wanted).sort_by("category_id")
+def _write(folder: Path, split: Split, path: Path, annotations: Iterator[bytes]) -> None:
+    things = pq.read_table(folder / "categories.parquet", filters=pc.field("is_thing"))
     categories = [
         {"id": row["category_id"], "name": row["name"], "supercategory": row["supercategory"]}
-        for row in rows.to_pylist()
+        for row in things.sort_by("category_id").to_pylist()
     ]
     with path.open("wb") as file:
         file.write(

@@ -1,4 +1,4 @@
-"""COCO files: typed reading with msgspec, writing."""
+"""COCO files: the types of their entries, lenient decoding, writing."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
-
-from data.errors import InvalidDataset
 
 Id = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Side = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
@@ -48,14 +46,6 @@ class CocoCategory(msgspec.Struct, gc=False):
     isthing: bool | int | None = None
 
 
-class CocoFile(msgspec.Struct):
-    """A COCO instances or stuff file; unknown keys are ignored."""
-
-    images: list[CocoImage]
-    annotations: list[CocoAnnotation]
-    categories: list[CocoCategory]
-
-
 def decode_json(text: bytes | bytearray) -> Any:
     """Decode JSON leniently: NaN, Infinity, broken UTF-8 and a byte order mark pass.
 
@@ -70,23 +60,6 @@ def decode_json(text: bytes | bytearray) -> Any:
         return json.loads(text.decode("utf-8-sig", "surrogateescape"))
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
-
-
-def read_coco(path: Path) -> CocoFile:
-    """Read a whole COCO instances file, such as one of our own, into memory.
-
-    Raises:
-        InvalidDataset: the file is missing, not JSON, or not of COCO's structure; the message names
-            the place.
-    """
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=CocoFile, strict=False)
-    except OSError as error:
-        raise InvalidDataset(
-            f"{path}: {error.strerror}; give the path of a COCO JSON file"
-        ) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidDataset(f"{path} is not a COCO file: {error}") from error
 
 
 def write_coco(

@@ -1,6 +1,6 @@
 """Images with their labels, as detectors are given them: of the real data set, or synthetic."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -123,3 +123,15 @@ class SyntheticSet:
             *(self.provenance[k].to_pylist() for k in ("image_id", "file_name")), strict=True
         )
         return ImageSet(self.instances, [(key, self.image_folder / name) for key, name in names])
+
+
+def images_of(artifacts: Mapping[str, Path], split: Split) -> ImageSet:
+    """The images of a synthetic set, or of a split of a data set.
+
+    Args:
+        artifacts: the set as `set`, or else the data set as `ingest`.
+        split: of the data set.
+    """
+    if "set" in artifacts:
+        return SyntheticSet(artifacts["set"]).image_set
+    return real_images(Dataset(artifacts["ingest"]), split)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from data.coco.splitting import group_of, held_out
-from data.coco.workers import Workers
 from data.vocabulary.images import difference_hash
+from data.workers import Workers
 
 KEYS = ("^(.*?)[0-9]+[^0-9/]*[.][^./]+$", "^(.*)/")
 """What may tell: a name up to its last number, a folder. Shown as they are typed."""

@@ -9,8 +9,8 @@ import msgspec
 
 from data.coco.files import decode_json
 from data.coco.stream import CocoIndex, Section, Span, UnprovenIndex, exact_index, fast_index
-from data.coco.workers import Workers
 from data.errors import InvalidDataset
+from data.workers import Workers
 
 Record = TypeVar("Record", bound=msgspec.Struct)
 Shared = TypeVar("Shared")

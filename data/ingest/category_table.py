@@ -9,12 +9,12 @@ import pyarrow as pa
 from data.coco.files import CocoCategory
 from data.coco.records import Offence, SpanJob, map_spans
 from data.coco.stream import CocoIndex
-from data.coco.workers import Workers
 from data.errors import InvalidDataset
 from data.ingest.image_checks import is_unicode
 from data.ingest.refusals import Refusals
 from data.vocabulary.splits import Split
 from data.vocabulary.tables import CATEGORIES
+from data.workers import Workers
 
 
 class CategoryTable:

@@ -12,7 +12,6 @@ import pyarrow as pa
 from data.coco.files import CocoImage
 from data.coco.records import Offence, SpanJob, map_spans
 from data.coco.stream import CocoIndex
-from data.coco.workers import Workers
 from data.ingest.id_set import IdSet
 from data.ingest.options import ExifMode
 from data.ingest.refusals import Refusals
@@ -27,6 +26,7 @@ from data.vocabulary.images import (
 )
 from data.vocabulary.splits import Split
 from data.vocabulary.tables import IMAGES
+from data.workers import Workers
 
 SIZE_AFTER_EXIF = "size is that of the image as EXIF shows it"
 

@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 from data.coco.export import export_boxes
 from data.coco.records import map_spans, open_index
 from data.coco.stream import CocoIndex
-from data.coco.workers import Workers
 from data.errors import InvalidDataset
 from data.ingest.annotations import AnnotationContext, ObjectRows, object_rows
 from data.ingest.box_forms import BoxForms
@@ -35,6 +34,7 @@ from data.scenes.scenes import write_scenes
 from data.vocabulary.images import SIZE_BEFORE_EXIF
 from data.vocabulary.splits import Split, split_folder
 from data.vocabulary.tables import IMAGES, OBJECTS, REFUSED, Dataset, write_table
+from data.workers import Workers
 
 
 def ingest(
@@ -70,7 +70,8 @@ def ingest(
             whole, tables = tables, Path(folder) / "of tiles"
             tables.mkdir()
             tiled = write_tiles(config.tile, splits, whole, tables, num_workers)
-            summary |= {**tiled, "refused": [*summary["refused"], *tiled["refused"]]}
+            more = {name: [*summary[name], *tiled[name]] for name in ("refused", "warnings")}
+            summary |= tiled | more
             export_boxes(whole, "val", Dataset(tables).whole_instances_file)
             folders = {name: split.images for name, split in splits.items()}
             cut_images(tables, folders, out, num_workers, on_progress)

@@ -11,8 +11,8 @@ from data.artifacts.digests import DigestMemory, combined_digest
 from data.coco.files import CocoCategory, Id
 from data.coco.records import Offence, Record, SpanJob, map_spans, open_index
 from data.coco.stream import Section
-from data.coco.workers import Workers
 from data.ingest.image_checks import is_unicode, name_inside
+from data.workers import Workers
 
 
 class _FileName(msgspec.Struct):

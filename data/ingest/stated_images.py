@@ -6,10 +6,10 @@ from pathlib import Path
 
 from data.coco.files import CocoImage
 from data.coco.records import map_spans, open_index
-from data.coco.workers import Workers
 from data.ingest.image_checks import decode_images, name_inside
 from data.ingest.options import ExifMode, SplitConfig
 from data.vocabulary.images import FIRST_SIDEWAYS, orientation, shown_size
+from data.workers import Workers
 
 _NEARLY_ALL = 0.9
 """Of the stated sizes that tell, by which a data set is taken to be annotated alike."""

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.coco.workers import Workers
 from data.errors import InvalidConfig, InvalidDataset
 from data.ingest.options import TileConfig
 from data.ingest.refusals import Refusals
@@ -33,6 +32,10 @@ from data.vocabulary.tables import (
     Dataset,
     box_array,
 )
+from data.workers import Workers
+
+_MOST_PIXELS = 10
+"""Of the tiles, in those of the images, without a word; an overlap of half a side makes 4 times as many."""
 
 
 def tile_boxes(width: int, height: int, *, size: int, overlap: float) -> np.ndarray:
@@ -115,7 +118,7 @@ def write_tiles(
         num_workers: processes.
 
     Returns:
-        Counts by split, and the objects that no tile has, as rows of refusals.
+        Counts by split, the objects that no tile has, as rows of refusals, and warnings.
 
     Raises:
         InvalidConfig: no image is larger than a tile.
@@ -154,7 +157,8 @@ def write_tiles(
                     "ingest.tile.size, or a smaller ingest.tile.min_visible"
                 )
     return {"counts": {name: dict(count) for name, count in counts.items()},
-            "refused": refusals.rows()}  # fmt: skip
+            "refused": refusals.rows(),
+            "warnings": list(_many_pixels(config, source.images, Dataset(folder).images))}  # fmt: skip
 
 
 def cut_images(
@@ -231,6 +235,19 @@ def _require_larger(config: TileConfig, images: pa.Table) -> None:
         raise InvalidConfig(
             f"ingest.tile.size {config.size} cuts no image, the largest is {width} × {height} pixels: "
             "choose a smaller one, or leave ingest.tile out"
+        )
+
+
+def _many_pixels(config: TileConfig, images: pa.Table, tiles: pa.Table) -> Iterator[str]:
+    """Tell of tiles that show the same pixels many times over."""
+    of_images, of_tiles = (
+        int(np.multiply(table["width"], table["height"], dtype=np.int64).sum())
+        for table in (images, tiles)
+    )
+    if of_tiles > _MOST_PIXELS * of_images:
+        yield (
+            f"ingest.tile.overlap {config.overlap:g} makes {tiles.num_rows:,} tiles of {images.num_rows:,} "
+            f"images, with {of_tiles / of_images:,.0f} times their pixels: a smaller one makes fewer"
         )
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from data.artifacts.digests import file_digest
-from data.coco.workers import Workers
 from data.errors import InvalidDataset
 from data.ingest.image_checks import ImageContext, printable, unlabelled_rows
 from data.ingest.options import UnlabelledConfig
@@ -18,6 +17,7 @@ from data.progress import Progress, silent
 from data.scenes.scenes import write_unlabelled_scenes
 from data.vocabulary.splits import split_folder
 from data.vocabulary.tables import IMAGES, REFUSED
+from data.workers import Workers
 
 HELD_OUT = "a validation image"
 

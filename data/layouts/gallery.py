@@ -6,11 +6,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image, ImageDraw
 
-from data.layouts.layout import Layout, PerceptionAttribute
+from data.layouts.layout import Layout, PerceptionAttribute, evenly_spaced, read_layouts
 from data.vocabulary.images import read_rgb, read_square
 from data.vocabulary.masks import decode_mask
+from data.vocabulary.splits import Split
+from data.vocabulary.tables import Dataset
 
 _COLOURS = {
     PerceptionAttribute.EASY: (40, 200, 90),
@@ -22,6 +25,9 @@ _COLOURS = {
 _GAP = 3
 _THUMBNAIL = 96
 """Side in pixels."""
+
+_SHEET_IMAGES = 24
+"""Of a split."""
 
 _TINT = 0.4
 """Opacity of a mask's colour."""
@@ -154,6 +160,13 @@ def layout_sheet(items: Iterable[tuple[Path, Layout]]) -> np.ndarray:
     return contact_sheet(
         in_rows([draw_layout(read_square(path, _THUMBNAIL), layout, 1) for path, layout in items])
     )
+
+
+def split_sheet(dataset: Dataset, split: Split, attributes: pa.Table | None = None) -> np.ndarray:
+    """Draw images of a split, evenly spaced, with the boxes of their things."""
+    paths = dict(dataset.image_paths(split))
+    layouts = evenly_spaced(read_layouts(dataset, attributes, split), _SHEET_IMAGES)
+    return layout_sheet((paths[item.image_id], item) for item in layouts)
 
 
 def in_rows(images: Sequence[np.ndarray], columns: int = 8) -> list[Sequence[np.ndarray]]:

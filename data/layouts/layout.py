@@ -197,6 +197,11 @@ def unseen_things(
     )
 
 
+def num_layouts(dataset: Dataset, split: Split, protocol: Protocol) -> int:
+    """How many layouts of a split a protocol leaves."""
+    return len(_light_selection(dataset, split, protocol).image_ids)
+
+
 def _light_selection(dataset: Dataset, split: Split, protocol: Protocol) -> Selection:
     """Without the objects' masks."""
     images = dataset.images.filter(pc.field("split") == split)

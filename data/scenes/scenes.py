@@ -7,9 +7,9 @@ in clutter), each recorded per object under the extra annotation key `difficulty
 
 import json
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial, reduce
+from operator import call
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from data.orphans import end_with_parent
 from data.progress import Progress, silent
 from data.scenes.classes import FIRST_STUFF_ID, STUFF, THINGS
 from data.scenes.sprites import ASPECTS, SPRITES, rgb
 from data.vocabulary.boxes import area, mask_to_box, overlap, xyxy_to_xywh
 from data.vocabulary.masks import encode_mask
+from data.workers import Workers
 
 _SUPERSAMPLING = 3
 _PLACEMENT_ATTEMPTS = 40
@@ -407,9 +407,8 @@ def _write_images(
     folder: Path, count: int, split: int, size: int, seed: int, num_workers: int
 ) -> Iterator[dict[str, Any]]:
     folder.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(num_workers, initializer=end_with_parent) as pool:
-        write = partial(_write_scene, folder, seed, split, size)
-        yield from pool.map(write, range(count), chunksize=32)
+    with Workers(partial(_write_scene, folder, seed, split, size), num_workers) as workers:
+        yield from workers.map(call, range(count))
 
 
 def _write_annotations(folder: Path, split: str, records: list[dict[str, Any]]) -> None:

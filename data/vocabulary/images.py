@@ -8,6 +8,7 @@ from typing import BinaryIO, Literal, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
+from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
 from data.errors import InvalidDataset
 
@@ -23,6 +24,7 @@ ResizeFilter = Literal["bicubic", "bilinear"]
 FILE_MISSING = "image file missing"
 SIZE_DIFFERS = "size differs from the image file's"
 SIZE_BEFORE_EXIF = "size is that of the image file before EXIF turns it"
+TOO_DEEP = "image file of floats or 32-bit integers: save it with 8 or 16 bits"
 
 FIRST_SIDEWAYS = 5
 """Of EXIF's orientations, which from here on exchange width and height."""
@@ -65,11 +67,13 @@ def image_problem(path: Path, width: int, height: int) -> str | None:
 def _problem(file: BinaryIO, width: int, height: int) -> str | None:
     try:
         image = Image.open(file, formats=FORMATS)
-        size = _shown_size(image)
+        size, is_too_deep = _shown_size(image), _is_too_deep(image)
     except (Image.DecompressionBombError, OSError, ValueError):
         raise
     except Exception:  # noqa: BLE001  # decoders raise anything over a broken header
         return "image file unreadable"
+    if is_too_deep:
+        return TOO_DEEP
     if size != (width, height):
         is_exchanged = size == (height, width) and _is_sideways(image)
         return SIZE_BEFORE_EXIF if is_exchanged else SIZE_DIFFERS
@@ -152,10 +156,12 @@ def read_rgb(path: Path) -> Image.Image:
     """Read an image as RGB, the way up that EXIF says.
 
     Raises:
-        InvalidDataset: the file is missing or not an image.
+        InvalidDataset: the file is missing, not an image, or none of 8 or 16 bits.
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
+            if _is_too_deep(image):
+                raise InvalidDataset(f"image {path} cannot be used: {TOO_DEEP}")
             return _as_rgb(ImageOps.exif_transpose(image))
     except (OSError, Image.DecompressionBombError) as error:
         raise InvalidDataset(f"image {path} cannot be read: {error}") from error
@@ -176,8 +182,18 @@ def read_square(path: Path, resolution: int, resize_filter: ResizeFilter = "bicu
     return np.asarray(rgb)
 
 
+def _is_too_deep(image: Image.Image) -> bool:
+    """Whether pixels are floats or 32-bit integers, of which nothing says what is black and what white.
+
+    OpenCV reads none of them. Pillow's mode I is of up to 16 bits in all formats but TIFF.
+    """
+    if isinstance(image, TiffImageFile):
+        return max(image.tag_v2.get(BITSPERSAMPLE, (1,))) > 16
+    return image.mode == "F"
+
+
 def _as_rgb(image: Image.Image) -> Image.Image:
     """Convert to RGB; 16-bit grey keeps its high byte, where Pillow's own conversion clips."""
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode.startswith("I"):  # such as I;16, or I itself
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0).astype(np.uint8))
     return image.convert("RGB")

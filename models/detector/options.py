@@ -1,7 +1,7 @@
 """Options of detectors' training. Light: imports neither torch nor MMDetection."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -9,6 +9,7 @@ from pydantic import Field, JsonValue, model_validator
 
 from data.artifacts.digests import DigestMemory, combined_digest
 from data.artifacts.options import AddedLater, Options, RuntimeOnly
+from data.attributes.options import VerificationOptions
 from data.errors import InvalidConfig
 from models.detector.config_sources import config_files, dotted, named_weights, weights_in
 from models.precision import require_gpu
@@ -280,9 +281,44 @@ class DetectorTraining(DetectorConfig):
                 "the arm more-real needs spare real images: give ingest.spare, or leave the arm out"
             )
         num_train, num_spare = (len(dataset.split_images(name)) for name in ("train", "spare"))
-        wanted = round(self.real_multiple * num_train)
-        if not 1 <= wanted <= num_train + num_spare:
-            raise InvalidConfig(
-                f"{self.real_multiple:g} times the {num_train} training images are {wanted}, and there "
-                f"are {num_train + num_spare} with the spare ones: change retrain.ruler or ingest.spare"
-            )
+        require_real(self.real_multiple, num_train, num_spare)
+
+    def check_inputs(self, dataset: "Dataset", inputs: Mapping[str, Options]) -> None:
+        """Refuse fewer spare images than the synthetic set will have, where no image is dropped from it.
+
+        Raises:
+            InvalidConfig: there are fewer.
+        """
+        verified = inputs.get("verified")
+        if isinstance(verified, VerificationOptions) and verified.action == "drop-image":
+            return
+        if self.images == "real+spare":
+            require_spare(dataset, inputs["synthetic"].num_drawn(dataset))
+
+
+def require_real(multiple: float, num_train: int, num_spare: int) -> None:
+    """Refuse a multiple of the training images of which there are none, or not so many.
+
+    Raises:
+        InvalidConfig: it is one.
+    """
+    wanted = round(multiple * num_train)
+    if not 1 <= wanted <= num_train + num_spare:
+        raise InvalidConfig(
+            f"{multiple:g} times the {num_train} training images are {wanted}, and there are "
+            f"{num_train + num_spare} with the spare ones: change retrain.ruler or the spare images"
+        )
+
+
+def require_spare(dataset: "Dataset", wanted: int) -> None:
+    """Refuse fewer spare images than a synthetic set has.
+
+    Raises:
+        InvalidConfig: there are fewer.
+    """
+    num_spare = len(dataset.split_images("spare"))
+    if num_spare < wanted:
+        raise InvalidConfig(
+            f"the arm more-real needs as many spare images as the synthetic set has, {wanted}: there are "
+            f"{num_spare}; give more, or a smaller synthesize.num_train_layouts"
+        )

@@ -143,6 +143,15 @@ class SyntheticSetOptions(ShardedOptions):
         if unseen := self.unseen_things(dataset):
             logger.warning("synthesize.%s_layouts: %s", self.split, unseen)
 
+    def num_drawn(self, dataset: "Dataset") -> int:
+        """As many of each layout: of new layouts any number, of real ones those that there are."""
+        from data.layouts.layout import num_layouts  # noqa: PLC0415  # loads what the command line need not
+
+        left = num_layouts(dataset, self.split, self.protocol)
+        wanted = self.num_layouts or left
+        chosen = min(wanted, left) if self.layout_source == "real" else wanted
+        return chosen * self.images_per_layout
+
     def unseen_things(self, dataset: "Dataset") -> str | None:
         """What is to be said where the generator draws things of a kind that it is not trained on."""
         from data.layouts.layout import unseen_things  # noqa: PLC0415  # loads what the command line need not

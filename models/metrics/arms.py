@@ -13,11 +13,8 @@ from models.metrics.comparison import (
     seeds_needed,
     verdict,
 )
-from models.metrics.interval import Interval
+from models.metrics.interval import LEVEL, Interval
 from models.metrics.ruler import Worth, worth
-
-LEVEL = 0.95
-"""Of confidence."""
 
 REAL = "real"
 """The arm that others are compared with."""

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float64
 from scipy.special import stdtr, stdtrit
 
-from models.metrics.interval import Interval
+from models.metrics.interval import LEVEL, Interval
 
 Verdict = Literal["helps", "costs", "cannot tell"]
 
@@ -23,7 +23,7 @@ _LARGEST_EFFECT = 1e5
 """In standard deviations: two pairs find it for certain, and beyond it `stats.nct` gives NaN."""
 
 
-def student_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+def student_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     """Mean with the interval of Student (1908), mean ± t·s/√n with n-1 degrees of freedom.
 
     A single value has infinite limits.
@@ -44,7 +44,7 @@ def student_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     return Interval(mean, mean - reach, mean + reach)
 
 
-def paired_interval(of: Sequence[float], versus: Sequence[float], level: float = 0.95) -> Interval:
+def paired_interval(of: Sequence[float], versus: Sequence[float], level: float = LEVEL) -> Interval:
     """Student's interval of the differences `of - versus`, paired by position.
 
     Raises:
@@ -90,15 +90,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def verdict(interval: Interval, adjusted_p: float | None = None, level: float = 0.95) -> Verdict:
+def verdict(interval: Interval, adjusted_p: float | None = None) -> Verdict:
     """Say what an interval of differences shows.
 
     Args:
-        interval: confidence interval of that level; higher is better.
+        interval: confidence interval; higher is better.
         adjusted_p: p value after `holm`, which must agree; None or NaN where there is none.
-        level: 1 - level is what the p value must stay below.
     """
-    if adjusted_p is not None and adjusted_p + level >= 1:
+    if adjusted_p is not None and adjusted_p + LEVEL >= 1:
         return "cannot tell"
     if interval.low > 0:
         return "helps"
@@ -106,7 +105,7 @@ def verdict(interval: Interval, adjusted_p: float | None = None, level: float = 
 
 
 def seeds_needed(
-    differences: Sequence[float], level: float = 0.95, power: float = 0.8
+    differences: Sequence[float], level: float = LEVEL, power: float = 0.8
 ) -> int | None:
     """Count the paired seeds that would show the observed mean difference to be one.
 
@@ -127,15 +126,13 @@ def seeds_needed(
     return counts[at] if at < len(counts) else None
 
 
-def percentile_interval(
-    value: float, draws: Float64[np.ndarray, " draws"], level: float = 0.95
-) -> Interval:
-    """Limits between which the share `level` of bootstrap draws lies (Efron, 1979).
+def percentile_interval(value: float, draws: Float64[np.ndarray, " draws"]) -> Interval:
+    """Limits between which the share `LEVEL` of bootstrap draws lies (Efron, 1979).
 
     They are draws themselves, never between two, since infinite ones are allowed. A draw of NaN could
     have been anything: it lies below the lower limit and above the upper one.
     """
-    tail = 50 * (1 - level)
+    tail = 50 * (1 - LEVEL)
     limits = [
         np.percentile(np.where(np.isnan(draws), unknown, draws), percent, method="inverted_cdf")
         for unknown, percent in ((-math.inf, tail), (math.inf, 100 - tail))

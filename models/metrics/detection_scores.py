@@ -37,6 +37,9 @@ ScoreProtocolName = Literal["layout", "lama"]
 SCORE_THRESHOLDS: dict[ScoreProtocolName, float] = {"layout": 0.001, "lama": 0.25}
 """Detections count from this confidence on."""
 
+_AT_50, _AT_75 = 0, 5
+"""Places of IoU 0.50 and 0.75 among COCO's ten."""
+
 
 @dataclass(frozen=True, slots=True)
 class ScoredImages:
@@ -182,7 +185,7 @@ def count_hits(
 def score_intervals(
     protocol: ScoreProtocolName, truth: CocoTruth, detections: pa.Table, hits: Hits
 ) -> dict[str, Interval]:
-    """Intervals of `recall`, `map50` and `map75` over the layouts, by the jackknife.
+    """Intervals of `recall`, `map`, `map50` and `map75` over the layouts, by the jackknife.
 
     They say how far other layouts would change the scores of these two models, not how far other seeds
     would.
@@ -199,13 +202,14 @@ def score_intervals(
     image_ids = hits.image_ids
     confident = detections.filter(pc.field("score") >= SCORE_THRESHOLDS[protocol])
     results = coco_results(confident, image_ids)
-    matched = match_detections(truth, results, image_ids, np.array([0.5, 0.75]))
+    matched = match_detections(truth, results, image_ids)
 
     def scores(kept: Int[np.ndarray, " kept"]) -> tuple[float, ...]:
         weights = np.bincount(kept, minlength=len(image_ids)).astype(np.float64)
-        return (hits.recall(kept), *weighted_precisions(matched, weights).tolist())
+        found = weighted_precisions(matched, weights)
+        return (hits.recall(kept), float(found.mean()), *found[[_AT_50, _AT_75]].tolist())
 
-    names = ("recall", "map50", "map75")
+    names = ("recall", "map", "map50", "map75")
     return dict(zip(names, jackknife_intervals(scores, hits.clusters), strict=True))
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Float64, Int
 from scipy.linalg import eigvalsh, lapack
 from scipy.special import stdtrit
 
-from models.metrics.interval import Interval
+from models.metrics.interval import LEVEL, Interval
 
 _PAIRS_AT_ONCE = 1 << 22
 """So many pairs of images are compared at once: 32 MiB of numbers."""
@@ -298,7 +298,7 @@ def jackknife_intervals(
     *,
     num_groups: int = 20,
     seed: int = 0,
-    level: float = 0.95,
+    level: float = LEVEL,
 ) -> tuple[Interval, ...]:
     """Intervals of numbers of a set of images, by the jackknife that leaves out a group at a time.
 

@@ -61,7 +61,6 @@ def match_detections(
     truth: Mapping[str, Any],
     detections: Sequence[Mapping[str, Any]],
     image_ids: Sequence[int],
-    ious: Float[np.ndarray, " ious"] = _IOUS,
 ) -> MatchedDetections:
     """Match detections with boxes as pycocotools does.
 
@@ -69,7 +68,6 @@ def match_detections(
         truth: COCO data set: images, annotations, categories. Not changed.
         detections: COCO results: image_id, category_id, bbox (xywh), score. Not changed.
         image_ids: look at these images alone; their order is no matter.
-        ious: thresholds from which on a detection meets a box.
 
     Raises:
         ValueError: no image is given; to pycocotools that would mean all.
@@ -79,7 +77,7 @@ def match_detections(
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(_truth(truth), _found(truth, detections), "bbox")
         evaluation.params.imgIds = list(image_ids)
-        evaluation.params.iouThrs = ious
+        evaluation.params.iouThrs = _IOUS
         evaluation.params.areaRng = evaluation.params.areaRng[:1]  # 'all'; the others take time
         evaluation.params.maxDets = [100]
         evaluation.evaluate()
@@ -99,7 +97,7 @@ def weighted_map(matched: MatchedDetections, weights: Float[np.ndarray, " images
 def weighted_precisions(
     matched: MatchedDetections, weights: Float[np.ndarray, " images"]
 ) -> Float[np.ndarray, " ious"]:
-    """COCO's AP at each IoU threshold with every image counted `weights[i]` times.
+    """COCO's AP at each of its ten IoU thresholds with every image counted `weights[i]` times.
 
     With weights of 1 it is pycocotools' own. With whole numbers it is that of a data set with images
     repeated so often, unless two detections of one image and class have equal scores: their copies
@@ -111,10 +109,7 @@ def weighted_precisions(
         for matches in matched.classes.values()
         if matches.num_truths @ weights > 0
     ]
-    if precisions:
-        return np.mean(precisions, axis=0)
-    num_ious = {matches.matched.shape[1] for matches in matched.classes.values()}
-    return np.full(max(num_ious, default=1), -1.0)
+    return np.mean(precisions, axis=0) if precisions else np.full(len(_IOUS), -1.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 from models.metrics.comparison import percentile_interval
-from models.metrics.interval import Interval
+from models.metrics.interval import Interval, format_limits
 
 _ROUNDING = 1e-9
 """A rise of the scores along the ruler that is this small a share of them is rounding."""
@@ -125,14 +125,15 @@ class Worth:
             return "worth fewer real images than the ruler measures"
         if gain == -math.inf:
             return "worth no real image: scores less than the ruler measures"
-        low, high = _count(self.real_images.low), _count(self.real_images.high)
+        shown = format_limits(self.real_images, most_decimals=0)
         if gain <= 0:
-            return f"worth no real image: a gain of {_count(gain)} ({low} to {high})"
-        rate = self.exchange_rate
-        rates = f"{rate.value:,.2f} ({rate.low:,.2f} to {rate.high:,.2f})".replace("inf", "∞")
+            return f"worth no real image: a gain of {shown}"
+        count, _, limits = shown.partition(" ")
         more = "more " if self.num_real else ""
-        return f"as good as {_count(gain)} {more}real images ({low} to {high})" + (
-            f", {rates} synthetic images per real one" if self.num_synthetic else ""
+        return f"as good as {count} {more}real images {limits}" + (
+            f", {format_limits(self.exchange_rate)} synthetic images per real one"
+            if self.num_synthetic
+            else ""
         )
 
     @property
@@ -202,9 +203,3 @@ def _gain(ruler: Ruler, score: float, num_real: int) -> float:
 
 def _exchange_rate(num_synthetic: int, gain: float) -> float:
     return math.inf if gain <= 0 else num_synthetic / gain
-
-
-def _count(num_images: float) -> str:
-    if math.isinf(num_images):
-        return "∞" if num_images > 0 else "-∞"
-    return f"{round(num_images):,}"

@@ -35,7 +35,8 @@ class Forecast:
         gpu_memory: bytes of each GPU that the generator's training needs at least; 0 where it is none's.
         gpu_there: bytes that the smallest GPU has; infinite where that is not known.
         disk: bytes of artifacts, and of the largest work folder.
-        unknown: names of steps that are not among these numbers, for their model was not counted.
+        unknown: names of steps that are not among these numbers, for their model was not counted, or
+            their kind has no formula.
     """
 
     num_steps: int

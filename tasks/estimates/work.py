@@ -5,7 +5,7 @@ unless their docstring says otherwise; none on a GPU.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import cast
 
 from data.ingest.options import IngestConfig
@@ -42,35 +42,14 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """What a step has to do.
+class _Passes:
+    """Passes of models, added up.
 
     Attributes:
-        flops: floating-point operations of models.
-        memory_traffic: bytes that models' operators read and write in memory, in full precision.
-        kernels: operators that models call.
-        core_seconds: of what no model does.
-        read: bytes of image files.
-        stored: bytes of the artifact.
-        scratch: bytes of the work folder at most.
-        memory: bytes of its process at the peak, where models are on a CPU.
-        least_gpu_memory: bytes of a GPU that it needs at least, where that was counted.
+        flops: floating-point operations.
+        memory_traffic: bytes that operators read and write in memory, in full precision.
+        kernels: operators that are called.
     """
-
-    flops: float = 0
-    memory_traffic: float = 0
-    kernels: float = 0
-    core_seconds: float = 0
-    read: float = 0
-    stored: float = 0
-    scratch: float = 0
-    memory: float = rates.LIGHT_PROCESS_BYTES
-    least_gpu_memory: float = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Passes:
-    """Passes of a model, added up."""
 
     flops: float = 0
     memory_traffic: float = 0
@@ -83,8 +62,26 @@ class _Passes:
             self.kernels + other.kernels,
         )
 
-    def parts(self) -> dict[str, float]:
-        return {"flops": self.flops, "memory_traffic": self.memory_traffic, "kernels": self.kernels}
+
+@dataclass(frozen=True, slots=True)
+class Work(_Passes):
+    """What a step has to do: passes of models, and all else.
+
+    Attributes:
+        core_seconds: of what no model does.
+        read: bytes of image files.
+        stored: bytes of the artifact.
+        scratch: bytes of the work folder at most.
+        memory: bytes of its process at the peak, where models are on a CPU.
+        least_gpu_memory: bytes of a GPU that it needs at least, where that was counted.
+    """
+
+    core_seconds: float = 0
+    read: float = 0
+    stored: float = 0
+    scratch: float = 0
+    memory: float = rates.LIGHT_PROCESS_BYTES
+    least_gpu_memory: float = 0
 
 
 def _passes(of: Pass, num_images: float, batch_size: int) -> _Passes:
@@ -95,12 +92,13 @@ def _passes(of: Pass, num_images: float, batch_size: int) -> _Passes:
 
 
 def work_of(step: Step, facts: Facts) -> Work | None:
-    """What a step has to do; None where its model was not counted.
+    """What a step has to do; None where its model was not counted, or its kind has no formula.
 
     Linear in images and in steps of a training.
     """
+    formula = _FORMULAS.get(step.kind.name)
     try:
-        return _FORMULAS[step.kind.name](step, facts)
+        return formula(step, facts) if formula else None
     except _NotCounted:
         return None
 
@@ -216,7 +214,7 @@ def _train_detector(step: Step, facts: Facts) -> Work:
     passes += _updates(count, iterations)
     state = count.trained * rates.STATE_BYTES
     return Work(
-        **passes.parts(),
+        **asdict(passes),
         core_seconds=_seconds_to_read(images, data.pixels) + images * rates.LOSS_SECONDS,
         read=images * data.file_bytes,
         stored=count.parameters * rates.WEIGHT_BYTES,
@@ -243,7 +241,7 @@ def _detect(step: Step, facts: Facts) -> Work:
     batch = min(options.batch_size, max(round(images), 1))
     kept = rates.STRONG_DETECTIONS_BYTES if options.score_threshold else rates.DETECTIONS_BYTES
     return Work(
-        **_passes(forward, images, batch).parts(),
+        **asdict(_passes(forward, images, batch)),
         core_seconds=_seconds_to_read(images, data.pixels) + images * rates.FIND_SECONDS,
         read=images * data.file_bytes,
         stored=images * kept,
@@ -288,7 +286,7 @@ def _train_generator(step: Step, facts: Facts) -> Work:
     average = 0 if options.ema_decay is None else rates.WEIGHT_BYTES
     kept_bytes = rates.CHECKPOINT_BYTES - saved + average
     return Work(
-        **passes.parts(),
+        **asdict(passes),
         core_seconds=_seconds_to_read(encoded / 2, data.pixels) + seen * rates.BATCH_SECONDS,
         read=encoded / 2 * data.file_bytes,
         stored=count.parameters * rates.WEIGHT_BYTES + 64 * pixels * PNG_BYTES,
@@ -329,7 +327,7 @@ def _synthesize(step: Step, facts: Facts) -> Work:
     batch = min(options.sampling.batch_size, max(round(images), 1))
     held = 2 * batch * count.passes["forward"].held
     return Work(
-        **_drawing(count, images, options.sampling, options.strength).parts(),
+        **asdict(_drawing(count, images, options.sampling, options.strength)),
         core_seconds=_seconds_to_read(images, pixels),
         stored=images * (pixels * PNG_BYTES + data.objects * rates.OBJECT_BYTES),
         memory=rates.PROCESS_BYTES + count.parameters * rates.WEIGHT_BYTES + held,

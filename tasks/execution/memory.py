@@ -1,7 +1,6 @@
 """How much memory a step's processes hold."""
 
 import threading
-from types import TracebackType
 from typing import Self
 
 import psutil
@@ -28,12 +27,7 @@ class PeakMemory:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join()
 

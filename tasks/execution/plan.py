@@ -167,6 +167,8 @@ def check(store: ArtifactStore, steps: Iterable[Step]) -> None:
             datasets[reference] = _dataset(store, source)
         if dataset := datasets[reference]:
             step.options.check(dataset)
+            inputs = {name: item.options for name, item in step.inputs.items()}
+            step.options.check_inputs(dataset, inputs)
 
 
 def require_inputs(store: ArtifactStore, steps: Iterable[Step]) -> None:

@@ -93,6 +93,7 @@ class Workshop:
         )
         self._remote = remote
         self._remote_rests_until = 0.0
+        self._unshared: Record | None = None
         self._processes: set[BaseProcess] = set()
         self._stopped = threading.Event()
 
@@ -133,13 +134,18 @@ class Workshop:
                     with self._part_for(step, progress) as part:
                         manifest = self._make(step, inputs, part, progress, warn)
             if not hit:
-                self._on_mirror(Remote.push, self.store, manifest, self._until_stopped(progress))
+                self._on_mirror(self._push, manifest, self._until_stopped(progress))
         step.options.note_places(self.store.root / identity.reference)
         return manifest, hit
 
     def share(self, record: Record) -> None:
-        """Put a run's record on the mirror, where there is one."""
-        self._on_mirror(Remote.push_record, self.store.root, record.id)
+        """Put the run's record on the mirror, where there is one; if not now, then before what is made."""
+        self._unshared = record
+        self.share_late()
+
+    def share_late(self) -> None:
+        """Put the run's record on the mirror, if that has not been done."""
+        self._on_mirror(self._push_record)
 
     def stop(self) -> None:
         """End all processes, and start no more."""
@@ -168,6 +174,16 @@ class Workshop:
         there = self.store.lookup(kind, key)
         report = self._until_stopped(progress)
         return there or self._on_mirror(Remote.pull, self.store, kind, key, report)
+
+    def _push(self, remote: Remote, manifest: Manifest, progress: Progress) -> None:
+        """Push what was made; after the record, without which the mirror's `gc` takes it."""
+        self._push_record(remote)
+        remote.push(self.store, manifest, progress)
+
+    def _push_record(self, remote: Remote) -> None:
+        if record := self._unshared:
+            remote.push_record(self.store.root, record.id)
+            self._unshared = None
 
     def _until_stopped(self, progress: Progress) -> Progress:
         """Progress of a transfer, which has no process that could be ended."""

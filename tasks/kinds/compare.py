@@ -24,14 +24,14 @@ from models.metrics.image_bootstrap import (
     difference_p_value,
     match_detections,
 )
-from models.metrics.interval import Interval
+from models.metrics.interval import Interval, format_interval
 from models.metrics.options import MAIN, ComparisonOptions
 from models.metrics.ruler import Worth
 from models.metrics.tiles import join_tiles
 from tasks.execution.context import StepContext, Summary
 from tasks.pages.cards import narrow_table, write_card
 from tasks.pages.detections import COCO_METRICS_NAME, DETECTIONS_NAME
-from tasks.pages.numbers import finite, format_interval, number_name
+from tasks.pages.numbers import finite, number_name
 from tasks.pages.report_tables import CLASS_PREFIX
 
 TRAINABILITY_NAME, ARMS_NAME, CONTRASTS_NAME = (
@@ -242,7 +242,8 @@ def _numbers(
 ) -> dict[str, Any]:
     """The headline numbers of one detector, flat, in front of them its name if it is not the main one.
 
-    Seeds of an arm are named where it lacks some that others have; what is not finite is text.
+    Seeds of an arm, and of its gain, are named where it lacks some that others have; what is not finite is
+    text.
     """
     detector = results[0].detector
     prefix = "" if detector == MAIN else f"{number_name(detector)}_"
@@ -263,4 +264,6 @@ def _numbers(
             name = f"gain_{number_name(item.of)}"
             limits = {"": item.gain.value, "_low": item.gain.low, "_high": item.gain.high}
             numbers |= {f"{name}{end}": limit for end, limit in limits.items()}
+            if len(item.seeds) < num_seeds:
+                numbers[f"num_seeds_{name}"] = len(item.seeds)
     return {f"{prefix}{name}": finite(value) for name, value in numbers.items()}

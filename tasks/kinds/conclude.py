@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow as pa
 
 from data.vocabulary.tables import write_table
-from models.metrics.arms import LEVEL
 from models.metrics.comparison import (
     Verdict,
     holm,
@@ -18,7 +17,7 @@ from models.metrics.comparison import (
     seeds_needed,
     verdict,
 )
-from models.metrics.interval import Interval
+from models.metrics.interval import LEVEL, Interval
 from models.metrics.options import ConclusionOptions, Question, run_and_name
 from tasks.execution.context import StepContext, Summary
 from tasks.pages.cards import markdown_table, write_card
@@ -77,7 +76,7 @@ def named_numbers(names: Mapping[str, str], runs: Mapping[str, Numbers]) -> dict
 
 
 def best_arm(arms: Sequence[str], runs: Mapping[str, Numbers]) -> dict[str, Any]:
-    """The arm that gains most, its gain and what it is worth; being chosen by that gain flatters it."""
+    """The arm that gains most, its gain, over so many seeds, and what it is worth; the choice flatters it."""
     places = {text: run_and_name(text) for text in arms}
     gains = {text: runs[run].get(f"gain_{arm}") for text, (run, arm) in places.items()}
     known = {text: gain for text, gain in gains.items() if gain is not None}
@@ -85,14 +84,9 @@ def best_arm(arms: Sequence[str], runs: Mapping[str, Numbers]) -> dict[str, Any]
         return {}
     best = max(known, key=known.__getitem__)
     run, arm = places[best]
-    names = {
-        "gain_best": f"gain_{arm}",
-        "worth_best": f"worth_{arm}",
-        "num_seeds": "num_seeds",
-    }
-    return {"best_arm": best} | named_numbers(
-        {name: f"{run}: {number}" for name, number in names.items()}, runs
-    )
+    names = {"gain_best": f"{run}: gain_{arm}", "worth_best": f"{run}: worth_{arm}"}
+    num_seeds = runs[run].get(f"num_seeds_gain_{arm}", runs[run]["num_seeds"])
+    return {"best_arm": best, **named_numbers(names, runs), "num_seeds": num_seeds}
 
 
 def answers(questions: Sequence[Question], runs: Mapping[str, Numbers]) -> list[Finding]:

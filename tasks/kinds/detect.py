@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data.attributes.folds import fold_image_ids
-from data.coco.image_sets import ImageSet, SyntheticSet, real_images
+from data.coco.image_sets import ImageSet, images_of, real_images
 from data.vocabulary.tables import Dataset, write_table
 from models.detector.detector import detections_table
 from models.detector.given_options import DetectionOptions
@@ -46,12 +46,10 @@ def run(context: Context) -> Summary:
 
 
 def _images(context: Context) -> ImageSet:
-    if "set" in context.inputs:
-        return SyntheticSet(context.inputs["set"]).image_set
-    dataset, split = Dataset(context.inputs["ingest"]), context.options.split
-    fold = context.options.fold
+    split, fold = context.options.split, context.options.fold
     if fold is None:
-        return real_images(dataset, split)
+        return images_of(context.inputs, split)
+    dataset = Dataset(context.inputs["ingest"])
     return real_images(dataset, split, fold_image_ids(dataset, split, fold.number, fold.of))
 
 

@@ -10,8 +10,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from data.coco.image_sets import ImageSet, SyntheticSet, real_images
-from data.vocabulary.tables import Dataset, write_table
+from data.coco.image_sets import images_of
+from data.vocabulary.tables import write_table
 from models.metrics.features import (
     RESIZE,
     Extractor,
@@ -34,7 +34,8 @@ Context = StepContext[FeatureOptions]
 
 def run(context: Context) -> Summary:
     """Write `features.parquet`: image id and its features, float32, and if asked its mirror image's."""
-    options, images = context.options, _images(context)
+    options = context.options
+    images = images_of(context.inputs, options.split)
     shards = run_shards(
         context,
         partial(_describer, options),
@@ -60,13 +61,6 @@ def run(context: Context) -> Summary:
     }
     write_card(context.out, "Image features", markdown_table([facts]))
     return facts
-
-
-def _images(context: Context) -> ImageSet:
-    """Those of a synthetic set, or all of a split."""
-    if "set" in context.inputs:
-        return SyntheticSet(context.inputs["set"]).image_set
-    return real_images(Dataset(context.inputs["ingest"]), context.options.split)
 
 
 def _describer(options: FeatureOptions) -> Make[tuple[int, Path]]:

@@ -1,12 +1,9 @@
 """Kind `ingest`: COCO files to tables."""
 
-import numpy as np
-
 from data.ingest.ingestion import ingest
 from data.ingest.options import IngestConfig
 from data.ingest.refusals import reasons
-from data.layouts.gallery import layout_sheet
-from data.layouts.layout import evenly_spaced, read_layouts
+from data.layouts.gallery import split_sheet
 from data.vocabulary.tables import Dataset
 from tasks.execution.context import WARNINGS, StepContext, Summary
 from tasks.pages.cards import markdown_picture, markdown_table, write_card
@@ -15,7 +12,6 @@ from tasks.pages.cards import markdown_picture, markdown_table, write_card
 def run(context: StepContext[IngestConfig]) -> Summary:
     """Write the tables of a data set and a card with counts, refusals and a sheet of images."""
     summary = ingest(context.options, context.out, context.num_workers, context.progress)
-    dataset = Dataset(context.out)
     write_card(
         context.out,
         "Ingested data set",
@@ -24,13 +20,9 @@ def run(context: StepContext[IngestConfig]) -> Summary:
         "## Left out or mended",
         markdown_table(summary["refused"]),
         "## Validation images",
-        markdown_picture(_sheet(dataset), "validation images with their boxes"),
+        markdown_picture(
+            split_sheet(Dataset(context.out), "val"), "validation images with their boxes"
+        ),
     )
     left_out = [f"left out or mended: {text}" for text in reasons(summary["refused"])]
     return summary | {WARNINGS: [*summary["warnings"], *left_out]}
-
-
-def _sheet(dataset: Dataset) -> np.ndarray:
-    paths = dict(dataset.image_paths("val"))
-    layouts = evenly_spaced(read_layouts(dataset, None, "val"), 24)
-    return layout_sheet((paths[item.image_id], item) for item in layouts)

@@ -19,8 +19,7 @@ from data.attributes.calibration import (
 )
 from data.attributes.labelling import extract_attributes
 from data.attributes.options import ATTRIBUTES_NAME, AttributeConfig
-from data.layouts.gallery import contact_sheet, crop, in_rows, layout_sheet
-from data.layouts.layout import evenly_spaced, read_layouts
+from data.layouts.gallery import contact_sheet, crop, in_rows, split_sheet
 from data.vocabulary.splits import Split
 from data.vocabulary.tables import Dataset, box_array, write_table
 from tasks.execution.context import WARNINGS, StepContext, Summary
@@ -69,7 +68,9 @@ def run(context: StepContext[AttributeConfig]) -> Summary:
         *_galleries(dataset, scored),
         "## Validation images (green easy, red hard)",
         markdown_picture(
-            _sheet(dataset, attributes), "validation images with attributes", _NUM_PICTURES
+            split_sheet(dataset, "val", attributes),
+            "validation images with attributes",
+            _NUM_PICTURES,
         ),
     )
     return {
@@ -122,9 +123,3 @@ def _crops(dataset: Dataset, scored: pa.Table) -> np.ndarray:
     return contact_sheet(
         in_rows([crop(paths[image_id], box, _CROP_SIDE) for image_id, box in boxes])
     )
-
-
-def _sheet(dataset: Dataset, attributes: pa.Table) -> np.ndarray:
-    paths = dict(dataset.image_paths("val"))
-    layouts = evenly_spaced(read_layouts(dataset, attributes, "val"), 24)
-    return layout_sheet((paths[item.image_id], item) for item in layouts)

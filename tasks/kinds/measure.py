@@ -44,11 +44,18 @@ from models.metrics.distances import (
 )
 from models.metrics.interval import Interval
 from models.metrics.options import DETECTOR, FEATURES_NAME, MIRRORED, SCORER, MeasureOptions
-from tasks.execution.context import StepContext, Summary
+from tasks.execution.context import WARNINGS, StepContext, Summary
 from tasks.pages.cards import narrow_table, write_card
 from tasks.pages.detections import COCO_METRICS_NAME, DETECTIONS_NAME
 from tasks.pages.numbers import number_name
-from tasks.pages.report_tables import DISTANCES, FLOOR, SCORES, fidelity_table, score_table
+from tasks.pages.report_tables import (
+    DISTANCES,
+    FLOOR,
+    SCORES,
+    blind_judges,
+    fidelity_table,
+    score_table,
+)
 
 FIDELITY_NAME, SCORES_NAME, COPIES_NAME = "fidelity.parquet", "scores.parquet", "copies.parquet"
 """Tables of distances, of detection scores, and of the generated images nearest to a training image."""
@@ -57,6 +64,7 @@ _RANGES = {
     "frechet_distance": (0, math.inf),
     "precision": (0, 1),
     "recall": (0, 1),
+    "map": (0, 1),
     "map50": (0, 1),
     "map75": (0, 1),
     "density": (0, math.inf),
@@ -91,13 +99,15 @@ def run(context: Context) -> Summary:
     write_table(pa.Table.from_pylist(scores), context.out / SCORES_NAME)
     write_table(pa.Table.from_pylist(fidelity), context.out / FIDELITY_NAME)
     write_table(pa.Table.from_pylist(copies), context.out / COPIES_NAME)
+    warnings = blind_judges(scores)
     write_card(
         context.out,
         "Measures of generated images",
+        *(f"**{text}.**" for text in warnings),
         f"## Distance to the real images\n\n{narrow_table(fidelity_table(fidelity))}",
         f"## Detection score and recall\n\n{narrow_table(score_table(scores))}",
     )
-    return {"results": _results(context, scores, fidelity)}
+    return {"results": _results(context, scores, fidelity), WARNINGS: warnings}
 
 
 def _score_rows(context: Context, sets: Mapping[str, SyntheticSet]) -> Rows:
@@ -162,7 +172,7 @@ def _score_row(
         "num_images": len(boxes),
         "num_objects": sum(len(item) for item, _ in boxes.values()),
         "score_threshold": SCORE_THRESHOLDS[protocol],
-        "recall": hits.recall(np.arange(len(hits.image_ids))),
+        "recall": hits.recall(np.arange(len(hits.image_ids))) if hits.boxes.any() else None,
         **detection_score(protocol, truth, found).as_row(),
     }
     intervals = score_intervals(protocol, truth, found, hits)

@@ -9,8 +9,7 @@ import pyarrow.parquet as pq
 from data.attributes.options import PseudoLabelConfig
 from data.attributes.pseudo_labels import pseudo_objects, sure_detections
 from data.coco.export import export_boxes
-from data.layouts.gallery import layout_sheet
-from data.layouts.layout import evenly_spaced, read_layouts
+from data.layouts.gallery import split_sheet
 from data.vocabulary.tables import Dataset, write_table
 from tasks.execution.context import WARNINGS, StepContext, Summary
 from tasks.pages.cards import markdown_picture, markdown_table, write_card
@@ -40,7 +39,9 @@ def run(context: StepContext[PseudoLabelConfig]) -> Summary:
         "## Detections left out",
         markdown_table([{"reason": reason, "count": count} for reason, count in dropped.items()]),
         "## Images with their boxes",
-        markdown_picture(_sheet(dataset), "unlabelled images with their pseudo-labels"),
+        markdown_picture(
+            split_sheet(dataset, "unlabelled"), "unlabelled images with their pseudo-labels"
+        ),
     )
     return {
         "images": images.num_rows,
@@ -69,9 +70,3 @@ def _counts(kept: pa.Table, things: dict[int, str], threshold: float) -> list[di
         }
         for name, own in rows.items()
     ]
-
-
-def _sheet(dataset: Dataset) -> np.ndarray:
-    paths = dict(dataset.image_paths("unlabelled"))
-    layouts = evenly_spaced(read_layouts(dataset, None, "unlabelled"), 24)
-    return layout_sheet((paths[item.image_id], item) for item in layouts)

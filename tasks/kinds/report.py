@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.artifacts.identity import KEY_DIGITS
 from data.artifacts.manifest import Manifest
 from data.attributes.calibration import easiest_and_hardest, scored_things
 from data.attributes.options import ATTRIBUTES_NAME
@@ -23,12 +24,13 @@ from data.vocabulary.tables import Dataset, box_array
 from models.metrics.coco_metrics import CocoTruth, annotations_by_image, boxes_found, read_truth
 from models.metrics.options import MeasureOptions, ReportOptions
 from models.training.metrics_file import METRICS_NAME, read_metrics
-from tasks.execution.context import StepContext, Summary
+from tasks.execution.context import WARNINGS, StepContext, Summary
 from tasks.kinds.compare import ARMS_NAME, CONTRASTS_NAME, TRAINABILITY_NAME
 from tasks.kinds.measure import COPIES_NAME, FIDELITY_NAME, SCORES_NAME
 from tasks.pages.cards import markdown_picture, write_card
 from tasks.pages.detections import DETECTIONS_NAME
 from tasks.pages.report_page import Gallery, Picture, Report, card_sections, write_report
+from tasks.pages.report_tables import blind_judges
 
 _LAYOUTS = 8
 """Shown on the page, real and generated."""
@@ -42,7 +44,8 @@ _OBJECTS = 8
 _MISSED, _COPIES = 4, 4
 """Of each set."""
 
-_KEY_DIGITS = 8
+_WEIGHTS = ("detector/model.safetensors", "detector/model.weights")
+"""In a detector's artifact."""
 
 Rows = list[dict[str, Any]]
 Sets = Mapping[AttributePolicy, SyntheticSet]
@@ -80,6 +83,7 @@ def run(context: Context) -> Summary:
 
 
 def _report(context: Context, galleries: Sequence[Gallery]) -> Report:
+    scores = _rows(context, "measures", SCORES_NAME)
     whole = whole_images(Dataset(context.inputs["ingest"]))
     measures, comparison = context.manifest("measures"), context.manifest("comparison")
     return Report(
@@ -88,12 +92,12 @@ def _report(context: Context, galleries: Sequence[Gallery]) -> Report:
         results={**measures.summary["results"], **comparison.summary["results"]},
         answers=comparison.summary["answers"],
         missing=comparison.summary["missing"],
-        warnings=_warnings(context),
+        warnings=[*_warnings(context), *(f"{text}." for text in blind_judges(scores))],
         arms=_rows(context, "comparison", ARMS_NAME),
         detectors=_rows(context, "comparison", TRAINABILITY_NAME),
         contrasts=_rows(context, "comparison", CONTRASTS_NAME),
         fidelity=_rows(context, "measures", FIDELITY_NAME),
-        scores=_rows(context, "measures", SCORES_NAME),
+        scores=scores,
         galleries=galleries,
         training=read_metrics(context.inputs["generator"] / METRICS_NAME),
         data=_data_tables(context),
@@ -107,20 +111,46 @@ def _rows(context: Context, name: str, table: str) -> Rows:
 
 
 def _warnings(context: Context) -> list[str]:
-    """Whether the protocol leaves few of the validation layouts."""
+    """Whether the protocol leaves few of the validation layouts, and the judge is not independent."""
     drawn = [context.manifest(f"sets/{name}").summary["layouts"] for name in context.many("sets")]
     num_images = len(Dataset(context.inputs["ingest"]).split_images("val"))
     found = {few_layouts(item["images"], num_images) for item in drawn}
-    return [
+    warnings = [
         f"Mind that {text}: what is said of generated images is about these alone. More are left by other "
         "synthesize.val_layouts, or other layouts of the run."
         for text in found
         if text
     ]
+    if _gave_attributes(context):
+        warnings.append(
+            "Mind that what is called the independent detector is the one that gave the attributes: what it "
+            "does not find is what it calls hard. Give another one in evaluate.scorer."
+        )
+    return warnings
+
+
+def _gave_attributes(context: Context) -> bool:
+    """Whether the scorer has the weights of a detector that gave attributes."""
+    steps = {step.reference: step for step in context.ancestors()}
+    scores = [context.manifest(f"scores/{name}").reference for name in context.many("scores")]
+    of_attributes = context.manifest("attributes").inputs.values()
+    return bool(_weights(steps, scores) & _weights(steps, of_attributes))
+
+
+def _weights(steps: Mapping[str, Manifest], detections: Iterable[str]) -> set[str]:
+    """Digests of the weights of those who made detections, where they are still there."""
+    makers = [steps[name].inputs.get("detector", "") for name in detections if name in steps]
+    return {
+        record.sha256
+        for maker in makers
+        if maker in steps
+        for name, record in steps[maker].files.items()
+        if name in _WEIGHTS
+    }
 
 
 def _data_tables(context: Context) -> dict[str, Rows]:
-    """Counts of the data set, what was left out of it, and which layouts were drawn."""
+    """Counts of the data set, what was left out of it, which layouts were drawn, and what steps warned of."""
     summary = context.manifest("ingest").summary
     counts = [{"split": name, **row} for name, row in summary["counts"].items()]
     drawn = [context.manifest(f"sets/{name}").summary for name in context.many("sets")]
@@ -128,6 +158,11 @@ def _data_tables(context: Context) -> dict[str, Rows]:
         "Data": _filled(counts),
         "Left out of the data, or mended": _filled(summary["refused"]),
         "Validation layouts left and left out": _filled([item["layouts"] for item in drawn[:1]]),
+        "What the steps warned of": [
+            {"step": step.kind, "warning": text}
+            for step in context.ancestors()
+            for text in step.summary.get(WARNINGS, ())
+        ],
     }
 
 
@@ -145,13 +180,13 @@ def _step_rows(context: Context) -> Rows:
     users.append({name: context.manifest(name).reference for name in context.inputs})
     return [
         {
-            "step": f"{step.kind} {step.key[:_KEY_DIGITS]}",
+            "step": f"{step.kind} {step.key[:KEY_DIGITS]}",
             "seconds": round(step.seconds, 1),
             "peak memory, GB": round(step.peak_memory_bytes / 1e9, 2),
             "device": step.environment.get("device"),
             "serves as": ", ".join(_roles(step, users)),
             "made from": ", ".join(
-                f"{name}: {reference.partition('/')[2][:_KEY_DIGITS]}"
+                f"{name}: {reference.partition('/')[2][:KEY_DIGITS]}"
                 for name, reference in step.inputs.items()
             ),
         }
@@ -336,8 +371,8 @@ def _copy_gallery(context: Context, dataset: Dataset, sets: Sets) -> Gallery:
         generated = dict(item.image_set.images)
         pairs = [row for row in copies if row["images"] == name]
         for row in sorted(pairs, key=lambda row: row["distance"])[:_COPIES]:
-            near = row["distance"] < row["limit"]
-            side = "below" if near else "above"
+            near = row["distance"] <= row["limit"]
+            side = "within" if near else "beyond"
             words = f"{name}: distance {row['distance']:.3g}, {side} the limit {row['limit']:.3g}"
             groups.append(
                 [
@@ -348,6 +383,6 @@ def _copy_gallery(context: Context, dataset: Dataset, sets: Sets) -> Gallery:
     return Gallery(
         "Likeliest copies of training images",
         "Generated images and the training images nearest to them in the extractor's features. Marked "
-        "are those nearer than the limit, below which other real images hardly ever are.",
+        "are those within the limit, where other real images hardly ever are.",
         groups,
     )

@@ -11,11 +11,10 @@ from data.attributes.folds import first_image_ids, fold_image_ids, write_some
 from data.coco.box_noise import write_noisy
 from data.coco.export import export_objects
 from data.coco.image_sets import SyntheticSet
-from data.errors import InvalidConfig
 from data.vocabulary.splits import Split
 from data.vocabulary.tables import Dataset
 from models.detector.config_files import CocoFolder, Mixture, learning_rate
-from models.detector.options import DetectorTraining
+from models.detector.options import DetectorTraining, require_spare
 from models.detector.training import train_detector
 from tasks.execution.context import StepContext, Summary
 from tasks.execution.data_parallel import join_by_command, train_in_processes
@@ -123,12 +122,8 @@ def _parts(context: Context, dataset: Dataset) -> list[_Part]:
     synthetic = _synthetic_set(context) if "synthetic" in context.inputs else None
     if options.images == "real+spare" and synthetic:
         wanted = synthetic.provenance.num_rows
+        require_spare(dataset, wanted)
         spare = first_image_ids(dataset, "spare", wanted)
-        if len(spare) < wanted:
-            raise InvalidConfig(
-                f"the arm more-real needs as many spare images as the synthetic set has, {wanted}: "
-                f"ingest.spare has {len(spare)}"
-            )
     parts = []
     if options.images != "synthetic":
         parts += [_real_part(context, dataset, "train", real)]
@@ -153,15 +148,11 @@ def _synthetic_set(context: Context) -> SyntheticSet:
     return SyntheticSet(context.inputs["synthetic"], context.inputs.get("verified"))
 
 
-def _ids(dataset: Dataset, split: Split) -> list[int]:
-    return [row["image_id"] for row in dataset.split_images(split)]
-
-
 def _real_ids(options: DetectorTraining, dataset: Dataset) -> tuple[list[int], list[int]]:
     """Training images less those of the fold, or the multiple of them, with spare ones above one."""
-    image_ids = _ids(dataset, "train")
-    wanted = round(options.real_multiple * len(image_ids))
-    spare = first_image_ids(dataset, "spare", max(wanted - len(image_ids), 0))
+    num_train = len(dataset.split_images("train"))
+    wanted = round(options.real_multiple * num_train)
+    spare = first_image_ids(dataset, "spare", max(wanted - num_train, 0))
     real = first_image_ids(dataset, "train", wanted)
     if options.fold:
         left_out = fold_image_ids(dataset, "train", options.fold.number, options.fold.of)
@@ -177,7 +168,7 @@ def _real_part(context: Context, dataset: Dataset, split: Split, image_ids: list
     has_masks = masks.null_count < len(masks)
     if has_masks:
         instances = context.work / f"objects_{split}.json"
-        export_objects(dataset.folder, split, instances, without_mask="box")
+        export_objects(dataset.folder, split, instances)
     if len(image_ids) < len(dataset.split_images(split)):
         some = context.work / f"instances_{split}.json"
         write_some(instances, image_ids, some)
@@ -207,7 +198,7 @@ def _pasting(num_things: int, num_without_mask: int) -> str:
 
 def _iterations(context: Context, dataset: Dataset) -> int:
     """The same for any part of the training images; with equal exposure more, by those of the set."""
-    options, num_real = context.options, len(_ids(dataset, "train"))
+    options, num_real = context.options, len(dataset.split_images("train"))
     if options.fold:
         num_real -= len(fold_image_ids(dataset, "train", options.fold.number, options.fold.of))
     iterations = options.iterations(num_real)

@@ -61,6 +61,7 @@ from tasks.pages.cards import markdown_picture, markdown_table, write_card
 logger = logging.getLogger(__name__)
 
 _AUTOENCODER_IMAGES = 1000
+_ROWS_SHOWN = 10
 _SHOWN = ("step", "loss_ldm", "loss_perception", "mask_iou", "grad_norm")
 _PROBED = ("step", "layout_recall", "layout_recall_shuffled")
 _CAPTIONS = {
@@ -317,11 +318,11 @@ def _count_omitted(generator: Generator, layouts: list[Layout]) -> int:
     return sum(map(len, omitted.values()))
 
 
-def _summary_rows(metrics: list[Metrics], num_rows: int = 10) -> list[dict[str, float | None]]:
+def _summary_rows(metrics: list[Metrics]) -> list[dict[str, float | None]]:
     """Average the metrics over equal stretches of the training; None where there are none."""
     names = [name for name in dict.fromkeys(k for item in metrics for k in item) if name != "step"]
     rows = []
-    for part in np.array_split(np.array(metrics, dtype=object), num_rows):
+    for part in np.array_split(np.array(metrics, dtype=object), _ROWS_SHOWN):
         if len(part):
             values = {name: [item[name] for item in part if name in item] for name in names}
             means = {name: float(np.mean(v)) if v else None for name, v in values.items()}

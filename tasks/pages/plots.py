@@ -18,8 +18,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt  # after the choice of backend
 
 from models.metrics.comparison import Verdict
-from models.metrics.interval import Interval
-from tasks.pages.numbers import format_interval
+from models.metrics.interval import Interval, format_interval
 
 _WIDTH = 6.0
 """Of a figure, inches. A telephone shows it at a third of that."""

@@ -7,9 +7,8 @@ from typing import Any
 
 from models.metrics.arms import MAP, REAL
 from models.metrics.comparison import student_interval
-from models.metrics.interval import Interval
+from models.metrics.interval import Interval, format_interval, format_limits
 from models.metrics.options import DETECTOR, SCORER
-from tasks.pages.numbers import format_interval
 
 FLOOR = "floor"
 """Other real images, held against real ones."""
@@ -40,7 +39,7 @@ _NEIGHBOURHOODS = ("precision", "recall", "density", "coverage")
 DISTANCES = ("frechet_distance", "kid", *_NEIGHBOURHOODS)
 """Numbers of generated images against real ones; each has `_low` and `_high` beside it."""
 
-SCORES = ("recall", "map50", "map75")
+SCORES = ("recall", "map", "map50", "map75")
 """Numbers of detections in images, likewise."""
 
 _PUBLISHED = "published (DetDiffusion, CVPR 2024)"
@@ -111,11 +110,7 @@ def _worth(arm: Row) -> str | None:
     found = [arm[f"worth{end}"] for end in ("", "_low", "_high")]
     if any(value is None or math.isnan(value) for value in found):
         return None
-    value, low, high = (
-        f"{value:+.0f}".replace("inf", "∞") if math.isinf(value) else f"{round(value):+,}"
-        for value in found
-    )
-    return f"{value} ({low} to {high})"
+    return format_limits(Interval(*found), sign=True, most_decimals=0)
 
 
 def _mean(values: Mapping[int, float]) -> str | None:
@@ -273,12 +268,23 @@ def scorer_name(scorer: str) -> str:
 
 
 def recalls(rows: Rows) -> dict[str, dict[str, float]]:
-    """Scorer to images to recall of what the layouts ask for."""
+    """Scorer to images to recall of what the layouts ask for, where they ask for something."""
     found: dict[str, dict[str, float]] = {}
     for row in rows:
-        if row["protocol"] == "layout":
+        if row["protocol"] == "layout" and row["recall"] is not None:
             found.setdefault(scorer_name(row["scorer"]), {})[row["images"]] = row["recall"]
     return found
+
+
+def blind_judges(rows: Rows) -> list[str]:
+    """Which scorers find nothing in the real images, and so say nothing of generated ones."""
+    return [
+        f"The {scorer_name(row['scorer'])} finds none of the {row['num_objects']} objects in the real images "
+        "(recall 0), and cannot judge generated ones: train it longer, give another, or lower "
+        "evaluate.recall_score_threshold"
+        for row in rows
+        if (row["protocol"], row["images"], row["recall"]) == ("layout", REAL, 0)
+    ]
 
 
 def recall_sentences(rows: Rows) -> list[str]:
@@ -292,6 +298,12 @@ def recall_sentences(rows: Rows) -> list[str]:
 
 def _recall_sentence(scorer: str, rows: Mapping[str, Row]) -> str:
     order = [name for name in ("easy", "origin", "hard") if name in rows]
+    if any(rows[name]["recall"] is None for name in order):
+        return f"By the {scorer}, there is no recall: the layouts ask for nothing."
+    if REAL in rows and rows[REAL]["recall"] == 0:
+        return (
+            f"The {scorer} finds nothing in real images: its recall of generated ones says nothing."
+        )
     found = ", ".join(f"{name} {rows[name]['recall']:.3f}" for name in order)
     falls = all(rows[a]["recall"] > rows[b]["recall"] for a, b in pairwise(order))
     steps = [interval(rows[name], "recall_step") for name in order[:-1]]

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from models.metrics.comparison import Verdict
-from models.metrics.interval import Interval
+from models.metrics.interval import Interval, format_interval
 from tasks.pages.cards import markdown_table
 from tasks.pages.html import write_page
-from tasks.pages.numbers import format_interval
 from tasks.pages.plots import Estimate, effect_panels
 from tasks.pages.report_tables import shown_number
 

@@ -14,7 +14,7 @@ PROGRAMS = {
         "subprocess.run([sys.executable, '-c', code])"
     ),
     "workers": (
-        "from data.coco.workers import Workers\n"
+        "from data.workers import Workers\n"
         "with Workers(7, 2) as workers:\n"
         "    print(list(workers.map(divmod, [1, 2, 3])), flush=True)\n"
         "    input()"

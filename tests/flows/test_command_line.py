@@ -216,12 +216,6 @@ def test_a_shell_completes_commands_and_presets(words, completed):
     assert output.split() == [completed]
 
 
-def test_help_names_the_commands(cli):
-    status, out, _ = cli("--help")
-    assert status == 0
-    assert all(command in out for command in ("run", "study", "plan", "inspect", "new", "gc"))
-
-
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     """The command of a wheel of a tagged commit, installed beside the libraries of this environment."""
@@ -261,14 +255,6 @@ def test_a_wheel_works_in_any_folder(installed, tmp_path, names):
     assert output("plan", "smoke").count("never made") == 28
     site = installed.parents[1].glob("lib/python*/site-packages/*/py.typed")
     assert {path.parent.name for path in site} == {"data", "models", "tasks", "flows"}
-
-
-def test_json_values_are_parsed():
-    from flows.command_options import parse_assignment
-
-    assert parse_assignment("a.b=[1, 2]") == {"a": {"b": [1, 2]}}
-    assert parse_assignment("a=text") == {"a": "text"}
-    assert parse_assignment("a=null") == json.loads('{"a": null}')
 
 
 @pytest.mark.parametrize(("width", "shows_all"), [(80, False), (200, True)])

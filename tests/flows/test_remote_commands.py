@@ -177,6 +177,18 @@ def test_a_store_gets_no_larger_than_its_limit_by_what_the_remote_has(made, call
     assert "--limit 'lots': write a size" in call("one", "gc", "--limit", "lots")[1]
 
 
+def test_the_only_good_copy_is_kept_whatever_the_limit(made, call, tmp_path):
+    scorer = made[1].find("train scorer").identity
+    call("one", "push")
+    file = next((tmp_path / "mirror" / scorer.reference).glob("*/file"))
+    file.write_text("CONTENT")
+    status, out = call("one", "gc", "--limit", "1K", "--grace", "0s", "--apply")
+    assert status == 0
+    assert f"kept, for on the remote it is damaged: {file.as_uri()}" in out
+    assert "the remote has it: 0B" not in out
+    assert ArtifactStore(tmp_path / "one").lookup(scorer.kind, scorer.key)
+
+
 def test_a_limit_without_a_remote_frees_what_nothing_needs(call, monkeypatch):
     monkeypatch.delenv("DETDIFFUSION_REMOTE")
     out = call("one", "gc", "--limit", "1K", "--grace", "0s")[1]
@@ -199,6 +211,10 @@ def test_steps_and_keys_go_alone(made, call, tmp_path):
     _, graph = made
     step, other = graph.find("ingest").identity, graph.find("train scorer").identity
     assert call("one", "push", "ingest", other.key[:12]) == (0, "2 pushed\n")
+    (run,) = json.loads(call("two", "ls", "--remote", "--runs", "--json")[1])
+    assert (run["id"], run["present"]) == (next(read_records(made[0].root)).id, 2)
+    out = call("two", "gc", "--remote", "--grace", "0s")[1]
+    assert f"to be moved to .trash of {(tmp_path / 'mirror').as_uri()}: 0B" in out
     assert call("two", "pull", step.key[:12]) == (0, "1 pulled\n")
     assert ArtifactStore(tmp_path / "two").lookup(step.kind, step.key)
     assert not (tmp_path / "two" / other.reference).exists()

@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import nullcontext
 
 import pytest
 from PIL import Image
@@ -9,10 +10,14 @@ from PIL import Image
 from data.artifacts.digests import DigestMemory
 from data.artifacts.store import ArtifactStore
 from data.errors import InvalidConfig, InvalidDataset, InvalidModel, PipelineError
+from data.ingest.ingestion import ingest
+from data.ingest.options import IngestConfig, ScenesConfig
 from data.layouts.options import PROTOCOLS, Protocol
 from flows.presets import merge
 from flows.run_config import build_run
 from flows.run_graph import STAGES, idle_options, run_graph, stage_steps
+from flows.studies import read_study
+from flows.study_presets import STUDIES
 from tasks.execution.plan import check
 
 
@@ -229,6 +234,38 @@ def test_a_given_judge_is_there_before_the_training_sets_are_verified(tmp_path):
         graph_of(merge(own, {"extract_attributes": {"scoring": {"detector": str(tmp_path)}}}))
 
 
+def test_the_attribute_detector_is_no_independent_judge_however_it_is_given(tmp_path):
+    def folder(*parts):
+        place = tmp_path.joinpath(*parts)
+        place.mkdir(parents=True)
+        for name in ("config.py", "detector.json", "model.safetensors"):
+            (place / name).write_text(parts[0])
+        return str(place)
+
+    def refused(**given):
+        with pytest.raises(InvalidConfig, match="that is the detector that gives the attributes"):
+            graph_of({"retrain": {"verification": {}}, **given})
+
+    one, other = folder("one"), folder("other")
+    again = f"{tmp_path}/other/../one"
+    (tmp_path / "link").symlink_to(one)
+    attributes = {"extract_attributes": {"scoring": {"detector": one}}}
+    config = build_run("smoke", {})
+    alike = config.train_detector.model_dump() | {"num_workers": 1}
+    refused(train_scorer=alike | {"_delete_": True})
+    refused(**attributes, evaluate={"scorer": again})
+    refused(**attributes, evaluate={"scorer": str(tmp_path / "link")})
+    checkpoints = [{"config": "mmdet::yolox/yolox_s_8xb8-300e_coco.py",
+                    "checkpoint": f"{place}/model.safetensors"} for place in (one, again)]  # fmt: skip
+    scoring = {"scoring": {"detector": checkpoints[0]}}
+    refused(extract_attributes=scoring, evaluate={"scorer": checkpoints[1]})
+    trained = graph_of().find("train detector").identity.reference
+    refused(evaluate={"scorer": folder("store", *trained.split("/"), "detector")})
+    graph_of({"retrain": {"verification": {}}, **attributes, "evaluate": {"scorer": other}})
+    given = {"verification": {"by": "detector"}}
+    graph_of({"retrain": given, **attributes, "evaluate": {"scorer": one}})
+
+
 def test_a_verification_needs_a_detector_and_its_detections(results):
     def verified(by, **more):
         return graph_of({"retrain": {"verification": {"by": by}}, **more})
@@ -268,6 +305,37 @@ def test_every_detector_is_compared_and_every_scorer_judges(results):
 
 
 @pytest.mark.parametrize(
+    ("group", "name", "message"),
+    [
+        ("retrain.others", "main", "retrain.detector is called so"),
+        (
+            "retrain.others",
+            "detector",
+            "detector_map_real is the mAP of the detector that gives the",
+        ),
+        ("retrain.others", "Big", "use small letters"),
+        ("evaluate.scorers", "scorer", "evaluate.scorer is called so"),
+        ("evaluate.scorers", "detector", "the detector that gives the attributes is called so"),
+        ("evaluate.scorers", "detector_low", "limits of recalls by detector are called so"),
+        ("evaluate.scorers", "theirs_high", "limits of recalls by theirs are called so"),
+    ],
+)
+def test_names_whose_numbers_would_be_those_of_others_are_refused(group, name, message):
+    section, option = group.split(".")
+    given = {section: {option: {"theirs": None, name: None}}}
+    with pytest.raises(InvalidConfig, match=f"'{name}' cannot be a name: {message}"):
+        build_run("smoke", given)
+
+
+def test_a_judge_beside_that_of_the_training_sets_may_be_called_so(tmp_path):
+    for name in ("config.py", "detector.json", "model.safetensors"):
+        (tmp_path / name).write_text(name)
+    judges = {"scorer": str(tmp_path), "scorers": {"judge": str(tmp_path)}}
+    graph = graph_of({"evaluate": judges, "retrain": {"verification": {}}})
+    assert graph.find("import judge") is graph.find("import judge of training sets")
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         (
@@ -277,6 +345,17 @@ def test_every_detector_is_compared_and_every_scorer_judges(results):
         ({"ruler": [1.0]}, "1 is the arm real"),
         ({"added_share": 1}, "use the arm synthetic-only in place of real.hard"),
         ({"added_share": 0}, "leave the arm real.hard out"),
+        (
+            {"arms": ["real", "real+copy-paste"], "detector": {"augmentation": "copy-paste"}},
+            r" detector.augmentation is copy-paste.* leave that arm out",
+        ),
+        (
+            {
+                "arms": ["real", "real+copy-paste"],
+                "others": {"theirs": {"augmentation": "copy-paste"}},
+            },
+            r" others.theirs.augmentation is copy-paste",
+        ),
         ({"ruler": [-1.0]}, "multiples are finite and above 0"),
         (
             {"detector": {"num_epochs": 3}},
@@ -487,6 +566,15 @@ def test_a_data_set_is_the_same_whatever_the_preset_says_of_scenes(tmp_path):
         ({"ingest": {"train": {"instances": "no.json", "images": "."}}}, InvalidDataset, "ingest.val"),
         (SELF_TRAINING, InvalidConfig, "needs images without labels: .* ingest.unlabelled"),
         (
+            {"retrain": {"arms": ["real", "more-real"]}},
+            InvalidConfig, "the arm more-real needs spare real images: .* ingest.scenes.num_spare",
+        ),
+        ({"retrain": {"ruler": [0.5, 1.5]}}, InvalidConfig, "retrain.ruler 1.5 needs spare real images"),
+        (
+            {"retrain": {"ruler": [3]}, "ingest": {"scenes": {"num_spare": 90}}},
+            InvalidConfig, "3 times the 48 training images are 144, and there are 138 with the spare",
+        ),
+        (
             {"pretrain_generator": {"num_steps": 5, "boxes": "none"}},
             InvalidConfig, "pretrain_generator.num_steps needs images without labels",
         ),
@@ -550,6 +638,16 @@ def test_a_rule_for_layouts_that_does_not_reach_those_drawn_is_named(overrides, 
         (merge(SELF_TRAINING, {"pseudo_labels": {"score_threshold": 0.6}}), []),
         (merge(PRETRAINING, {"pseudo_labels": {"score_threshold": 0.6}}), []),
         ({"pretrain_generator": {"boxes": "none"}}, ["pretrain_generator"]),
+        (UNLABELLED, ["ingest.scenes.num_unlabelled"]),
+        ({"ingest": {"unlabelled": ["folder"]}}, ["ingest.unlabelled"]),
+        (merge(SELF_TRAINING, UNLABELLED), []),
+        (merge(PRETRAINING, {"pretrain_generator": {"boxes": "none"}}), []),
+        ({"ingest": {"scenes": {"num_spare": 9}}}, ["ingest.scenes.num_spare"]),
+        ({"ingest": {"spare": {"instances": "a.json", "images": "a"}}}, ["ingest.spare"]),
+        ({"ingest": {"scenes": {"num_spare": 9}}, "retrain": {"arms": ["more-real"]}}, []),
+        ({"ingest": {"scenes": {"num_spare": 9}}, "retrain": {"ruler": [0.5, 1.1]}}, []),
+        ({"ingest": {"scenes": {"num_spare": 9}}, "retrain": {"ruler": [0.5]}},
+         ["ingest.scenes.num_spare"]),
         (
             {"train_generator": {"lora_learning_rate": 2e-4}},
             ["train_generator.lora_learning_rate"],
@@ -562,6 +660,11 @@ def test_options_without_effect_are_named(overrides, idle):
     assert [line.partition(" has no effect without ")[0] for line in found] == idle
 
 
+@pytest.mark.parametrize("name", STUDIES)
+def test_no_study_gives_options_without_effect(name):
+    assert idle_options(read_study(name).runs.values()) == []
+
+
 def test_an_option_that_one_run_of_a_study_uses_has_effect():
     used, unused = (
         build_run("smoke", {"retrain": {"added_share": 0.5, "arms": arms}})
@@ -569,6 +672,40 @@ def test_an_option_that_one_run_of_a_study_uses_has_effect():
     )
     assert idle_options([used, unused]) == []
     assert len(idle_options([unused, build_run("smoke", {})])) == 1
+
+
+@pytest.fixture(scope="module")
+def with_spare(tmp_path_factory):
+    """Folder of an ingested data set of 12 training images and 5 spare ones."""
+    folder = tmp_path_factory.mktemp("with_spare")
+    ingest(IngestConfig(scenes=ScenesConfig(num_train=12, num_val=1, num_spare=5)), folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("synthesize", "action", "wanted"),
+    [
+        ({}, None, 8),
+        ({"num_train_layouts": 5}, None, None),
+        ({"num_train_layouts": 40}, None, 12),
+        ({"num_train_layouts": 40, "train_layout_source": "jittered"}, None, 40),
+        ({"num_train_layouts": 3, "images_per_train_layout": 2}, None, 6),
+        ({}, "drop-object", 8),
+        ({}, "drop-image", None),
+    ],
+)
+def test_too_few_spare_images_are_refused_as_soon_as_the_tables_are_there(
+    synthesize, action, wanted, with_spare, tmp_path, publish_tables
+):
+    verification = {"verification": {"action": action}} if action else {}
+    given = {"ingest": {"scenes": {"num_spare": 5}}, "synthesize": synthesize}
+    arms = {"arms": ["real", "more-real"], **verification}
+    store, graph = ArtifactStore(tmp_path), graph_of({**given, "retrain": arms})
+    check(store, graph)  # nothing is known yet
+    publish_tables(store, graph, with_spare)
+    refusal = pytest.raises(InvalidConfig, match=f"the synthetic set has, {wanted}: there are 5")
+    with refusal if wanted else nullcontext():
+        check(store, graph)
 
 
 def layout_rules(overrides):

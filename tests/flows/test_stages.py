@@ -8,7 +8,7 @@ from prefect.settings import get_current_settings
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 
 from data.artifacts.digests import DigestMemory
-from data.artifacts.records import read_records
+from data.artifacts.records import read_records, write_record
 from data.artifacts.remote import Remote
 from data.artifacts.store import ArtifactStore
 from data.errors import StorageError
@@ -92,6 +92,14 @@ def test_a_preset_for_own_data_is_refused_without(preset, tmp_path, monkeypatch)
     assert f"preset {preset} needs your data: give ingest.train and ingest.val" in state.message
 
 
+def test_a_store_at_an_address_is_refused(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DETDIFFUSION_HOME", "s3://bucket/store")
+    state = end_to_end.fn(validated(end_to_end, {"config": {"preset": "smoke"}}))
+    assert state.is_failed()
+    assert "the store is a folder on a disk" in state.message
+
+
 @pytest.mark.parametrize(
     ("flow", "config", "name"),
     [
@@ -116,6 +124,19 @@ def test_a_run_leaves_a_record_in_the_store_and_on_its_mirror(tmp_path, monkeypa
     _opened_workshop(request, store, request.graph(DigestMemory()), 1)
     (record,) = read_records(store.root)
     assert Remote(url).record(record.id) == record
+
+
+def test_a_mirror_that_is_back_at_the_end_of_a_run_gets_its_record(tmp_path, monkeypatch):
+    monkeypatch.setattr("tasks.execution.workshop._SECONDS_WITHOUT_REMOTE", 0.0)
+    for name in ("show_lineage", "_outcome"):  # of steps that there are none of
+        monkeypatch.setattr(f"flows.stages.{name}", Mock())
+    remote = Remote((tmp_path / "mirror").as_uri())
+    workshop = Workshop(ArtifactStore(tmp_path / "root"), Graph({}), remote=remote)
+    record = write_record(workshop.store.root, "run", "smoke", {}, ())
+    workshop.share(record)
+    (tmp_path / "mirror").mkdir()
+    _obtain(workshop, [])
+    assert remote.record_ids() == [record.id]
 
 
 @pytest.mark.parametrize(("error", "retries"), [(KeyboardInterrupt, 0), (StorageError, 5)])

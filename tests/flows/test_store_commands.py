@@ -12,6 +12,7 @@ from data.artifacts.store import ArtifactStore
 from flows.command_line import app
 from flows.request import Request
 from flows.run_config import build_run
+from flows.store_commands import _show_differences
 
 LATER = {"train_detector": {"num_iterations": 9}}
 """Options of the second run."""
@@ -132,6 +133,20 @@ def test_diff_of_runs_and_of_artifacts(store, graphs):
     assert "option num_iterations: 8 → 9" in result.output
     assert call("diff", keys[0][:8], keys[0]) == (0, "")
     assert "give two of a sort" in call("diff", keys[0], newest)[1]
+
+
+def test_decimals_are_told_apart_in_few_digits(capsys):
+    pairs = {
+        "a": (0.1 + 0.2, 0.2857142857142857),
+        "b": (0.1 + 0.2, 0.3),
+        "c": (None, 2 / 3),
+        "d": (1, "x"),
+    }
+    _show_differences({"numbers": pairs})
+    assert capsys.readouterr().out.splitlines() == [
+        "numbers", "  a: 0.3 → 0.285714", "  b: 0.30000000000000004 → 0.3", "  c: None → 0.666667",
+        "  d: 1 → 'x'",
+    ]  # fmt: skip
 
 
 def test_verify_names_damaged_files_and_deletes_nothing(store, graphs):

@@ -1,5 +1,6 @@
 """Rows of a run's tables, made by the code of the steps that write them; executors of shards."""
 
+import socket
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -116,6 +117,27 @@ def cluster(tmp_path_factory):
         )
         yield started.address
         started.shutdown()
+
+
+@pytest.fixture
+def free_endpoint():
+    """HOST:PORT of this machine that nothing listens at."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.fixture
+def forked_ranks(fork_server, monkeypatch):
+    """Has torchrun fork trainings from the fork server: spawned, each process would import PyTorch."""
+    from torch.distributed.launcher.api import LaunchConfig
+
+    def config(**options):
+        return LaunchConfig(**options | {"start_method": "forkserver"})
+
+    monkeypatch.setattr("models.processes.LaunchConfig", config)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # it is set for the processes
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # likewise
 
 
 @pytest.fixture

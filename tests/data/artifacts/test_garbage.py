@@ -267,6 +267,10 @@ def test_what_the_mirror_has_goes_the_longest_unused_first(store, publish):
     assert found == [alone, old, used]
     assert [item.reference for item in cached(store, keep, everything, 1)] == [alone]
     assert [item.reference for item in cached(store, keep, {used}, 1)] == [used]
+    asked = []
+    found = cached(store, keep, everything, 1, lambda name: asked.append(name) or name != alone)
+    assert [item.reference for item in found] == [old]
+    assert asked == [alone, old]  # and no more than it takes
 
 
 def test_what_is_taken_for_cached_is_deleted_at_once_unless_it_has_come_to_be_in_use(

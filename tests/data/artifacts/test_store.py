@@ -7,8 +7,8 @@ import pytest
 from data.artifacts import digests
 from data.artifacts.digests import file_digest
 from data.artifacts.identity import StepIdentity
-from data.artifacts.store import ArtifactStore, storage_errors
-from data.errors import StorageError
+from data.artifacts.store import ArtifactStore, default_root, storage_errors
+from data.errors import InvalidConfig, StorageError
 
 
 def identity(**options):
@@ -128,6 +128,26 @@ def test_what_has_size_and_time_that_it_had_is_read_again_only_when_all_is(store
 def test_a_failing_disk_is_one_clear_error(tmp_path):
     with pytest.raises(StorageError, match=r"the disk under .* fails"), storage_errors(tmp_path):
         raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize(
+    ("home", "root"),
+    [(None, "artifacts"), ("", "artifacts"), ("~/store", "home/store"), ("a", "a")],
+)
+def test_the_root_is_a_folder(tmp_path, monkeypatch, home, root):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("DETDIFFUSION_HOME", raising=False)
+    if home is not None:
+        monkeypatch.setenv("DETDIFFUSION_HOME", home)
+    assert default_root() == tmp_path / root
+
+
+def test_an_address_is_no_root(monkeypatch):
+    monkeypatch.setenv("DETDIFFUSION_HOME", "s3://somebody:SECRET@bucket/store")
+    with pytest.raises(InvalidConfig, match="set DETDIFFUSION_REMOTE to the address") as error:
+        default_root()
+    assert "SECRET" not in str(error.value)
 
 
 def test_a_lock_can_be_had_on_a_full_disk(store, monkeypatch):

@@ -79,7 +79,9 @@ def test_files_come_back_from_the_tables_unchanged(tmp_path_factory, records):
         if theirs.get("segmentation"):
             assert mine["segmentation"]["counts"].encode() == given.annToRLE(theirs)["counts"]
         else:
-            assert "segmentation" not in mine
+            x, y, width, height = theirs["bbox"]
+            corners = [x, y, x + width, y, x + width, y + height, x, y + height]
+            assert mine["segmentation"] == [pytest.approx(corners)]
 
 
 def test_objects_without_a_mask_are_their_box(tmp_path):
@@ -89,14 +91,11 @@ def test_objects_without_a_mask_are_their_box(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(document([crowd, masked])))
     split = SplitConfig(instances=tmp_path / "a.json", images=tmp_path)
     ingest(IngestConfig(train=split, val=split, check_images=False), tmp_path / "out")
-    export_objects(tmp_path / "out", "train", tmp_path / "back.json", without_mask="box")
+    export_objects(tmp_path / "out", "train", tmp_path / "back.json")
     back = json.loads((tmp_path / "back.json").read_text())["annotations"]
     assert back[0]["segmentation"] == [[1, 1, 5, 1, 5, 4, 1, 4]]
     assert back[1]["segmentation"] == [pytest.approx([3.31, 7.49, 3.5, 7.49, 3.5, 7.5, 3.31, 7.5])]
     assert back[2]["segmentation"]["size"] == [HEIGHT, WIDTH]
-    export_objects(tmp_path / "out", "train", tmp_path / "plain.json")
-    plain = json.loads((tmp_path / "plain.json").read_text())["annotations"]
-    assert ["segmentation" in item for item in plain] == [False, False, True]
 
 
 def test_scenes_difficulty_comes_back(ingested, tmp_path):

@@ -8,9 +8,9 @@ from data.coco import stream as coco_stream
 from data.coco.files import CocoAnnotation
 from data.coco.records import SpanJob, map_spans, open_index
 from data.coco.stream import UnprovenIndex, exact_index, fast_index
-from data.coco.workers import Workers
 from data.errors import InvalidDataset
 from data.ingest.id_set import IdSet
+from data.workers import Workers
 
 
 @pytest.fixture(autouse=True)

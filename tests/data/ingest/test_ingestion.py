@@ -15,6 +15,7 @@ from data.coco import stream as coco_stream
 from data.errors import InvalidDataset
 from data.ingest.ingestion import ingest
 from data.ingest.options import IngestConfig, SplitConfig
+from data.vocabulary.images import TOO_DEEP
 from data.vocabulary.masks import decode_mask
 from data.vocabulary.tables import BOX_COLUMNS, Dataset, box_array
 
@@ -187,6 +188,7 @@ def test_a_mask_of_no_pixel_says_nothing_of_the_area(write, tmp_path):
         ({"file_name": "empty.png"}, "image file empty"),
         ({"file_name": "text.png"}, "image file unreadable"),
         ({"file_name": "half.png"}, "image file cut short or damaged"),
+        ({"file_name": "floats.tif"}, TOO_DEEP),
         ({"file_name": "large.png"}, "size differs from the image file's"),
         ({"width": 0}, "image without area"),
         ({"height": -6}, "image without area"),
@@ -200,6 +202,7 @@ def test_a_broken_image_is_accounted_for(write, tmp_path, changes, reason):
     Image.new("RGB", (8, 6)).save(tmp_path / "sub\\b.png")
     (tmp_path / "text.png").write_text("no image")
     Image.new("RGB", (9, 6)).save(tmp_path / "large.png")
+    Image.new("F", (8, 6)).save(tmp_path / "floats.tif")
     noise = np.random.default_rng(0).integers(0, 255, (6, 8, 3)).astype(np.uint8)
     Image.fromarray(noise).save(tmp_path / "half.png")
     (tmp_path / "half.png").write_bytes((tmp_path / "half.png").read_bytes()[:-40])

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
 
-from data.coco.files import read_coco
 from data.errors import InvalidConfig, InvalidDataset
 from data.ingest.ingestion import ingest
 from data.ingest.options import IngestConfig, ScenesConfig, SplitConfig, TileConfig
@@ -146,13 +145,11 @@ def test_objects_of_a_tile_are_those_of_its_image(tiled):
 
 
 def test_the_whole_truth_is_kept(tiled):
-    truth, given_ = (
-        read_coco(tiled.whole_instances_file),
-        read_coco(tiled.folder.parent / "val.json"),
-    )
-    assert truth.images == given_.images
-    assert [(a.id, a.bbox, a.area) for a in truth.annotations] == [
-        (a.id, a.bbox, a.area) for a in given_.annotations
+    files = (tiled.whole_instances_file, tiled.folder.parent / "val.json")
+    truth, given_ = (json.loads(path.read_text()) for path in files)
+    assert truth["images"] == given_["images"]
+    assert [(a["id"], a["bbox"], a["area"]) for a in truth["annotations"]] == [
+        (a["id"], a["bbox"], a["area"]) for a in given_["annotations"]
     ]
 
 
@@ -217,6 +214,16 @@ def test_less_may_be_enough(config, tmp_path):
     summary = ingest(config(boxes, tile), tmp_path / "out")
     assert summary["counts"]["train"]["things"] == 3
     assert summary["refused"] == []
+
+
+def test_tiles_of_many_times_the_images_pixels_are_told(config, tmp_path):
+    boxes = [([10, 5, 10, 10], 0)]
+    summary = ingest(config(boxes, {"size": 40, "overlap": 0.97}), tmp_path / "many")
+    (told,) = summary["warnings"]  # 61 tiles of 40 × 40 pixels an image of 100 × 40
+    assert told.startswith(
+        "ingest.tile.overlap 0.97 makes 122 tiles of 2 images, with 24 times their pixels"
+    )
+    assert ingest(config(boxes, {"size": 40}), tmp_path / "few")["warnings"] == []
 
 
 def test_an_image_smaller_than_a_tile_gives_what_it_has(config, tmp_path):

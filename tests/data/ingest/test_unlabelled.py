@@ -11,12 +11,13 @@ from data.artifacts.digests import DigestMemory
 from data.errors import InvalidDataset
 from data.ingest.options import UnlabelledConfig
 from data.ingest.unlabelled import ingest_unlabelled
+from data.vocabulary.images import TOO_DEEP
 from data.vocabulary.tables import IMAGES, REFUSED, Dataset
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two usable images of odd kinds, four broken ones, and files that are no images."""
+    """Two usable images of odd kinds, five broken ones, and files that are no images."""
     root = tmp_path / "images"
     (root / "sub" / ".thumbnails").mkdir(parents=True)
     exif = Image.Exif()
@@ -27,6 +28,7 @@ def folder(tmp_path):
     Image.fromarray(noise).save(root / "cut.jpg")
     (root / "cut.jpg").write_bytes((root / "cut.jpg").read_bytes()[:-20])
     (root / "empty.png").touch()
+    Image.new("I", (9, 7)).save(root / "long.tif")
     (root / "text.bmp").write_text("no image")
     (root / "gone.webp").symlink_to(root / "nowhere")
     for name in ("labels.json", ".hidden.png", "sub/.thumbnails/a.png"):
@@ -56,7 +58,7 @@ def test_usable_images_are_listed_as_they_are_shown_and_others_by_reason(
     assert dataset.refused.schema == REFUSED
     rows = dataset.split_images("unlabelled")
     assert [(row["image_id"], row["file_name"]) for row in rows] == [
-        (1, "16bit.png"), (5, "sub/turned.JPG"),
+        (1, "16bit.png"), (6, "sub/turned.JPG"),
     ]  # fmt: skip
     for row, (_, path) in zip(rows, dataset.image_paths("unlabelled"), strict=True):
         assert mmcv.imread(str(path)).shape[:2] == (row["height"], row["width"])
@@ -64,11 +66,12 @@ def test_usable_images_are_listed_as_they_are_shown_and_others_by_reason(
         "unlabelled/cut.jpg": "image file cut short or damaged",
         "unlabelled/empty.png": "image file empty",
         "unlabelled/gone.webp": "image file missing",
+        "unlabelled/long.tif": TOO_DEEP,
         "unlabelled/text.bmp": "image file unreadable",
     }
     assert summary["images"] == 2
-    assert sum(row["count"] for row in summary["refused"]) == 4
-    assert reports[-1] == (6, 6, "images")
+    assert sum(row["count"] for row in summary["refused"]) == 5
+    assert reports[-1] == (7, 7, "images")
 
 
 def test_what_is_to_judge_is_left_out_by_its_content(folder, tmp_path):
@@ -81,7 +84,7 @@ def test_what_is_to_judge_is_left_out_by_its_content(folder, tmp_path):
     out.mkdir()
     summary = ingest_unlabelled(config_of(folder), out, held_out=held_out)
     rows = Dataset(out).split_images("unlabelled")
-    assert [(row["image_id"], row["file_name"]) for row in rows] == [(5, "sub/turned.JPG")]
+    assert [(row["image_id"], row["file_name"]) for row in rows] == [(6, "sub/turned.JPG")]
     assert summary["refused"][0] == {
         "reason": "a validation image", "count": 1, "first": "unlabelled/16bit.png",
     }  # fmt: skip

@@ -8,6 +8,7 @@ from PIL import EpsImagePlugin, Image
 from data.errors import InvalidDataset
 from data.vocabulary.images import (
     SIZE_BEFORE_EXIF,
+    TOO_DEEP,
     difference_hash,
     image_problem,
     orientation,
@@ -43,6 +44,8 @@ PICTURES = {
     "turned.png": (Image.fromarray(smooth()), rotated(8)),
     "turned.tif": (Image.fromarray(smooth()), rotated(6)),
     "16bit.png": (grey_16_bit(), {}),
+    "16bit.tif": (grey_16_bit(), {}),
+    "16bit.pgm": (grey_16_bit(), {}),
     "palette.png": (Image.fromarray(smooth()).convert("P"), {}),
     "alpha.png": (Image.fromarray(np.dstack([smooth(), smooth()[..., 0]])), {}),
     "grey-alpha.png": (Image.fromarray(smooth()).convert("LA"), {}),
@@ -77,6 +80,28 @@ def test_a_body_that_is_cut_short_is_found(tmp_path, suffix):
         assert problem in {"image file cut short or damaged", "image file unreadable"}
     path.write_bytes(buffer.getvalue())
     assert image_problem(path, WIDTH, HEIGHT) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels"),
+    [
+        ("integers.tif", np.full((HEIGHT, WIDTH), 70_000, np.int32)),
+        ("floats.tif", smooth()[..., 0].astype(np.float32) / 255),
+        ("floats.pgm", smooth()[..., 0].astype(np.float32) / 255),
+    ],
+)
+def test_pixels_of_which_nothing_says_what_is_white_are_refused(tmp_path, name, pixels):
+    Image.fromarray(pixels).save(path := tmp_path / name)
+    assert image_problem(path, WIDTH, HEIGHT) == TOO_DEEP
+    with pytest.raises(InvalidDataset, match=rf"{name} cannot be used: .* 8 or 16 bits"):
+        read_rgb(path)
+
+
+def test_signed_16_bits_are_read_as_opencv_reads_them(tmp_path):
+    pixels = smooth()[..., 0].astype(np.int16) * 128
+    mmcv.imwrite(pixels, str(path := tmp_path / "signed.tif"))
+    assert image_problem(path, WIDTH, HEIGHT) is None
+    assert (np.asarray(read_rgb(path)) == mmcv.imread(str(path))).all()
 
 
 def test_bytes_after_a_jpeg_do_no_harm(tmp_path):

@@ -95,7 +95,7 @@ def test_an_arm_is_worth_what_the_ruler_of_real_images_says():
     assert nothing.exchange_rate.value == math.inf
     alone = arm("synthetic-only", [0.555, 0.575], num_real=0, num_synthetic=512, passes=None)
     found = arm_worth([*RULER, *alone], "synthetic-only")
-    assert found.words.startswith("as good as 600 real images (600 to 600), 0.85 ")
+    assert found.words.startswith("as good as 600 real images (600 to 600), 0.853 (")
 
 
 @pytest.mark.parametrize(

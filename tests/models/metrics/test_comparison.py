@@ -107,25 +107,24 @@ UP, DOWN, OPEN = Interval(0.02, 0.01, 0.03), Interval(-0.02, -0.03, -0.01), Inte
 
 
 @pytest.mark.parametrize(
-    ("interval", "adjusted_p", "level", "expected"),
+    ("interval", "adjusted_p", "expected"),
     [
-        (UP, None, 0.95, "helps"),
-        (UP, 0.04, 0.95, "helps"),
-        (UP, math.nan, 0.95, "helps"),
-        (UP, 0.05, 0.95, "cannot tell"),
-        (UP, 0.04, 0.99, "cannot tell"),
-        (DOWN, None, 0.95, "costs"),
-        (DOWN, 0.04, 0.95, "costs"),
-        (DOWN, 0.06, 0.95, "cannot tell"),
-        (OPEN, None, 0.95, "cannot tell"),
-        (OPEN, 0.001, 0.95, "cannot tell"),
-        (Interval(0.1, -math.inf, math.inf), math.nan, 0.95, "cannot tell"),
-        (Interval(0.0, 0.0, 0.0), None, 0.95, "cannot tell"),
-        (Interval(math.nan, math.nan, math.nan), None, 0.95, "cannot tell"),
+        (UP, None, "helps"),
+        (UP, 0.04, "helps"),
+        (UP, math.nan, "helps"),
+        (UP, 0.05, "cannot tell"),
+        (DOWN, None, "costs"),
+        (DOWN, 0.04, "costs"),
+        (DOWN, 0.06, "cannot tell"),
+        (OPEN, None, "cannot tell"),
+        (OPEN, 0.001, "cannot tell"),
+        (Interval(0.1, -math.inf, math.inf), math.nan, "cannot tell"),
+        (Interval(0.0, 0.0, 0.0), None, "cannot tell"),
+        (Interval(math.nan, math.nan, math.nan), None, "cannot tell"),
     ],
 )
-def test_verdicts(interval, adjusted_p, level, expected):
-    assert verdict(interval, adjusted_p, level) == expected
+def test_verdicts(interval, adjusted_p, expected):
+    assert verdict(interval, adjusted_p) == expected
 
 
 def with_moments(mean, deviation):
@@ -168,9 +167,9 @@ def test_seeds_that_cannot_be_counted(differences, expected):
 
 
 def test_percentiles_are_draws_even_where_they_are_infinite():
-    draws = np.array([-math.inf] * 10 + [1.0] * 80 + [math.inf] * 10)
+    draws = np.array([-math.inf] * 3 + [1.0] * 94 + [math.inf] * 3)
     assert percentile_interval(1.0, draws) == Interval(1.0, -math.inf, math.inf)
-    assert percentile_interval(1.0, draws, level=0.5) == Interval(1.0, 1.0, 1.0)
+    assert percentile_interval(1.0, draws[1:-1]) == Interval(1.0, 1.0, 1.0)
 
 
 def test_a_draw_without_result_could_have_been_anything():

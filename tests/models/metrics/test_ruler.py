@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.metrics import ruler as rulers
-from models.metrics.interval import Interval
+from models.metrics.interval import Interval, format_limits
 from models.metrics.ruler import Worth, fit_ruler
 
 worth = partial(rulers.worth, num_draws=200)
@@ -103,9 +103,7 @@ def test_real_images_on_a_logarithm_are_worth_themselves():
     gain, rate = found.real_images, found.exchange_rate
     assert rate.value == pytest.approx(300 / gain.value)
     assert (rate.low, rate.high) == pytest.approx((300 / gain.high, 300 / gain.low))
-    assert found.words.endswith(
-        f", {rate.value:.2f} ({rate.low:.2f} to {rate.high:.2f}) synthetic images per real one"
-    )
+    assert found.words.endswith(f", {format_limits(rate)} synthetic images per real one")
 
 
 def test_seeds_are_drawn_jointly():
@@ -148,6 +146,14 @@ def test_no_gain_at_all_costs_infinitely_many():
     assert found == Worth(Interval(0.0, 0.0, 0.0), 300, 1)
     assert found.exchange_rate == Interval(math.inf, math.inf, math.inf)
     assert found.words == "worth no real image: a gain of 0 (0 to 0)"
+
+
+def test_words_have_the_digits_that_their_intervals_allow():
+    found = Worth(Interval(4932.4, 812.3, 21_134.2), 120_000, 600)
+    assert found.words == (
+        "as good as 5,000 more real images (1,000 to 21,000), 24 (6 to 148) synthetic images per real one"
+    )
+    assert Worth(Interval(-0.3, -7.2, 5.9), 300, 600).words.endswith("a gain of 0 (-7 to 6)")
 
 
 def test_limits_may_leave_the_ruler():
@@ -243,7 +249,7 @@ def test_one_seed_has_no_limits():
     value = pytest.approx(100 * math.sqrt(2) - 100)
     assert found.real_images == Interval(value, -math.inf, math.inf)
     assert found.words.startswith(
-        "as good as 41 more real images (-∞ to ∞), 7.24 (0.00 to ∞) synthetic"
+        "as good as 41 more real images (-∞ to ∞), 7.2 (0.0 to ∞) synthetic"
     )
 
 

@@ -19,11 +19,12 @@ from flows.run_graph import outline
 from models.counts import known_counts
 from models.generator.options import GeneratorConfig
 from models.nvidia import Gpu
+from tasks.catalogue import KINDS
 from tasks.estimates.cost import ASSUMED_CORE, HALF_PEAKS, Cpu, Gpus, half_peak, schedule
 from tasks.estimates.data_size import COCO, data_sizes
 from tasks.estimates.forecast import forecast, gpus_here
 from tasks.estimates.rates import START_SECONDS
-from tasks.estimates.work import Facts, Work, work_of
+from tasks.estimates.work import _FORMULAS, Facts, Work, work_of
 
 
 def works(preset="demo", overrides=None):
@@ -288,6 +289,13 @@ def test_a_model_that_was_not_counted_is_named():
     one = str(replace(found, unknown=("train generator",)))
     assert ", without 1 of these steps, train generator: " in one
     assert "at least" not in str(replace(found, unknown=()))
+
+
+def test_a_kind_without_a_formula_is_left_out_and_ours_have_one():
+    step = outline(build_run("smoke", {})).find("train detector")
+    new = replace(step, kind=replace(step.kind, name="new"))
+    assert work_of(new, Facts({}, known_counts())) is None
+    assert KINDS.keys() == _FORMULAS.keys()
 
 
 @pytest.mark.parametrize("preset", ["demo", "fine-tune"])

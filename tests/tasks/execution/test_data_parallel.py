@@ -2,7 +2,6 @@
 
 import importlib
 import os
-import socket
 import threading
 from pathlib import Path
 
@@ -15,15 +14,14 @@ from tasks.execution.data_parallel import train_in_processes
 
 
 @pytest.fixture
-def at_one_endpoint(tmp_path, monkeypatch):
+def at_one_endpoint(tmp_path, monkeypatch, free_endpoint):
     """Begins a training that no other host joins, and waits for its end; its reports go to a list."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as below
-    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # it is set for the processes
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # likewise
     monkeypatch.setattr("models.processes._SECONDS_TO_MEET", 2)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        endpoint = f"127.0.0.1:{listener.getsockname()[1]}"
-    options = DetectorTraining(batch_size=6, num_processes=2, num_nodes=2, rdzv_endpoint=endpoint)
+    options = DetectorTraining(
+        batch_size=6, num_processes=2, num_nodes=2, rdzv_endpoint=free_endpoint
+    )
 
     def train(name, report):
         work = tmp_path / name
@@ -36,11 +34,9 @@ def at_one_endpoint(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def in_two(tmp_path, monkeypatch):
+def in_two(tmp_path, monkeypatch, forked_ranks):
     """Has two processes call a function of the script; returns what was reported."""
     monkeypatch.syspath_prepend(Path(__file__).parent)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # it is set for the processes
-    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # likewise
     monkeypatch.setattr("models.processes._MAX_RESTARTS", 0)
     script, reports = importlib.import_module("data_parallel_script"), []
     for name in ("out", "work"):
@@ -73,8 +69,12 @@ def test_the_first_process_reports_for_all(in_two, tmp_path):
 def test_what_is_wrong_for_the_user_is_the_steps_error(in_two, what, error, message):
     with pytest.raises(error, match=message):
         in_two(what)
-    with pytest.raises(error, match=message):  # of a run after it too
-        in_two(what)
+
+
+def test_a_run_after_an_error_begins_anew(in_two):
+    with pytest.raises(InvalidConfig, match="the user did it"):
+        in_two("be_wrong")
+    assert in_two("work")[-1] == (2, 2, "by 0")
 
 
 def test_a_training_waits_for_another_that_has_its_endpoint(at_one_endpoint):

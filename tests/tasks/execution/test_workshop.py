@@ -306,12 +306,15 @@ def test_a_mirror_that_answers_again_is_used_again(store, step, remote, tmp_path
     second = step()
     steps = {item.identity.reference: item for item in (second.inputs["other"], second)}
     workshop = Workshop(store, Graph(steps), 1, remote=remote)
+    record = write_record(store.root, "run", "x", {}, ())
     (tmp_path / "mirror").rename(tmp_path / "gone")
+    workshop.share(record)
     first, _ = workshop.obtain(second.inputs["other"], lambda *report: None)
     (tmp_path / "gone").rename(tmp_path / "mirror")
     time.sleep(0.5)
     manifest, _ = workshop.obtain(second, lambda *report: None)
     assert remote.has([manifest.reference, first.reference]) == {manifest.reference}
+    assert remote.record_ids() == [record.id]
 
 
 def test_a_run_that_was_stopped_leaves_off_pulling(store, step, remote):

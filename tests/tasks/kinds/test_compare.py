@@ -12,10 +12,11 @@ from data.artifacts.manifest import Manifest
 from data.coco.image_sets import real_images
 from data.vocabulary.boxes import xywh_to_xyxy
 from data.vocabulary.tables import BOX_COLUMNS, DETECTIONS
+from models.metrics.arms import compare
 from models.metrics.coco_metrics import read_truth
 from models.metrics.options import ComparisonOptions
 from tasks.execution.context import StepContext
-from tasks.kinds.compare import _result, run
+from tasks.kinds.compare import _numbers, _result, run
 from tasks.pages.detections import publish_detections
 
 
@@ -75,6 +76,23 @@ def context(tiled, tmp_path):
     return StepContext(
         options, inputs, tmp_path / "out", tmp_path, "key", tmp_path, 1, lambda *report: None
     )
+
+
+def test_seeds_that_a_gain_lacks_are_told():
+    trained = SimpleNamespace(
+        summary={"images": {"real": 9}, "passes": 1.0, "iterations": 9},
+        options={"augmentation": "flip"},
+    )
+    results = [
+        _result("main", arm, seed, trained, {"map": 0.5 + seed / 100})
+        for arm, seeds in (("real", (0, 1, 2)), ("real+hard", (1, 2, 3)), ("real+easy", (0, 1, 2)))
+        for seed in seeds
+    ]
+    found = _numbers(results, compare(results, (), None), dict.fromkeys(("real", "real+hard")))
+    assert {name: value for name, value in found.items() if name.startswith("num_seeds")} == {
+        "num_seeds": 4, "num_seeds_real": 3, "num_seeds_real_hard": 3,
+        "num_seeds_gain_real_hard": 2, "num_seeds_gain_real_easy": 3,
+    }  # fmt: skip
 
 
 def test_arms_are_judged_on_whole_images(context, tiled):

@@ -243,3 +243,5 @@ def test_the_best_arm_is_that_of_the_greatest_gain():
         "worth_best": "inf", "num_seeds": 3,
     }  # fmt: skip
     assert best_arm(["a: real_easy"], RUNS) == {}
+    holed = {"b": RUNS["b"] | {"num_seeds_real_hard": 2, "num_seeds_gain_real_hard": 1}}
+    assert best_arm(["b: real_hard"], holed)["num_seeds"] == 1

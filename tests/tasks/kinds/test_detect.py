@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from data.coco.files import read_coco
 from data.errors import InvalidModel
 from data.vocabulary.tables import Dataset
 from flows.presets import PRESETS, merge
@@ -115,13 +114,13 @@ def test_a_killed_scoring_goes_on_after_its_last_shard(context, dataset, trained
     assert summary == {}
 
 
-@pytest.mark.parametrize("executor", ["local", "ray"])
-def test_two_workers_find_what_one_does(context, trained, execution, executor, monkeypatch):
+def test_two_workers_find_what_one_does(context, trained, execution, monkeypatch):
+    """Ray's, which look for a detector's parts in a process that was not forked from one that knows them."""
     from tasks.kinds import detect
 
     monkeypatch.setattr(detect, "_SHARD_SIZE", 5)
     made = []
-    for name, workers in (("one", execution("local", 1)), ("two", execution(executor, 2))):
+    for name, workers in (("one", execution("local", 1)), ("two", execution("ray", 2))):
         options = DetectionOptions(split="train", execution=workers)
         step = context(name, options, {"detector": trained})
         detections(step)
@@ -153,7 +152,8 @@ def test_no_image_is_scored_by_a_detector_that_saw_it(context, dataset, trained)
         training = DetectorTraining.model_validate({**TINY, "fold": fold})
         step = context(f"fold {number}", training)
         run(step)
-        seen = {image.id for image in read_coco(step.work / "instances_train.json").images}
+        trained_on = json.loads((step.work / "instances_train.json").read_text())
+        seen = {image["id"] for image in trained_on["images"]}
         options = DetectionOptions(split="train", fold=fold)
         table, _ = detections(context(f"scored {number}", options, {"detector": step.out}))
         found = set(table["image_id"].to_pylist())
@@ -283,6 +283,17 @@ def test_detections_of_another_framework_are_a_table_like_ours(context, tmp_path
     assert table["score"].to_pylist() == pytest.approx([0.8, 0.9, 0.8])
     assert table["detector"][0].as_py().startswith("results/results.json@")
     assert "map" in summary["metrics"]
+    assert summary["warnings"] == []
+
+
+def test_results_without_a_detection_are_told(context, tmp_path):
+    from tasks.kinds.import_detections import run
+
+    path = tmp_path / "results.json"
+    path.write_text("[]")
+    summary = run(context("no results", DetectionsFile(path=path, split="val")))
+    assert summary["metrics"]["map"] == 0
+    assert summary["warnings"] == [f"{path} has no detection in any of 6 images"]
 
 
 def test_images_without_labels_are_scored_like_others(context, trained, tmp_path):

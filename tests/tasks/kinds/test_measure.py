@@ -11,14 +11,16 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from data.artifacts.manifest import Manifest
 from data.coco.image_sets import SyntheticSet
 from data.layouts.options import Protocol
 from data.vocabulary.tables import ATTRIBUTES, DETECTIONS, GROUPS, write_table
 from models.generator.drawing_options import SamplingConfig, SyntheticSetOptions
-from models.metrics.options import MeasureOptions
+from models.metrics.options import FEATURES_NAME, MIRRORED, MeasureOptions
 from tasks.execution.context import StepContext
 from tasks.kinds import synthesize
-from tasks.kinds.measure import _Real, _score_rows, _way
+from tasks.kinds.measure import _Real, _score_rows, _way, run
+from tasks.pages import report_tables as tables
 
 LEAST = 0.06
 """Share of its image that a box must have to be asked for."""
@@ -226,6 +228,88 @@ def test_images_of_a_film_are_left_out_together(photographs, generated, tmp_path
     rows = [{"split": "val", "image_id": key, "group_id": ids[0]} for key in ids]
     write_table(pa.Table.from_pylist(rows, GROUPS), ingested / "groups.parquet")
     assert set(intervals()) == {None}  # all are of one
+
+
+@pytest.mark.parametrize("generated", ["generator"], indirect=True)
+def test_where_nothing_is_asked_for_there_is_no_recall(photographs, generated, tmp_path):
+    made = generated.images
+    document = json.loads(made.instances.read_text()) | {"annotations": []}
+    made.instances.write_text(json.dumps(document))
+    inputs = {
+        f"scores/asked/{name}": write_detections(tmp_path / name, found)
+        for name, found in (
+            ("real", labels(photographs.instances_file("val"))),
+            ("origin", seen_in_files(photographs, made)),
+        )
+    }
+    context = StepContext(
+        MeasureOptions(), {"ingest": photographs.folder, **inputs}, tmp_path, tmp_path, "key",
+        tmp_path, 1, lambda *report: None,
+    )  # fmt: skip
+    rows = _score_rows(context, {"origin": made})
+    recalls = {(row["protocol"], row["images"]): row["recall"] for row in rows}
+    assert recalls == {
+        ("layout", "real"): None, ("layout", "origin"): None, ("lama", "real"): 1, ("lama", "origin"): 1,
+    }  # fmt: skip
+    assert tables.recalls(rows) == {}
+    assert tables.recall_sentences(rows) == [
+        "By the asked, there is no recall: the layouts ask for nothing."
+    ]
+
+
+def write_features(folder, image_ids, rng):
+    """Random features, and the manifest of the step that would have extracted them."""
+    folder.mkdir()
+    columns = {name: list(rng.normal(size=(len(image_ids), 2))) for name in ("features", MIRRORED)}
+    pq.write_table(pa.table({"image_id": image_ids, **columns}), folder / FEATURES_NAME)
+    summary = {"extractor": "random", "features": 2, "resolution": 64, "resize": "bicubic"}
+    return write_manifest(folder, summary=summary)
+
+
+def write_manifest(folder, summary=None, options=None):
+    folder.mkdir(exist_ok=True)
+    manifest = Manifest(
+        kind="kind", key="key", versions={}, options=options or {}, foreign={}, inputs={}, files={},
+        summary=summary or {}, environment={}, seconds=0, peak_memory_bytes=0, created_at="",
+    )  # fmt: skip
+    (folder / "manifest.json").write_text(manifest.model_dump_json())
+    return folder
+
+
+@pytest.mark.parametrize("generated", ["generator"], indirect=True)
+def test_a_judge_that_finds_nothing_is_told(photographs, generated, tmp_path):
+    made, rng = generated.images, np.random.default_rng(0)
+    write_manifest(made.folder, options={"image_size": "generator"})
+    ids = {
+        "train": [row["image_id"] for row in photographs.split_images("train")],
+        "real": [row["image_id"] for row in photographs.split_images("val")],
+        "origin": list(made.source_of),
+    }
+    inputs = {
+        "ingest": photographs.folder,
+        "attributes": write_manifest(tmp_path / "made", summary={"hard_share": {"train": 0.5}}),
+        "detections": tmp_path,
+        "sets/origin": made.folder,
+        "scores/scorer/real": write_detections(tmp_path / "nothing", {}),
+        "scores/scorer/origin": tmp_path / "nothing",
+        "scores/detector/real": write_detections(
+            tmp_path / "all", labels(photographs.instances_file("val"))
+        ),
+        "scores/detector/origin": tmp_path / "nothing",
+        **{f"features/{name}": write_features(tmp_path / f"of {name}", of, rng) for name, of in ids.items()},
+    }  # fmt: skip
+    (tmp_path / "metrics.json").write_text(json.dumps({"map": 0.5, "map50": 0.5}))
+    (tmp_path / "out").mkdir()
+    summary = run(
+        StepContext(
+            MeasureOptions(), inputs, tmp_path / "out", tmp_path, "key", tmp_path, 1,
+            lambda *report: None,
+        )
+    )  # fmt: skip
+    (told,) = summary["warnings"]
+    assert told.startswith("The independent detector finds none of the ")
+    assert f"**{told}.**" in (tmp_path / "out" / "card.md").read_text()
+    assert summary["results"]["recall_real"] == 0
 
 
 def test_no_interval_reaches_where_its_number_cannot_be():

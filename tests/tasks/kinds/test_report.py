@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pytest
 from PIL import Image
 
+from data.artifacts.identity import StepIdentity
 from data.artifacts.manifest import Manifest
 from data.attributes.options import ATTRIBUTES_NAME
 from data.coco.files import write_coco
@@ -23,8 +24,8 @@ from data.vocabulary.boxes import area, xyxy_to_xywh
 from data.vocabulary.tables import ATTRIBUTES, DETECTIONS, write_table
 from models.metrics.options import MeasureOptions, ReportOptions
 from tasks.catalogue import KINDS
-from tasks.execution.context import StepContext
-from tasks.kinds.report import _layouts, _missed_gallery, _warnings, run
+from tasks.execution.context import StepContext, artifact_name
+from tasks.kinds.report import _copy_gallery, _layouts, _missed_gallery, _warnings, run
 
 PROTOCOL = Protocol(min_area_fraction=0.06, min_objects=1)
 SIZE = (48, 40)
@@ -39,10 +40,10 @@ def make(root, kind, summary, **more):
     return folder
 
 
-def make_manifest(folder, kind, summary, options=None, inputs=None):
+def make_manifest(folder, kind, summary, options=None, inputs=None, files=None):
     manifest = Manifest(
         kind=kind, key=folder.name, versions={}, options=options or {}, foreign={}, inputs=inputs or {},
-        files={}, summary=summary, environment={"device": "cpu"}, seconds=12.34,
+        files=files or {}, summary=summary, environment={"device": "cpu"}, seconds=12.34,
         peak_memory_bytes=1_500_000_000, created_at="2026-01-01T00:00:00Z",
     )  # fmt: skip
     (folder / "manifest.json").write_text(manifest.model_dump_json())
@@ -174,7 +175,12 @@ def report_context(dataset, rows, folder, **options):
         name: make(root, kind, {})
         for name, kind in {"attributes": "label-attributes", "generator": "train-generator"}.items()
     }
-    inputs["ingest"] = make(root, "ingest", {"counts": {"val": {"images": 6}}, "refused": []})
+    summary = {
+        "counts": {"val": {"images": 6}},
+        "refused": [],
+        "warnings": ["boxes may be corners"],
+    }
+    inputs["ingest"] = make(root, "ingest", summary)
     for path in dataset.folder.iterdir():
         (inputs["ingest"] / path.name).symlink_to(path)
     write_table(attributes, inputs["attributes"] / ATTRIBUTES_NAME)
@@ -220,6 +226,7 @@ def test_the_page_shows_everything_of_a_run(context):
     assert page.count('class="marked"') == 3  # a copy in every set
     assert "&lt;ball&gt;" in page
     assert "<td>worth_real_hard</td><td>∞</td>" in page
+    assert re.search("<td[^>]*>ingest</td><td[^>]*>boxes may be corners</td>", page)
 
 
 def test_only_boxes_that_were_asked_for_are_drawn_and_counted(context, dataset, tmp_path):
@@ -256,6 +263,29 @@ def test_few_layouts_are_said_first(context, dataset, tmp_path):
     assert found[0].startswith("Mind that the protocol leaves 0 of 6 layouts: ")
 
 
+@pytest.mark.parametrize(("judge", "is_told"), [("a", True), ("b", False)])
+def test_a_judge_that_gave_the_attributes_is_said_to_be_no_other(context, tmp_path, judge, is_told):
+    def publish(kind, options, inputs, files=None):
+        folder = tmp_path / kind / StepIdentity(kind, {}, options, {}, inputs).key
+        folder.mkdir(parents=True)
+        make_manifest(folder, kind, {}, options, inputs, files)
+        return folder
+
+    def found_by(weights, file):
+        digests = {file: weights, "config.py": "same"}
+        files = {f"detector/{name}": {"size": 1, "sha256": k} for name, k in digests.items()}
+        detector = publish("import-detector", digests, {}, files)
+        return publish("detect", {}, {"detector": artifact_name(detector)})
+
+    of_attributes = [artifact_name(found_by(weights, "model.weights")) for weights in ("a", "c")]
+    given = {
+        "attributes": publish("label-attributes", {}, dict(zip("ac", of_attributes, strict=True))),
+        "scores/hard": found_by(judge, "model.safetensors"),
+    }
+    found = _warnings(replace(context, inputs={**context.inputs, **given}, root=tmp_path))
+    assert ["the one that gave the attributes" in text for text in found] == [True] * is_told
+
+
 def test_the_card_says_the_same_in_short(context):
     card = (context.out / "card.md").read_text()
     assert len(card) < 300_000
@@ -280,6 +310,35 @@ def test_the_page_alone_says_how_long_the_steps_took(context, tmp_path):
     ]
     assert other == ["report.html"]
     assert KINDS["report"].timed == {*other}
+
+
+def test_a_judge_that_finds_nothing_is_said_first(context, rows, tmp_path):
+    measures = shutil.copytree(context.inputs["measures"], tmp_path / "measures")
+    scores = rows.scores("scorer", dict.fromkeys(("real", "origin"), 0.0))
+    write_table(pa.Table.from_pylist(scores), measures / "scores.parquet")
+    (tmp_path / "out").mkdir()
+    inputs = {**context.inputs, "measures": measures}
+    run(replace(context, inputs=inputs, out=tmp_path / "out"))
+    told = "The independent detector finds none of the 900 objects in the real images (recall 0)"
+    page, card = ((tmp_path / "out" / name).read_text() for name in ("report.html", "card.md"))
+    assert page.index(f'<p class="missing">{told}') < page.index("<h2>")
+    assert card.index(f"**{told}") < card.index("## Arms")
+    assert "finds nothing in real images" in page
+
+
+def test_an_image_at_the_limit_is_marked_as_it_is_counted(context, dataset, tmp_path):
+    copies = [
+        {"images": "hard", "image_id": 1, "real_image_id": 1, "distance": distance, "limit": 0.0}
+        for distance in (0.0, 0.5)
+    ]
+    write_table(pa.Table.from_pylist(copies), tmp_path / "copies.parquet")
+    changed = replace(context, inputs={**context.inputs, "measures": tmp_path})
+    sets = {"hard": SyntheticSet(context.inputs["sets/hard"])}
+    pairs = _copy_gallery(changed, dataset, sets).groups
+    assert [(pair[0].marked, pair[0].caption) for pair in pairs] == [
+        (True, "hard: distance 0, within the limit 0"),
+        (False, "hard: distance 0.5, beyond the limit 0"),
+    ]
 
 
 def test_a_run_without_scores_of_the_sets_has_no_failures_to_show(context, dataset):

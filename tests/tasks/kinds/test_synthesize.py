@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from data.artifacts.options import Execution
 from data.coco.image_sets import SyntheticSet
 from data.errors import InvalidConfig
 from data.layouts.layout import count_objects, read_layouts, unseen_things
@@ -102,6 +103,23 @@ def test_files_and_boxes_are_of_the_size_asked_for(context, photographs, image_s
     np.testing.assert_allclose(areas, [box[2] * box[3] for box in boxes])
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"images_per_layout": 2},
+        {"num_layouts": 3},
+        {"num_layouts": 100},
+        {"protocol": Protocol(min_objects=5)},
+        {"num_layouts": 9, "layout_source": "jittered"},
+        {"protocol": Protocol(min_objects=5), "layout_source": "recombined"},
+    ],
+)
+def test_how_many_images_a_set_will_have_is_known_before(context, dataset, options):
+    step = context(**options)
+    planned = synthesize._planned(step, dataset, step.out)
+    assert step.options.num_drawn(dataset) == len(planned) > 0
+
+
 class Killed(Exception):
     """Stands for the end of the process."""
 
@@ -157,14 +175,11 @@ def test_what_a_resumed_step_trusts_was_on_the_disk_before_it_had_its_name(
 
 
 @pytest.mark.usefixtures("shards_of_3")
-@pytest.mark.filterwarnings("ignore")  # Ray leaves sockets and processes to the collector
-@pytest.mark.parametrize(
-    ("executor", "drawn_by"), [("local", "generator"), ("local", "scenes"), ("ray", "generator")]
-)
-def test_two_workers_draw_what_one_does(context, execution, executor, drawn_by, tmp_path):
+@pytest.mark.parametrize("drawn_by", ["generator", "scenes"])
+def test_two_workers_draw_what_one_does(context, drawn_by, tmp_path):
     sets = []
-    for name, workers in (("one", execution("local", 1)), ("two", execution(executor, 2))):
-        step = context(drawn_by=drawn_by, execution=workers)
+    for name, num_workers in (("one", 1), ("two", 2)):
+        step = context(drawn_by=drawn_by, execution=Execution(num_workers=num_workers))
         step = replace(step, out=tmp_path / name, work=tmp_path / f"{name} work")
         step.out.mkdir()
         step.work.mkdir()

@@ -155,7 +155,7 @@ def test_a_host_of_other_versions_takes_no_part(tmp_path):
 
 
 def test_another_host_takes_part_by_one_command(
-    run, attributes, dataset, tmp_path, run_on_two_hosts
+    run, attributes, dataset, tmp_path, run_on_two_hosts, by_command
 ):
     pq.write_table(attributes, tmp_path / ATTRIBUTES_NAME)
     config = CONFIG.model_copy(update={"mixed_precision": "no"})
@@ -163,7 +163,7 @@ def test_another_host_takes_part_by_one_command(
     with pytest.raises(ArtifactMissing, match="no training waits there"):
         join(tmp_path, train_generator.Context, train_generator._train_as_one_of_several)
     inputs = {"ingest": dataset.folder, "attributes": tmp_path}
-    out = run_on_two_hosts(train_generator, config, inputs)
+    out = run_on_two_hosts(train_generator, config, inputs, by_command)
     losses, expected = (
         [row["loss"] for row in read_metrics(item / METRICS_NAME)] for item in (out, alone)
     )

@@ -1,10 +1,12 @@
 """Verified sets as steps: what they hold, say, and refuse."""
 
+import json
+
 import pyarrow as pa
 import pytest
 
 from data.attributes.options import VerificationOptions
-from data.coco.files import read_coco, write_coco
+from data.coco.files import write_coco
 from data.coco.image_sets import SyntheticSet
 from data.errors import InvalidConfig
 from data.vocabulary.tables import DETECTIONS, write_table
@@ -54,11 +56,13 @@ def test_a_verified_set_has_the_labels_that_stay_and_the_sets_images(
     step = context(action=action)
     summary = run(step)
     verified = SyntheticSet(step.inputs["set"], step.out)
-    document = read_coco(verified.instances)
-    assert (len(document.images), len(document.annotations)) == (images, objects)
-    assert document.annotations[0].bbox == (0, 0, 32, height)
-    assert document.categories[0].name == "cat"
-    assert verified.provenance["image_id"].to_pylist() == [item.id for item in document.images]
+    document = json.loads(verified.instances.read_text())
+    assert (len(document["images"]), len(document["annotations"])) == (images, objects)
+    assert document["annotations"][0]["bbox"] == [0, 0, 32, height]
+    assert document["categories"][0]["name"] == "cat"
+    assert verified.provenance["image_id"].to_pylist() == [
+        item["id"] for item in document["images"]
+    ]
     assert verified.image_folder == SyntheticSet(step.inputs["set"]).image_folder
     counts = summary["counts"]
     assert (counts["images kept"], counts["found"], counts["kept"]) == (images, 2, objects)

@@ -215,6 +215,20 @@ def test_the_order_of_recall_is_judged_for_each_scorer(page, rows):
     assert f"<p>{escape(first)}</p>" in page
 
 
+def test_a_judge_that_finds_nothing_concludes_nothing(report, rows):
+    scores = rows.scores("scorer", dict.fromkeys(("real", "origin", "easy", "hard"), 0.0))
+    seeing = rows.scores("detector", {"real": 0.9, "origin": 0.8, "easy": 0.85, "hard": 0.0})
+    (told,) = tables.blind_judges([*scores, *seeing])
+    assert told.startswith(
+        "The independent detector finds none of the 900 objects in the real images (recall 0)"
+    )
+    card = card_sections(replace(report, scores=scores))
+    assert card[-1] == (
+        "The independent detector finds nothing in real images: its recall of generated ones says nothing."
+    )
+    assert "orders easy > origin > hard" in tables.recall_sentences(seeing)[0]
+
+
 def test_a_trial_says_that_its_numbers_mean_nothing(page, written):
     assert "A trial: every step ran." in written(preset="smoke")
     assert "A trial" not in page
@@ -268,6 +282,8 @@ def test_a_report_of_almost_nothing_is_a_page_too(report, written):
 
 def test_worth_is_a_result_where_it_is_infinite():
     arm = {"worth": -math.inf, "worth_low": -math.inf, "worth_high": 1234.4}
-    assert tables._worth(arm) == "-∞ (-∞ to +1,234)"
+    assert tables._worth(arm) == "-∞ (-∞ to +1,230)"
+    gain = {"worth": 4932.4, "worth_low": 812.3, "worth_high": 21_134.2}
+    assert tables._worth(gain) == "+5,000 (+1,000 to +21,000)"
     assert tables._worth(arm | {"worth": math.nan}) is None
     assert tables._worth(dict.fromkeys(arm)) is None
