@@ -25,17 +25,12 @@ def age(changed: float) -> str:
 
 
 def told_apart(before: Any, after: Any) -> tuple[str, str]:
-    """Two values that differ, their decimals with six digits, or with as many as tell them apart.
+    """Two values that differ; their decimals with six digits, or with all where those are the same.
 
     >>> told_apart(0.1 + 0.2, None), told_apart(0.1 + 0.2, 0.3)
     (('0.3', 'None'), ('0.30000000000000004', '0.3'))
     """
-    for digits in range(6, 18):
-        shown = _decimal(before, digits), _decimal(after, digits)
-        if shown[0] != shown[1]:
-            break
-    return shown
-
-
-def _decimal(value: Any, digits: int) -> str:
-    return f"{value:.{digits}g}" if isinstance(value, float) else repr(value)
+    short, others = (
+        f"{value:.6g}" if isinstance(value, float) else repr(value) for value in (before, after)
+    )
+    return (short, others) if short != others else (repr(before), repr(after))
