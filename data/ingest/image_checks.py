@@ -21,6 +21,7 @@ from data.vocabulary.images import (
     MAX_PIXELS,
     SIZE_BEFORE_EXIF,
     image_problem,
+    is_in_low_bits,
     orientation,
     shown_size,
 )
@@ -31,6 +32,9 @@ from data.workers import Workers
 SIZE_AFTER_EXIF = "size is that of the image as EXIF shows it"
 
 _BATCH = 256
+
+_SUFFIXES_OF_8_BITS = frozenset({".jpe", ".jpeg", ".jpg"})
+"""Of files that are not opened once more to see whether they are dark."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +60,14 @@ class ImageRows:
 
     Attributes:
         orientations: how what is stated of each row's image is to be turned, EXIF's; uint8 (num_rows,).
+        num_dark: rows of images that use the lowest 12 of 16 bits alone.
     """
 
     batch: pa.RecordBatch
     offences: list[Offence]
     num_records: int
     orientations: np.ndarray
+    num_dark: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +108,8 @@ def image_rows(context: ImageContext, records: list[CocoImage]) -> ImageRows:
     arrays = [pa.array(column, kind) for column, kind in zip(columns, IMAGES.types, strict=True)]
     batch = pa.RecordBatch.from_arrays(arrays, schema=IMAGES)
     kept_orientations = np.array([orientations[row] for row in kept], np.uint8)
-    return ImageRows(batch, offences, len(records), kept_orientations)
+    num_dark = sum(_is_dark(context, str(names[row])) for row in kept)
+    return ImageRows(batch, offences, len(records), kept_orientations, num_dark)
 
 
 def unlabelled_rows(context: ImageContext, files: list[tuple[int, str]]) -> ImageRows:
@@ -140,6 +147,12 @@ def _shown(item: CocoImage, turn: int) -> CocoImage:
     return msgspec.structs.replace(item, width=item.height, height=item.width)
 
 
+def _is_dark(context: ImageContext, name: str) -> bool:
+    path = context.root / name
+    is_looked_at = context.look and path.suffix.lower() not in _SUFFIXES_OF_8_BITS
+    return is_looked_at and is_in_low_bits(path)
+
+
 def _problem(context: ImageContext, item: CocoImage, name: str | None) -> str | None:
     if not item.file_name.isascii() and not is_unicode(item.file_name):
         return "file name is not UTF-8"
@@ -167,10 +180,15 @@ def is_unicode(text: str) -> bool:
 
 @dataclass(slots=True)
 class ImageReader:
-    """Reads the images of a split's files, each image once, in a few bytes of memory an image."""
+    """Reads the images of a split's files, each image once, in a few bytes of memory an image.
+
+    Attributes:
+        num_dark: images so far that use the lowest 12 of 16 bits alone.
+    """
 
     context: ImageContext
     refusals: Refusals
+    num_dark: int = 0
     _seen: IdSet = field(default_factory=IdSet)
     _fingerprints: IdSet = field(default_factory=IdSet)
     _ids: list[np.ndarray] = field(default_factory=list)
@@ -191,6 +209,7 @@ class ImageReader:
             stated = np.where(exchanged, sizes[:, ::-1], sizes)
             self._sizes.append(stated.astype(np.int32))
             self._orientations.append(rows.orientations)
+            self.num_dark += rows.num_dark
             yield rows
 
     def accepted(self) -> AcceptedImages:

@@ -260,6 +260,11 @@ class _Ingestion:
                     images.write(rows.batch)
                     count["images"] += rows.batch.num_rows
                     self._progress.advance(rows.num_records)
+        if reader.num_dark:
+            self._warnings.append(
+                f"{reader.num_dark} images of split {split} use the lowest 12 of 16 bits and are seen nearly "
+                "black: stretch them"
+            )
         return reader.accepted()
 
     def _unique(self, rows: ObjectRows, seen: IdSet, split: Split) -> pa.RecordBatch:

@@ -96,6 +96,15 @@ def orientation(path: Path) -> int:
     return _of_header(path, _orientation) or 1
 
 
+def is_in_low_bits(path: Path) -> bool:
+    """Whether grey of 16 bits uses the lowest 12 alone, of which hardly any is read; all of it is decoded."""
+    return bool(_of_header(path, _is_in_low_bits))
+
+
+def _is_in_low_bits(image: Image.Image) -> bool:
+    return _is_deep_grey(image) and bool(np.asarray(image).max() < 2**12)
+
+
 def difference_hash(path: Path) -> int | None:
     """Where an image grows lighter from left to right, between cells of 8 rows and 9 columns.
 
@@ -192,8 +201,12 @@ def _is_too_deep(image: Image.Image) -> bool:
     return image.mode == "F"
 
 
+def _is_deep_grey(image: Image.Image) -> bool:
+    return image.mode.startswith("I")  # such as I;16, or I itself
+
+
 def _as_rgb(image: Image.Image) -> Image.Image:
     """Convert to RGB; 16-bit grey keeps its high byte, where Pillow's own conversion clips."""
-    if image.mode.startswith("I"):  # such as I;16, or I itself
+    if _is_deep_grey(image):
         image = Image.fromarray((np.asarray(image) >> 8).clip(0).astype(np.uint8))
     return image.convert("RGB")

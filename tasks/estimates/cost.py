@@ -16,19 +16,53 @@ from tasks.execution.graph import Step
 
 HALF_PEAKS = {
     "B200": 2250e12,
+    "H200 NVL": 836e12,
     "H200": 989e12,
+    "H100 NVL": 836e12,
     "H100 PCIe": 756e12,
     "H100": 989e12,
+    "H20": 148e12,
+    "GH200": 989e12,
     "A100": 312e12,
-    "L40S": 362e12,
-    "RTX 4090": 165e12,
     "A40": 150e12,
-    "V100": 125e12,
+    "A30": 165e12,
+    "A10": 125e12,
+    "A10G": 70e12,
+    "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
-    "RTX 3090": 71e12,
+    "V100": 125e12,
     "T4": 65e12,
+    "RTX 6000 Ada": 364e12,
+    "RTX 5000 Ada": 261e12,
+    "RTX A6000": 155e12,
+    "RTX A5000": 111e12,
+    "RTX A4000": 77e12,
+    "RTX 5090": 209e12,
+    "RTX 5080": 113e12,
+    "RTX 5070 Ti": 88e12,
+    "RTX 5070": 62e12,
+    "RTX 4090": 165e12,
+    "RTX 4080 SUPER": 104e12,
+    "RTX 4080": 97e12,
+    "RTX 4070 Ti SUPER": 88e12,
+    "RTX 4070 Ti": 80e12,
+    "RTX 4070 SUPER": 71e12,
+    "RTX 4070": 58e12,
+    "RTX 4060 Ti": 44e12,
+    "RTX 4060": 30e12,
+    "RTX 3090 Ti": 80e12,
+    "RTX 3090": 71e12,
+    "RTX 3080 Ti": 68e12,
 }
-"""FLOP/s of half-precision matrix products without sparsity, by a part of the device's name: data sheets."""
+"""FLOP/s of half-precision matrix products without sparsity, by a part of the device's name: data sheets.
+
+Of GeForce cards those that are added up in single precision, as PyTorch adds them. A name stands behind those
+that it is a part of.
+"""
+
+_SLOWER = re.compile(r"Laptop|Max-Q|Mobile|\bD\b", re.IGNORECASE)
+"""In names of devices that share the rest of it with a faster one."""
 
 _H100_BF16 = HALF_PEAKS["H100"]
 """Of the H100 SXM."""
@@ -121,9 +155,11 @@ def half_peak(name: str) -> float | None:
 
     >>> half_peak("NVIDIA GeForce RTX 4090") / 1e12
     165.0
-    >>> half_peak("NVIDIA RTX A4000") is half_peak("T400 4GB") is half_peak("NVIDIA L40") is None
+    >>> half_peak("T400 4GB") is half_peak("NVIDIA GeForce RTX 4090 Laptop GPU") is None
     True
     """
+    if _SLOWER.search(name):
+        return None
     return next(
         (peak for part, peak in HALF_PEAKS.items() if re.search(rf"\b{part}\b", name)), None
     )

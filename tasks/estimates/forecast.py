@@ -29,6 +29,7 @@ class Forecast:
     Attributes:
         num_steps: of them.
         machine: for people.
+        is_known: whether its speed is.
         seconds: from the first to the last, side by side.
         memory: bytes at the peak; None where models are on a GPU.
         gpu_memory: bytes of each GPU that the generator's training needs at least; 0 where it is none's.
@@ -40,6 +41,7 @@ class Forecast:
 
     num_steps: int
     machine: str
+    is_known: bool
     seconds: float
     memory: float | None
     gpu_memory: float
@@ -74,7 +76,7 @@ class Forecast:
             )
 
     def __str__(self) -> str:
-        least = "at least " if self.unknown else ""
+        least = "at least " if self.unknown or not self.is_known else ""
         parts = [f"{least}{duration(self.seconds)} on {self.machine}"]
         parts += [] if self.memory is None else [f"{_gb(self.memory)} of memory"]
         parts += [f"from {_gb(self.gpu_memory)} of a GPU's memory"] if self.gpu_memory else []
@@ -106,6 +108,7 @@ def forecast(graph: Graph, steps: Sequence[Step], digests: DigestMemory) -> Fore
     return Forecast(
         num_steps=len(steps),
         machine=_gpus_in_words(gpus, known) if gpus else f"{available_cores()} cores",
+        is_known=not gpus or _relative_speed(gpus, known) is not None,
         seconds=planned.seconds,
         memory=None if gpus else planned.memory,
         gpu_memory=max((w.least_gpu_memory for w in works.values()), default=0) if gpus else 0,
@@ -146,8 +149,8 @@ def _relative_speed(names: Sequence[str], known: Mapping[str, Gpu]) -> float | N
 
 def _gpus_in_words(names: Sequence[str], known: Mapping[str, Gpu]) -> str:
     models = ", ".join(sorted({gpu.model for gpu in known.values()})) or "unknown"
-    taken = "" if _relative_speed(names, known) else ", each taken for an H100"
-    return f"{len(names)} GPUs ({models}){taken}"
+    taken = "" if _relative_speed(names, known) else "; not known: as if an H100"
+    return f"{len(names)} GPU{'s' if len(names) > 1 else ''} ({models}{taken})"
 
 
 def _gb(size: float) -> str:

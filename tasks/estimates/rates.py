@@ -30,6 +30,9 @@ SCENE_PIXEL_SECONDS = 6.6e-6
 CHECK_SECONDS = 0.004
 """To look at a user's image at ingest: an assumption."""
 
+TILE_PIXEL_SECONDS = 7e-8
+"""To cut a pixel of a tile and compress it: 30 tiles of 864 pixels a side in 1.5 s, of a photograph."""
+
 OBJECT_SECONDS = 1.3e-5
 """To read an object, its mask drawn: 860,001 in 11 s (docs/measured.md, benchmarks/ingest.py)."""
 

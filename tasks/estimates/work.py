@@ -189,13 +189,16 @@ def _ingest(step: Step, facts: Facts) -> Work:
             stored=images * data.pixels * rates.SCENE_PNG + objects * rates.SCENE_OBJECT_BYTES,
         )
     options, whole = step.options, data.whole or data
-    tiles = images * data.pixels * PNG_BYTES if data.whole else 0.0
+    tile_pixels = images * data.pixels if data.whole else 0.0
     images = sum(whole.images.values())
     is_quick = isinstance(options, IngestConfig) and not (options.check_images or options.tile)
     looked_at = 0 if is_quick else images
     seconds = looked_at * rates.CHECK_SECONDS + images * whole.objects * rates.OBJECT_SECONDS
     read = looked_at * whole.file_bytes
-    return Work(core_seconds=seconds, read=read, stored=objects * rates.OBJECT_BYTES + tiles)
+    if data.whole:
+        seconds += _seconds_to_read(images, whole.pixels) + tile_pixels * rates.TILE_PIXEL_SECONDS
+    stored = objects * rates.OBJECT_BYTES + tile_pixels * PNG_BYTES
+    return Work(core_seconds=seconds, read=read, stored=stored)
 
 
 def _train_detector(step: Step, facts: Facts) -> Work:

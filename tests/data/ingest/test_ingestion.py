@@ -271,6 +271,28 @@ def test_images_that_two_splits_have_are_told(write, tmp_path):
     assert ingest(config.model_copy(update={"spare": None}), tmp_path / "none")["warnings"] == []
 
 
+def test_images_in_the_lowest_bits_are_told(write, tmp_path):
+    pixels = np.linspace(0, 4095, 48).reshape(6, 8)
+    images = []
+    for key, (name, array) in enumerate(
+        {
+            "12bit.png": pixels.astype(np.uint16),
+            "12bit.tif": pixels.astype(np.uint16),
+            "stretched.png": (16 * pixels).astype(np.uint16),
+            "8bit.png": (pixels / 16).astype(np.uint8),
+        }.items()
+    ):
+        Image.fromarray(array).save(tmp_path / name)
+        images.append({"id": key + 1, "file_name": name, "width": 8, "height": 6})
+    config = write(document(images=images))
+    (told,) = ingest(config, tmp_path / "out")["warnings"]
+    assert told.startswith(
+        "2 images of split train use the lowest 12 of 16 bits and are seen nearly"
+    )
+    believed = config.model_copy(update={"check_images": False})
+    assert ingest(believed, tmp_path / "believed")["warnings"] == []
+
+
 def test_several_files_make_one_split(write, tmp_path):
     config = write(document())
     more = document(annotations=[document()["annotations"][0] | {"id": 2}])

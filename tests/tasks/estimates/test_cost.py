@@ -20,7 +20,7 @@ from models.counts import known_counts
 from models.generator.options import GeneratorConfig
 from models.nvidia import Gpu
 from tasks.catalogue import KINDS
-from tasks.estimates.cost import ASSUMED_CORE, Cpu, Gpus, schedule
+from tasks.estimates.cost import ASSUMED_CORE, HALF_PEAKS, Cpu, Gpus, half_peak, schedule
 from tasks.estimates.data_size import COCO, data_sizes
 from tasks.estimates.forecast import forecast, gpus_here
 from tasks.estimates.rates import START_SECONDS
@@ -240,6 +240,19 @@ def test_a_set_is_of_images_with_a_thing(photographs):
     assert four.flops == pytest.approx(4 * one.flops)
 
 
+def test_cutting_tiles_takes_time_in_proportion_to_their_pixels(photographs):
+    train = labelled(photographs, (3, 0, 0, 0, 0))
+
+    def seconds(**tile):
+        given = {"train": train, "val": train, **({"tile": tile} if tile else {})}
+        return work("ingest", "smoke", {"ingest": given}).core_seconds
+
+    whole, apart, overlapping = seconds(), seconds(size=100), seconds(size=100, overlap=0.5)
+    num_pixels = [2 * 5 * number * 100**2 for number in (4 * 3, 5 * 3)]
+    assert overlapping - apart == pytest.approx((num_pixels[1] - num_pixels[0]) * 7e-8)
+    assert apart - whole == pytest.approx(num_pixels[0] * 7e-8 + 10 * (0.0012 + 60_000 * 2e-8))
+
+
 def test_the_size_of_images_is_that_of_image_files_alone(photographs, tmp_path):
     unlabelled = tmp_path / "unlabelled"
     unlabelled.mkdir()
@@ -310,6 +323,40 @@ def test_too_little_disk_or_memory_is_named(monkeypatch, tmp_path):
     assert "needs 24.0 GB of a GPU's memory at least, and there are 16.0 GB" in line
 
 
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA A10", 125),
+        ("NVIDIA A10G", 70),
+        ("NVIDIA A100-SXM4-40GB", 312),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H200", 989),
+        ("NVIDIA L40", 181),
+        ("NVIDIA RTX 6000 Ada Generation", 364),
+        ("NVIDIA GeForce RTX 4070 Ti SUPER", 88),
+        ("NVIDIA GeForce RTX 4070", 58),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("NVIDIA GeForce RTX 3080 Ti Laptop GPU", None),
+        ("Quadro RTX 6000", None),
+    ],
+)
+def test_a_peak_is_that_of_the_whole_name(name, peak):
+    assert half_peak(name) == (peak and peak * 1e12)
+
+
+@pytest.mark.parametrize("shorter", HALF_PEAKS)
+def test_a_name_stands_behind_those_that_it_is_a_part_of(shorter):
+    assert half_peak(shorter) == HALF_PEAKS[shorter]
+
+
+def test_one_gpu_is_one(monkeypatch):
+    monkeypatch.setattr("tasks.estimates.forecast.visible_gpus", lambda: ("0",))
+    monkeypatch.setattr("tasks.estimates.forecast.known_gpus", lambda names: {"0": T4})
+    graph = outline(build_run("coco-512", {}))
+    assert forecast(graph, list(graph), DigestMemory()).machine == "1 GPU (Tesla T4)"
+
+
 H100, T4 = Gpu("GPU-a", "NVIDIA H100 80GB HBM3", 80e9), Gpu("GPU-b", "Tesla T4", 16e9)
 ODD = Gpu("GPU-c", "Odd 7", math.inf)
 
@@ -319,9 +366,9 @@ ODD = Gpu("GPU-c", "Odd 7", math.inf)
     [
         ({"0": H100, "1": H100}, 1.0, 80e9, "2 GPUs (NVIDIA H100 80GB HBM3)"),
         ({"0": H100, "1": T4}, 65 / 989, 16e9, "2 GPUs (NVIDIA H100 80GB HBM3, Tesla T4)"),
-        ({"0": T4, "1": ODD}, 1.0, 16e9, "2 GPUs (Odd 7, Tesla T4), each taken for an H100"),
-        ({"0": T4}, 1.0, 16e9, "2 GPUs (Tesla T4), each taken for an H100"),
-        ({}, 1.0, math.inf, "2 GPUs (unknown), each taken for an H100"),
+        ({"0": T4, "1": ODD}, 1.0, 16e9, "2 GPUs (Odd 7, Tesla T4; not known: as if an H100)"),
+        ({"0": T4}, 1.0, 16e9, "2 GPUs (Tesla T4; not known: as if an H100)"),
+        ({}, 1.0, math.inf, "2 GPUs (unknown; not known: as if an H100)"),
     ],
 )
 def test_a_gpu_is_as_fast_as_its_data_sheet_says(monkeypatch, known, speed, memory, said):
@@ -331,6 +378,7 @@ def test_a_gpu_is_as_fast_as_its_data_sheet_says(monkeypatch, known, speed, memo
     graph, found = works("coco-512")
     expected = forecast(graph, list(graph), DigestMemory())
     assert (expected.machine, expected.gpu_there) == (said, memory)
+    assert ("roughly: at least " in str(expected)) == ("not known" in said)
     step = graph.find("train generator")
     work = found[step.identity.reference]
     fast, slow = Gpus(1).seconds(step, work), Gpus(1, 0.1).seconds(step, work)
