@@ -5,10 +5,11 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from data.attributes.options import VerificationOptions
 from data.layouts.options import POLICIES, AttributePolicy
+from data.option_errors import HintingModel
 from models.detector.options import Budget, DetectorConfig
 from models.metrics.options import DETECTOR, MAIN
 
@@ -32,13 +33,11 @@ content or by number, have those of `RetrainConfig.policy`. `self-training` has 
 """
 
 
-class RetrainConfig(BaseModel):
+class RetrainConfig(HintingModel):
     """Which detectors are trained on what, and compared how.
 
     Optimiser, schedule and iterations are the same in all arms of a detector.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     detector: DetectorConfig = DetectorConfig()
     others: dict[str, DetectorConfig | None] = Field(

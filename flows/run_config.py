@@ -1,20 +1,11 @@
 """Options of a run by stage, and how a run is put together from a preset and overrides."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ModelWrapValidatorHandler,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from data.artifacts.options import Execution, RuntimeOnly
 from data.attributes.options import AttributeConfig, PseudoLabelConfig
@@ -28,6 +19,7 @@ from data.layouts.options import (
     RuleOrRuns,
     protocol_of,
 )
+from data.option_errors import HintingModel, OneOf, meant
 from data.vocabulary.splits import Split
 from flows.presets import PRESETS, PresetName, merge, unmarked
 from flows.retrain_config import RetrainConfig, named
@@ -50,75 +42,7 @@ from models.generator.recipes import RECIPES
 from models.metrics.options import DETECTOR, SCORER
 
 
-class HintingModel(BaseModel):
-    """Options that say of an unknown one which may be meant, in what it reads and what Prefect shows."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _hint(cls, given: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        try:
-            return handler(given)
-        except ValidationError as error:
-            lines = [_hinting(cls, item) for item in error.errors()]
-            raise ValidationError.from_exception_data(error.title, lines) from error
-
-
-def _hinting(model: type[BaseModel], error: ErrorDetails) -> InitErrorDetails:
-    message, place = error["msg"], error["loc"]
-    if error["type"] == "extra_forbidden":
-        names, known = _place(model, place[:-1])
-        message, place = f"unknown option{meant(place[-1], known)}", (*names, place[-1])
-    kind = PydanticCustomError(error["type"], message)
-    return InitErrorDetails(type=kind, loc=place, input=error["input"])
-
-
-def _place(
-    model: type[BaseModel], place: Sequence[int | str]
-) -> tuple[list[int | str], dict[str, Any]]:
-    """A place inside of a model without pydantic's names for the members of a union, and its fields."""
-    names: list[int | str] = []
-    models = [model]
-    for part in place:
-        fields = _fields(models)
-        of_union = [item for item in models if item.__name__ in str(part)]
-        if part in fields:
-            models = list(_models(fields[part].annotation))
-        elif of_union:
-            models = of_union
-            continue
-        names.append(part)
-    return names, _fields(models)
-
-
-def _fields(models: Iterable[type[BaseModel]]) -> dict[Any, Any]:
-    return {name: field for item in models for name, field in item.model_fields.items()}
-
-
-def _models(kind: Any) -> Iterator[type[BaseModel]]:
-    """The models that an annotation names."""
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        yield kind
-    for part in get_args(kind):
-        yield from _models(part)
-
-
-def meant(name: object, known: Iterable[str]) -> str:
-    """What a name is perhaps meant for, as the end of a message.
-
-    >>> meant("num_step", ["num_steps", "batch_size"])
-    '; did you mean num_steps?'
-    """
-    found = get_close_matches(str(name), known, n=1)
-    return f"; did you mean {found[0]}?" if found else ""
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class AttributeStageConfig(_Section):
+class AttributeStageConfig(HintingModel):
     """Inference over the real images, and the easy/hard labels from it."""
 
     scoring: ScoringConfig = ScoringConfig()
@@ -134,7 +58,7 @@ class AttributeStageConfig(_Section):
         return self
 
 
-class SynthesisConfig(_Section):
+class SynthesisConfig(HintingModel):
     """Which synthetic images are made.
 
     The training sets are those that the arms of `retrain` need; `origin`, `easy` and `hard` are drawn
@@ -193,10 +117,8 @@ class SynthesisConfig(_Section):
         return self
 
 
-class ScorerResults(BaseModel):
+class ScorerResults(HintingModel):
     """COCO results files of any framework, of the real validation images and of the synthetic sets."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     real: Path
     origin: Path
@@ -204,11 +126,11 @@ class ScorerResults(BaseModel):
     hard: Path
 
 
-GivenScorer = Path | CheckpointConfig | DarknetConfig | ScorerResults
+GivenScorer = Annotated[Path | CheckpointConfig | DarknetConfig | ScorerResults, OneOf]
 """A judge of generated images that is the user's."""
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(HintingModel):
     """How generated images are measured."""
 
     recall_iou_threshold: float = Field(0.5, gt=0, lt=1)

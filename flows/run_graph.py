@@ -8,6 +8,7 @@ from data.artifacts.store import ArtifactStore
 from data.attributes.options import VerificationOptions
 from data.errors import InvalidConfig
 from data.layouts.options import POLICIES
+from data.option_errors import meant
 from flows.arms import arms_of, spare_users, training_policies
 from flows.nodes import (
     INGEST,
@@ -25,7 +26,7 @@ from flows.nodes import (
     unlabelled_nodes,
 )
 from flows.retrain_config import is_mixed
-from flows.run_config import RunConfig, ScorerResults, changes_to_preset, has_data, meant
+from flows.run_config import RunConfig, ScorerResults, changes_to_preset, has_data
 from models.detector.given_options import DetectorFolder, DetectorSource
 from models.detector.options import require_real
 from models.generator.drawing_options import check_classes

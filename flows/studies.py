@@ -10,9 +10,10 @@ from pydantic import Field, ValidationError, model_validator
 
 from data.artifacts.digests import DigestMemory
 from data.errors import InvalidConfig, PipelineError
+from data.option_errors import HintingModel
 from flows.nodes import REPORT
 from flows.presets import merge
-from flows.run_config import HintingModel, RunConfig, build_run
+from flows.run_config import RunConfig, build_run
 from flows.run_graph import run_graph
 from flows.study_presets import STUDIES, StudyName
 from models.detector.config_sources import dotted

@@ -4,9 +4,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from data.artifacts.digests import DigestMemory
+from data.option_errors import HintingModel
 
 if TYPE_CHECKING:
     from data.vocabulary.tables import Dataset
@@ -23,13 +24,11 @@ class AddedLater:
     """
 
 
-class Options(BaseModel):
+class Options(HintingModel):
     """Options of a kind of step, or a part of them.
 
     What they name outside of the artifact store is known by content: `foreign`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @property
     def num_gpus(self) -> int:

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from data.artifacts.digests import DigestMemory
 from data.artifacts.options import AddedLater, Options
 from data.errors import InvalidDataset
+from data.option_errors import OneOf
 from data.scenes.classes import THINGS
 from data.vocabulary.splits import Split, note_places
 
@@ -21,9 +22,11 @@ ExifMode = Literal["shown", "stored"]
 class SplitConfig(Options):
     """Where one split of a COCO-format data set lies."""
 
-    instances: Path | tuple[Path, ...] = Field(description="COCO instances JSON, one or several.")
+    instances: Annotated[Path | tuple[Path, ...], OneOf] = Field(
+        description="COCO instances JSON, one or several."
+    )
     images: Path = Field(description="Folder that file names are relative to.")
-    stuff: Path | tuple[Path, ...] | None = Field(
+    stuff: Annotated[Path | tuple[Path, ...], OneOf] | None = Field(
         None, description="COCO stuff JSON, one or several; optional."
     )
     panoptic: Path | None = Field(

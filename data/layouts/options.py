@@ -1,8 +1,10 @@
 """Options of layouts: which are used, and where they are from. Light: the command line imports it."""
 
-from typing import Literal, Self, get_args
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from data.option_errors import HintingModel, OneOf
 
 AttributePolicy = Literal["origin", "easy", "hard"]
 POLICIES: tuple[AttributePolicy, ...] = get_args(AttributePolicy)
@@ -14,10 +16,8 @@ detector is weak."""
 ProtocolName = Literal["lama-val", "synthetic-train"]
 
 
-class Protocol(BaseModel):
+class Protocol(HintingModel):
     """A rule for choosing layouts; crowds and the stuff class `other` are never part of one."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     min_area_fraction: float = Field(
         0.0, ge=0, lt=1, description="Boxes stay whose w·h / (W·H) is above this."
@@ -40,10 +40,10 @@ class Protocol(BaseModel):
         return self
 
 
-Rule = ProtocolName | Protocol
+Rule = Annotated[ProtocolName | Protocol, OneOf]
 """A protocol by its name, or one of the user's."""
 
-RuleOrRuns = Rule | Literal["run"]
+RuleOrRuns = Annotated[ProtocolName | Protocol | Literal["run"], OneOf]
 """The same, or the run's."""
 
 EVERYTHING = Protocol(min_objects=0)

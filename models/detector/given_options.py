@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from data.artifacts.digests import DigestMemory, combined_digest
 from data.artifacts.options import AddedLater, Options, RuntimeOnly, ShardedOptions
 from data.errors import InvalidDataset, InvalidModel
+from data.option_errors import OneOf
 from data.vocabulary.splits import Split
 from models.detector.options import Fold, config_digest
 
@@ -89,8 +90,10 @@ class DetectorFolder(Options):
         """Digest of the folder's files.
 
         Raises:
-            InvalidModel: one is missing.
+            InvalidModel: there is no such folder, or one is missing.
         """
+        if not self.folder.is_dir():
+            raise InvalidModel(f"detector folder {self.folder}: no such folder")
         paths = [self.folder / name for name in detector_files(self.folder)]
         for path in paths:
             if not path.is_file():
@@ -150,7 +153,7 @@ class ScoringConfig(Options):
     score_threshold: float = Field(
         0.05, ge=0, lt=1, description="Weaker detections of training images are not kept."
     )
-    detector: Path | CheckpointConfig | DarknetConfig | None = Field(
+    detector: Annotated[Path | CheckpointConfig | DarknetConfig, OneOf] | None = Field(
         None,
         description="A detector's folder as train-detector writes it, an MMDetection config with a "
         "checkpoint, or Darknet's cfg and weights; null: the one that train-detector trains.",

@@ -13,6 +13,7 @@ from data.artifacts.digests import DigestMemory, combined_digest
 from data.artifacts.options import AddedLater, Options, RuntimeOnly
 from data.errors import InvalidConfig
 from data.layouts.options import Protocol, RuleOrRuns, protocol_of
+from data.option_errors import OneOf
 from models.generator.drawing_options import COMPILE_HELP, SamplingConfig
 from models.generator.hub import (
     MODEL_PARTS,
@@ -74,7 +75,7 @@ class GeneratorConfig(DistributedOptions):
         description="Fills in what is not given of the options in which the code that GeoDiffusion released "
         "differs from ours (docs/method.md).",
     )
-    base_model: str | NewModelConfig = Field(
+    base_model: Annotated[str | NewModelConfig, OneOf] = Field(
         "stable-diffusion-v1-5/stable-diffusion-v1-5",
         description="Stable Diffusion folder or hub id, or the shape of a new model.",
     )
@@ -201,12 +202,14 @@ class GeneratorConfig(DistributedOptions):
     latents: Annotated[Literal["cached", "online"], RuntimeOnly] = Field(
         "cached", description="Encode every image once into a file, or whenever it is used."
     )
-    gradient_accumulation_steps: Annotated[Literal["auto"] | PositiveInt, RuntimeOnly] = Field(
-        "auto",
-        description="Parts that each process cuts its share of a batch into; auto: as few as the GPU's "
-        "memory allows, one on a CPU.",
+    gradient_accumulation_steps: Annotated[Literal["auto"] | PositiveInt, RuntimeOnly, OneOf] = (
+        Field(
+            "auto",
+            description="Parts that each process cuts its share of a batch into; auto: as few as the GPU's "
+            "memory allows, one on a CPU.",
+        )
     )
-    gradient_checkpointing: Annotated[Literal["auto"] | bool, RuntimeOnly] = Field(
+    gradient_checkpointing: Annotated[Literal["auto"] | bool, RuntimeOnly, OneOf] = Field(
         "auto",
         description="Compute activations twice to need less memory; auto: where the GPU has too little "
         "for four images at once without.",

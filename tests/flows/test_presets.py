@@ -162,6 +162,52 @@ def test_an_unknown_option_is_named_in_full_with_what_may_be_meant(options, plac
         build_run("smoke", options)
 
 
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"layouts": {"min_objects": 9, "max_objects": 3}}, "layouts: Value error, no image has"),
+        ({"layouts": "lama"}, "layouts: Input should be 'lama-val' or 'synthetic-train' or a"),
+        ({"synthesize": {"val_layouts": 5}}, "synthesize.val_layouts: Input should be"),
+        ({"train_generator": {"layouts": 5}}, "train_generator.layouts: Input should be"),
+        (
+            {"train_generator": {"base_model": 5}},
+            "train_generator.base_model: Input should be text",
+        ),
+        (
+            {"train_generator": {"gradient_accumulation_steps": 0}},
+            "train_generator.gradient_accumulation_steps: Input should be",
+        ),
+        (
+            {"train_generator": {"gradient_checkpointing": "no way"}},
+            "train_generator.gradient_checkpointing: Input should be",
+        ),
+        (
+            {"extract_attributes": {"scoring": {"detector": {"config": "x.py"}}}},
+            "extract_attributes.scoring.detector.checkpoint: Field required",
+        ),
+        (
+            {"evaluate": {"scorer": {"config": "x.py"}}},
+            "evaluate.scorer.checkpoint: Field required",
+        ),
+        (
+            {"evaluate": {"scorers": {"a": {"cfg": "a", "names": "b"}}}},
+            "evaluate.scorers.a.weights: Field required",
+        ),
+        (
+            {"ingest": {"train": {"instances": 5, "images": "a"}}},
+            "ingest.train.instances: Input should be a path or a list",
+        ),
+        (
+            {"ingest": {"train": {"instances": "a", "stuff": [5], "images": "a"}}},
+            "ingest.train.stuff.0: Input is not",
+        ),
+    ],
+)
+def test_a_mistake_where_a_value_may_be_of_several_kinds_is_one_sentence(options, problem):
+    with pytest.raises(InvalidConfig, match=f"is not valid: {re.escape(problem)}[^;]*$"):
+        build_run("demo", options)
+
+
 def test_prefect_shows_what_may_be_meant_too():
     from prefect.exceptions import ParameterTypeError
 

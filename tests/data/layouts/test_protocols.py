@@ -191,7 +191,7 @@ def test_a_named_protocol_has_its_published_counts_and_no_other_has():
     ("given", "message"),
     [
         ({"min_objects": 4, "max_objects": 3}, "no image has at least 4 and at most 3"),
-        ({"min_things": 4}, "Extra inputs"),
+        ({"min_things": 4}, "unknown option"),
         ({"min_area_fraction": 2}, "less than 1"),
     ],
 )

@@ -159,7 +159,7 @@ def test_weights_that_a_variable_of_a_config_names_are_found(tmp_path):
         (
             DetectorFolder(folder="nowhere"),
             InvalidModel,
-            "detector folder nowhere: it has no config.py",
+            "detector folder nowhere: no such folder",
         ),
         (
             DetectionsFile(path="no.json", split="val"),
