@@ -45,12 +45,13 @@ def inspect(
         if dataset is not None and dataset.is_file():
             if images is None:
                 raise InvalidConfig(f"{dataset} needs --images, the folder of its image files")
-            found = ingest_file(dataset, images, Path(temporary) / "tables", available_cores())
+            tables = Path(temporary) / "tables"
+            found, warnings = ingest_file(dataset, images, tables, available_cores())
         else:
-            found = Dataset(_ingested(store, dataset))
+            found, warnings = Dataset(_ingested(store, dataset)), []
             attributes = attributes or _newest_attributes(store, found.folder)
         page = Path(temporary) / "page.html"
-        write_inspection(found, attributes, page, title)
+        write_inspection(found, attributes, page, title, warnings)
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(page, output)

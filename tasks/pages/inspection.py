@@ -1,5 +1,6 @@
 """One HTML page that shows a data set: what is in it, what is hard in it, what is wrong with it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,9 @@ _CLASSES_SHOWN = 100
 
 _BODY = """{{ table(counts) }}
 <h2>Problems found</h2>
-{% if problems %}{{ table(problems) }}{% else %}<p>None.</p>{% endif %}
+{% for text in warnings %}<p class="missing">{{ text }}</p>
+{% endfor %}
+{%- if problems %}{{ table(problems) }}{% elif not warnings %}<p>None.</p>{% endif %}
 <h2>Classes and sizes of things</h2>
 <p><img src="{{ histograms }}" alt="objects by class and by size"></p>
 {% for title, rows in shares.items() %}<h2>{{ title }}</h2>
@@ -61,20 +64,29 @@ _BODY = """{{ table(counts) }}
 """
 
 
-def ingest_file(annotations: Path, images: Path, out: Path, num_workers: int) -> Dataset:
-    """Read one COCO file into tables in a folder, as split `train`."""
+def ingest_file(
+    annotations: Path, images: Path, out: Path, num_workers: int
+) -> tuple[Dataset, list[str]]:
+    """Read one COCO file into tables in a folder, as split `train`; returns these, and warnings."""
     out.mkdir(exist_ok=True)
     split = SplitConfig(instances=annotations, images=images)
-    write_tables(IngestConfig(), {"train": split}, out, num_workers)
+    summary = write_tables(IngestConfig(), {"train": split}, out, num_workers)
     note_places(out, {"train": images})
-    return Dataset(out)
+    return Dataset(out), summary["warnings"]
 
 
-def write_inspection(dataset: Dataset, attributes: Path | None, page: Path, title: str) -> None:
+def write_inspection(
+    dataset: Dataset,
+    attributes: Path | None,
+    page: Path,
+    title: str,
+    warnings: Sequence[str] = (),
+) -> None:
     """Write the page.
 
     Args:
         attributes: `attributes.parquet` of the data set; None where there are none.
+        warnings: of what is likely wrong with it.
 
     Raises:
         InvalidDataset: the attributes are no such table or belong to another data set, or an image
@@ -88,6 +100,7 @@ def write_inspection(dataset: Dataset, attributes: Path | None, page: Path, titl
         title,
         _BODY,
         counts=_counts(dataset, table),
+        warnings=warnings,
         problems=_problems(dataset),
         histograms=data_uri(_histograms(dataset)),
         shares={} if table is None else _shares(dataset, table, split),

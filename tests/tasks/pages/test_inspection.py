@@ -39,12 +39,16 @@ def test_a_coco_file_alone_is_enough_and_its_problems_are_listed(dataset, tmp_pa
     document = json.loads(dataset.instances_file("val").read_text())
     document["annotations"][0]["category_id"] = 77
     path = tmp_path / "mine.json"
+    for item in document["annotations"][1:]:
+        x, y, width, height = item["bbox"]
+        item["bbox"] = [x, y, x + width, y + height]
     path.write_text(json.dumps(document))
-    found = ingest_file(path, dataset.image_folder("val"), tmp_path / "tables", 1)
-    write_inspection(found, None, tmp_path / "page.html", "mine")
+    found, warnings = ingest_file(path, dataset.image_folder("val"), tmp_path / "tables", 1)
+    write_inspection(found, None, tmp_path / "page.html", "mine", warnings)
     page = (tmp_path / "page.html").read_text()
     assert re.search(r"<td>train</td><td>6</td>", page)
     assert re.search(r"<td[^>]*>[^<]*category[^<]*</td><td>1</td><td[^>]*>train/", page)
+    assert re.search('<p class="missing">[^<]*boxes may be corners', page)
     assert "<td>val</td>" not in page
     assert "no attributes" in page
 
