@@ -123,7 +123,9 @@ def study(
     assignments: SetOption = None,
     config_file: FileOption = None,
 ) -> None:
-    """Run several runs, what is the same in them once, and answer the study's questions.
+    """Run a study: several runs, and answers to its questions.
+
+    What is the same in them is made once.
 
     Overrides go over the options that its runs have in common.
     """
@@ -170,7 +172,10 @@ def plan(
         ),
     ] = False,
 ) -> None:
-    """Say for every step whether its artifact is there or on the remote, and if not, why."""
+    """Say what a run would make, and what that takes.
+
+    For every step: whether its artifact is there or on the remote, and if not, why.
+    """
     store = ArtifactStore(default_root())
     if memory and study_source:
         raise InvalidConfig("--memory counts one preset's generator: leave --study out")
@@ -234,7 +239,10 @@ def report(
         str | None, typer.Option("--study", help="Of the newest finished study of this name.")
     ] = None,
 ) -> None:
-    """Show the numbers of the newest finished run or study and where its report is."""
+    """Show the numbers of a run or study, and where its report is.
+
+    Those of the newest finished run by default.
+    """
     store = ArtifactStore(default_root())
     record, reports = newest_reports(store, study_name)
     if as_json:

@@ -77,7 +77,9 @@ def cost(
         bool, typer.Option("--json", help="Print one JSON object: seconds and bytes.")
     ] = False,
 ) -> None:
-    """Say for every step of a preset what it takes: operations, bytes, hours on GPUs and here.
+    """Say what every step of a preset takes.
+
+    Operations, bytes, hours on GPUs and here.
 
     Where no data set is given, it is COCO 2017. The rates of a GPU are an H100's, most of them measured;
     what --against divides by is estimated for the GPUs, or cores, that are here.

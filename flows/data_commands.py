@@ -35,7 +35,10 @@ def inspect(
         "inspect.html"
     ),
 ) -> None:
-    """Write one HTML page that shows a data set: counts, images, what is hard, problems found."""
+    """Show a data set on one HTML page.
+
+    It has counts, images, what is hard, and problems found.
+    """
     from data.vocabulary.tables import Dataset  # noqa: PLC0415  # loads what other commands need not
     from tasks.pages.inspection import ingest_file, write_inspection  # noqa: PLC0415  # matplotlib takes a second
 
@@ -83,7 +86,10 @@ def new(
     *,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
 ) -> None:
-    """Look at a data set of yours, and write a TOML file of options for the preset fine-tune."""
+    """Look at a data set of yours, and write options for it.
+
+    They are a TOML file for the preset fine-tune, with reasons.
+    """
     from flows.new_config import write_config  # noqa: PLC0415  # loads what runs need not
     from flows.own_data import NewConfig  # noqa: PLC0415  # loads what runs need not
 

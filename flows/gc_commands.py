@@ -52,7 +52,9 @@ def gc(
     remote: RemoteOption = False,
     apply: Annotated[bool, typer.Option("--apply", help="Do it, do not only say it.")] = False,
 ) -> None:
-    """Remove what no kept run, no pin and no work in progress needs; without --apply say what it is.
+    """Free space of what no run, pin or work in progress needs.
+
+    Without --apply it says what that is.
 
     It is moved to the folder .trash, which the next `gc --apply` empties; on the remote it deletes only what
     has lain there longer than --grace. What --limit takes because the remote has it is deleted at once.
@@ -142,7 +144,10 @@ def _show(
 def add_pin(
     what: Annotated[str, typer.Argument(metavar="KEY|RUN")], *, remote: RemoteOption = False
 ) -> None:
-    """Keep an artifact or a run, and all that it is made from, until it is unpinned."""
+    """Keep an artifact or a run, and all that it is made from.
+
+    Until it is unpinned.
+    """
     contents = opened(remote=remote)
     ids = [record.id for record in contents.records()]
     name = _pin_name(find(what, contents.artifacts, ids))

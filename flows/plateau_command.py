@@ -24,7 +24,9 @@ def plateau(
     detector: Annotated[str, typer.Option(help="`main`, or one of retrain.others.")] = MAIN,
     doublings: Annotated[int, typer.Option(min=1, help="At most.")] = 4,
 ) -> None:
-    """Train the arm real ever twice as long, until that changes mAP by less than one standard error.
+    """Find how long detectors are to be trained on your real images.
+
+    The arm real is trained ever twice as long, until that changes mAP by less than one standard error.
 
     The seeds are retrain.seeds, at least two. Every training is kept; the last line is the option to set.
     """

@@ -30,7 +30,9 @@ NamesArgument = Annotated[
 
 @app.command()
 def push(names: NamesArgument = None) -> None:
-    """Put artifacts, and records of runs, on the remote; status 1 where one is refused.
+    """Put artifacts, and records of runs, on the remote.
+
+    Status 1 where one is refused.
 
     With an artifact goes the record of the newest run that has it. What is there stays, and an interrupted
     push goes on with what it had not sent.
@@ -55,7 +57,9 @@ def push(names: NamesArgument = None) -> None:
 
 @app.command()
 def pull(names: NamesArgument = None) -> None:
-    """Fill the store with artifacts, and records of runs, from the remote; status 1 where one is damaged.
+    """Get artifacts, and records of runs, from the remote.
+
+    Status 1 where one is damaged.
 
     With an artifact comes the record of the newest run that has it.
     """
@@ -148,7 +152,10 @@ def doctor(
         ),
     ] = False,
 ) -> None:
-    """Look whether the store and its remote can be used, one line each; status 1 at a fault."""
+    """Look whether the store and its remote can be used.
+
+    One line each; status 1 at a fault.
+    """
     root, faults = default_root(), 0
     checks = {name: partial(check, root) for name, check in CHECKS.items()}
     for name, look in {**checks, "remote": partial(_remote_state, contest=remote)}.items():

@@ -66,7 +66,10 @@ def ls(
     runs: Annotated[bool, typer.Option("--runs", help="Runs instead of artifacts.")] = False,
     remote: RemoteOption = False,
 ) -> None:
-    """List the artifacts, the newest first: state, size, age, and the runs that use them."""
+    """List the artifacts, the newest first.
+
+    With state, size, age, and the runs that use them.
+    """
     contents = opened(remote=remote)
     records = contents.records()
     elsewhere, others = ([], []) if remote else _beyond(contents, records)
@@ -181,7 +184,10 @@ def why(
     *,
     remote: RemoteOption = False,
 ) -> None:
-    """Say why a run would make a step or not; or, of a key, why its artifact is kept."""
+    """Say why a run would make a step or not.
+
+    Of a key: why its artifact is kept.
+    """
     if remote and not _KEY.fullmatch(what):
         raise InvalidConfig("--remote goes with a key alone: of a step `plan` says what is there")
     if _KEY.fullmatch(what):
@@ -234,7 +240,10 @@ def diff(
     remote: RemoteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say in what two artifacts or two runs differ, and what came first; status 1 if they do."""
+    """Say in what two artifacts or two runs differ.
+
+    And what came first; status 1 if they do.
+    """
     contents = opened(remote=remote)
     read = cache(contents.read)
 
@@ -308,7 +317,9 @@ def verify(
     ] = False,
     remote: RemoteOption = False,
 ) -> None:
-    """Read every file of the artifacts and compare its digest; status 1 where one is damaged.
+    """Read every file of the artifacts and compare its digest.
+
+    Status 1 where one is damaged.
 
     With --rebuild also where one is made anew with other bytes, or cannot be.
     """
