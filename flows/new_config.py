@@ -139,12 +139,15 @@ def _ingest_lines(new: NewConfig, found: Found) -> Iterator[str]:
 
 
 def _layout_lines(found: Found) -> Iterator[str]:
-    counts = found.shown["train"].objects_per_image
-    tenth, half, most = (int(np.quantile(counts, share)) for share in (0.1, 0.5, MOST))
+    train = found.shown["train"]
+    counts = train.objects_per_image
+    tenth, half, most = (train.most_objects(share) for share in (0.1, 0.5, MOST))
+    of_all = f"of the {np.count_nonzero(counts)} of {len(counts)} to train on that have some"
     yield from ("", "[layouts]")
     yield from _comment(
-        f"Objects {'a tile' if found.tile else 'an image'}: {tenth} (a tenth have no more), {half} (half), "
-        f"{most} (nine tenths), at most {counts.max()}. The generator learns and draws layouts up to:"
+        f"Objects {'a tile' if found.tile else 'an image'}, {of_all}: {tenth} (a tenth have no more), "
+        f"{half} (half), {most} (nine tenths), at most {counts.max()}. The generator learns and draws "
+        "layouts up to the nine tenths of the split that has more:"
     )
     yield f"max_objects = {found.max_objects}"
     if found.max_objects > _PROMPT_OBJECTS:

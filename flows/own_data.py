@@ -2,16 +2,19 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.artifacts.digests import DigestMemory
 from data.coco.near_duplicates import find_near_duplicates
 from data.coco.splitting import file_names, matched, read_document, split_document
 from data.errors import InvalidConfig, InvalidDataset
+from data.ingest.image_checks import OTHER_CASE, file_of_other_case
 from data.ingest.ingestion import write_tables
 from data.ingest.options import IngestConfig, SplitConfig, TileConfig
 from data.ingest.refusals import NUM_EXAMPLES, reasons
+from data.ingest.source import image_names
 from data.ingest.stated_images import StatedImages, stated_images
 from data.ingest.survey import Survey, fitting_resolution, fitting_tile, survey
 from data.ingest.tiles import write_tiles
@@ -173,7 +176,7 @@ def look(sources: Mapping[Split, SplitConfig], folder: Path, num_workers: int) -
         config = IngestConfig(exif=stated.exif)
         summary = write_tables(config, sources, tables, num_workers)
     except InvalidDataset as error:
-        hints = ", or ".join(_ways_out(str(error)))
+        hints = ", or ".join(_ways_out(str(error), sources.values()))
         raise InvalidDataset(f"{error}: {hints}" if hints else str(error)) from error
     dataset = Dataset(tables)
     whole = {name: survey(dataset, name) for name in sources}
@@ -241,8 +244,22 @@ def _part_matched(expression: str, names: Sequence[str]) -> str | None:
     return told if count < len(names) else None
 
 
-def _ways_out(said: str) -> Iterator[str]:
-    if FILE_MISSING in said:
+def _ways_out(said: str, splits: Iterable[SplitConfig]) -> Iterator[str]:
+    if FILE_MISSING not in said:
+        return
+    names = [
+        (split.images, name)
+        for split in splits
+        for path in split.instance_files
+        for name in image_names(path, DigestMemory())
+    ]
+    other = (file_of_other_case(folder / name) for folder, name in names)
+    above = (folder.parent for folder, name in names if (folder.parent / name).is_file())
+    if OTHER_CASE in said and (file := next(filter(None, other), None)):
+        yield f"write names as the files have them, such as {file.name}"
+    elif parent := next(above, None):
+        yield f"try --images {parent}"
+    else:
         yield "give as --images the folder that its file names are relative to"
 
 

@@ -29,6 +29,7 @@ from data.vocabulary.splits import Split
 from data.vocabulary.tables import IMAGES
 from data.workers import Workers
 
+OTHER_CASE = f"{FILE_MISSING}: there is one whose name differs in case"
 SIZE_AFTER_EXIF = "size is that of the image as EXIF shows it"
 
 _BATCH = 256
@@ -161,7 +162,7 @@ def _problem(context: ImageContext, item: CocoImage, name: str | None) -> str | 
     if item.width * item.height > MAX_PIXELS:
         return "image of gigantic size"
     if name is None:
-        return "file name leaves the image folder"
+        return "file name leaves the image folder: write names relative to it"
     return _file_problem(context, item, name) if context.look else None
 
 
@@ -169,8 +170,20 @@ def _file_problem(context: ImageContext, item: CocoImage, name: str) -> str | No
     problem = image_problem(context.root / name, item.width, item.height)
     if problem == SIZE_BEFORE_EXIF and context.exif == "stored":
         return SIZE_AFTER_EXIF
-    windows = problem == FILE_MISSING and "\\" in name
-    return f"{FILE_MISSING}: its name has \\, as on Windows; write / for it" if windows else problem
+    if problem != FILE_MISSING:
+        return problem
+    if "\\" in name:
+        return f"{FILE_MISSING}: its name has \\, as on Windows; write / for it"
+    return OTHER_CASE if file_of_other_case(context.root / name) else FILE_MISSING
+
+
+def file_of_other_case(path: Path) -> Path | None:
+    """A file whose name has another case, of its ending or of all its letters; None where there is none."""
+    names = (path.stem + path.suffix.swapcase(), path.name.lower(), path.name.upper())
+    try:
+        return next((other for name in names if (other := path.with_name(name)).is_file()), None)
+    except (OSError, ValueError):  # a name that no file can have
+        return None
 
 
 def is_unicode(text: str) -> bool:

@@ -238,7 +238,8 @@ class GeneratorConfig(DistributedOptions):
         if bool(self.num_epochs) == bool(self.num_steps):
             raise ValueError(
                 f"num_epochs is {self.num_epochs:g} and num_steps {self.num_steps}: "
-                "one of them must be 0 and the other say how long to train"
+                "one of them must be 0 and the other say how long to train (a file of `detdiffusion new` is "
+                "for fine-tune: another preset takes its [ingest] alone)"
             )
         return self
 

@@ -195,7 +195,14 @@ def test_small_objects_in_large_images_are_cut_out_in_tiles_and_counted_there(
     assert 0 < run.train_generator.num_epochs < 60
     assert run.ingest.tile.size == 224  # eight times 25, in whole 32
     assert run.layouts.max_objects < 10
-    assert "Objects a tile" in (tmp_path / "my.toml").read_text()
+    text = " ".join((tmp_path / "my.toml").read_text().replace("\n#", "").split())
+    found = re.search(
+        r"Objects a tile, of the (\d+) of (\d+) to train on that have some: (\d+) \(a tenth have no more\), "
+        r"\d+ \(half\), (\d+) \(nine tenths\)", text
+    )  # fmt: skip
+    some, of_all, tenth, most = map(int, found.groups())
+    assert some < of_all == num_tiles
+    assert 1 <= tenth <= most <= run.layouts.max_objects
 
 
 def test_dense_layouts_are_said_to_leave_the_prompt(own, tmp_path):
@@ -366,6 +373,40 @@ def test_a_wrong_folder_of_images_is_named(own, tmp_path):
         new(tmp_path, images=tmp_path / "nowhere")
     with pytest.raises(InvalidDataset, match=r"4 × image file missing .*give as --images"):
         new(tmp_path, images=tmp_path)
+
+
+def renamed(tmp_path, document, name):
+    """Write the file with other names, which are made of the images' own."""
+    images = [{**item, "file_name": name(item["file_name"])} for item in document["images"]]
+    write(tmp_path, {**document, "images": images})
+
+
+def test_names_that_begin_a_folder_above_name_it(own, tmp_path):
+    renamed(tmp_path, own(num_images=4), "images/{}".format)
+    with pytest.raises(
+        InvalidDataset, match=rf"image file missing .*: try --images {tmp_path}/my$"
+    ):
+        new(tmp_path)
+
+
+def test_names_of_another_case_are_told_from_missing_files(own, tmp_path):
+    renamed(tmp_path, own(num_images=4), lambda name: name.replace("png", "PNG"))
+    message = r"differs in case .*: write names as the files have them, such as film\d_00\d\.png$"
+    with pytest.raises(InvalidDataset, match=message):
+        new(tmp_path)
+
+
+def test_names_of_another_machine_are_to_be_relative(own, tmp_path):
+    renamed(tmp_path, own(num_images=4), "/home/alice/{}".format)
+    with pytest.raises(InvalidDataset, match="leaves the image folder: write names relative to it"):
+        new(tmp_path)
+
+
+def test_options_for_fine_tune_are_told_from_those_of_other_presets(own, tmp_path):
+    own(num_images=4)
+    new(tmp_path)
+    with pytest.raises(InvalidConfig, match=r"another preset takes its \[ingest\] alone"):
+        build_run("demo", written(tmp_path))
 
 
 def test_groups_that_cannot_be_made_are_named(own, tmp_path):

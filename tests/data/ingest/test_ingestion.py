@@ -173,14 +173,25 @@ def test_a_mask_of_no_pixel_says_nothing_of_the_area(write, tmp_path):
     [
         ({"file_name": "missing.png"}, "image file missing"),
         ({"file_name": ""}, "image file missing"),
+        ({"file_name": "A.PNG"}, "image file missing: there is one whose name differs in case"),
+        ({"file_name": "a.PNG"}, "image file missing: there is one whose name differs in case"),
         (
             {"file_name": "sub\\a.png"},
             "image file missing: its name has \\, as on Windows; write / for it",
         ),
         ({"file_name": "sub\\b.png", "width": 9}, "size differs from the image file's"),
-        ({"file_name": "../../etc/passwd"}, "file name leaves the image folder"),
-        ({"file_name": "sub/../../a.png"}, "file name leaves the image folder"),
-        ({"file_name": "/etc/passwd"}, "file name leaves the image folder"),
+        (
+            {"file_name": "../../etc/passwd"},
+            "file name leaves the image folder: write names relative to it",
+        ),
+        (
+            {"file_name": "sub/../../a.png"},
+            "file name leaves the image folder: write names relative to it",
+        ),
+        (
+            {"file_name": "/etc/passwd"},
+            "file name leaves the image folder: write names relative to it",
+        ),
         ({"file_name": "\ud800.png"}, "file name is not UTF-8"),
         ({"file_name": "a\0.png"}, "image file missing"),
         ({"file_name": "a" * 5000}, "image file unreadable"),
