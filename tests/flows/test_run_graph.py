@@ -14,6 +14,7 @@ from data.ingest.ingestion import ingest
 from data.ingest.options import IngestConfig, ScenesConfig
 from data.layouts.options import PROTOCOLS, Protocol
 from flows.presets import merge
+from flows.request import Request
 from flows.run_config import build_run
 from flows.run_graph import STAGES, idle_options, run_graph, stage_steps
 from flows.studies import read_study
@@ -778,3 +779,17 @@ def test_a_rule_that_leaves_no_layout_is_refused_as_soon_as_the_tables_are_there
     assert time.process_time() - started < 2
     (store.root / identity.reference / "objects.parquet").write_text("damaged")
     check(store, graph)  # it will be made again first
+
+
+def test_a_run_goes_on_without_the_detectors_that_were_lost(tmp_path, publish):
+    broken = {"overrides": {"model.backbone.type": "NoSuchNet"}}
+    config = build_run("smoke", {"retrain": {"others": {"broken": broken}}})
+    request = Request("run", "smoke", config)
+    store, digests = ArtifactStore(tmp_path), DigestMemory()
+    for step in request.graph(digests):
+        if step.kind.name not in {"compare", "report"} and "broken" not in step.name:
+            publish(store, step.identity)
+    lost = request.lost_detectors(digests, store)
+    compare = request.graph(digests, lost).find("compare")
+    assert compare.options.missing == ("broken/real/0", "broken/real+hard/0")
+    assert not [name for name in compare.inputs if "broken" in name]
