@@ -232,7 +232,7 @@ def cases():
         yield pytest.param(operation, fault, marks=marks, id=f"{name}-{fault}")
 
 
-@pytest.mark.parametrize(("operation", "fault"), cases())
+@pytest.mark.parametrize(("operation", "fault"), list(cases()))
 def test_every_operation_on_the_disk_may_fail(
     attempt, contents, template, tmp_path, noted, operation, fault
 ):

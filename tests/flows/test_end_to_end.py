@@ -171,24 +171,20 @@ def test_a_damaged_late_artifact_alone_is_made_again(root, graph, manifest):
     assert made(task_runs(state, len(graph))) == {"report"}
 
 
-def test_one_more_seed_trains_and_measures_what_is_new(graph, manifest):
-    config = build_run("smoke", {"retrain": {"arms": ["real"], "seeds": [0, 1]}})
-    state = state_of("end_to_end", config)
-    assert made(task_runs(state, len(graph) - 1)) == {
-        "retrain real seed 1", "validate real seed 1", "compare", "report",
-    }  # fmt: skip
-
-
-def test_two_studies_that_share_a_generator_train_it_once(root, graph, manifest):
+def test_a_study_makes_what_is_new_in_its_runs_and_another_one_nothing_of_it(root, graph, manifest):
     from flows.studies import StudyConfig
 
     smoke = build_run("smoke", {})
-    strict = build_run("smoke", {"evaluate": {"recall_score_threshold": 0.5}})
+    more = {"retrain": {"arms": ["real"], "seeds": [0, 1]}}
+    strict = build_run("smoke", {"evaluate": {"recall_score_threshold": 0.5}, **more})
     first = state_of("study", StudyConfig(name="first", runs={"a": smoke, "b": strict}))
-    runs = task_runs(first, len(graph) + 3)
-    assert len(runs) == len(graph) + 3
+    runs = task_runs(first, len(graph) + 6)
+    assert len(runs) == len(graph) + 6
     assert runs["a: train generator"] == "Cached"
-    assert made(runs) == {"b: measure", "b: report", "conclude"}
+    assert made(runs) == {
+        "b: retrain real seed 1", "b: validate real seed 1", "b: measure", "b: compare", "b: report",
+        "conclude",
+    }  # fmt: skip
     question = {
         "name": "q",
         "text": "stricter finds less",
@@ -200,7 +196,7 @@ def test_two_studies_that_share_a_generator_train_it_once(root, graph, manifest)
         "asked": {"questions": [question]},
     }
     second = state_of("study", StudyConfig.model_validate(config))
-    assert made(task_runs(second, len(graph) + 3)) == {"conclude"}
+    assert made(task_runs(second, len(graph) + 6)) == {"conclude"}
     assert second.result().summary["results"]["q"] >= 0
     assert "stricter finds less" in (root / second.result().reference / "study.html").read_text()
     assert next(read_records(root)).what == "study"
