@@ -133,7 +133,7 @@ WHOLE = [
 EXECUTORS = ["local", "ray"]
 
 
-@pytest.mark.parametrize(("executor", "num_workers"), [("local", 1), ("local", 2), ("ray", 2)])
+@pytest.mark.parametrize(("executor", "num_workers"), [("local", 1), ("local", 4), ("ray", 2)])
 def test_shards_are_the_same_by_any_number_of_workers(work, execution, executor, num_workers):
     reports = []
     assert made(work, execution(executor, num_workers), reports=reports) == WHOLE
@@ -250,7 +250,7 @@ def test_a_full_disk_is_told_at_once(work, num_workers):
     assert tries(work, "000000004") == 1
 
 
-@pytest.mark.parametrize(("executor", "num_workers"), [("local", 1), ("local", 2), ("ray", 2)])
+@pytest.mark.parametrize(("executor", "num_workers"), [("local", 1), ("local", 4), ("ray", 2)])
 def test_torch_has_one_thread_wherever_it_works(
     work, execution, executor, num_workers, monkeypatch
 ):
