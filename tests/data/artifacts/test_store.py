@@ -8,6 +8,7 @@ from data.artifacts import digests
 from data.artifacts.digests import file_digest
 from data.artifacts.identity import StepIdentity
 from data.artifacts.store import ArtifactStore, storage_errors
+from data.artifacts.verification import damaged_files, remove_damaged
 from data.errors import StorageError
 
 
@@ -125,9 +126,43 @@ def test_what_has_size_and_time_that_it_had_is_read_again_only_when_all_is(store
     assert store.damage(manifest, remembered=True) == ["sub/file.txt"]
 
 
-def test_a_failing_disk_is_one_clear_error(tmp_path):
+def test_a_folder_in_the_place_of_a_file_is_damage(store):
+    manifest = publish(store)
+    for name in ("sub/file.txt", "manifest.json"):
+        path = store.root / manifest.reference / name
+        path.unlink()
+        path.mkdir()
+        assert store.lookup("kind", manifest.key) is None
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "sub/file.txt"])
+def test_of_what_cannot_be_read_nobody_says_that_it_is_damaged(store, unreadable, name):
+    manifest = publish(store)
+    unreadable.add(str(store.root / manifest.reference / name))
+    message = rf"the disk under .* fails \(.*Stale file handle: '.*{name}'\): run again"
+    for look in (
+        lambda: store.lookup("kind", manifest.key),
+        lambda: store.is_there("kind", manifest.key),
+        lambda: damaged_files(store, manifest.reference),
+        lambda: damaged_files(store, manifest.reference, fast=True),
+        lambda: damaged_files(store, manifest.reference, remembered=True),
+        lambda: remove_damaged(store, [manifest.reference]),
+    ):
+        with pytest.raises(StorageError, match=message):
+            look()
+    unreadable.clear()
+    assert store.lookup("kind", manifest.key) == manifest
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_failing_disk_is_one_clear_error(tmp_path, number):
     with pytest.raises(StorageError, match=r"the disk under .* fails"), storage_errors(tmp_path):
-        raise OSError(errno.EIO, "Input/output error")
+        raise OSError(number, os.strerror(number))
+
+
+def test_a_failing_disk_elsewhere_is_not_the_stores(tmp_path):
+    with pytest.raises(OSError, match=r"/images/1\.png"), storage_errors(tmp_path):
+        raise OSError(errno.EIO, "Input/output error", "/images/1.png")
 
 
 def test_a_lock_can_be_had_on_a_full_disk(store, monkeypatch):
