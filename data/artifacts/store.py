@@ -9,8 +9,9 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -31,6 +32,8 @@ WORK_FOLDER = ".work"
 
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 """Errors that tell that there is no such file; after any other nobody knows."""
+
+_READABLE = stat.S_IRGRP | stat.S_IROTH
 
 _SYNCING_THREADS = 8
 """What is asked for at once a file system brings to the disk at once, far faster than one by one."""
@@ -345,6 +348,7 @@ class ArtifactStore:
                 created_at=created_at,
             )
             (out / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1))
+            _let_read([out / name for name in recorded], out / MANIFEST_NAME)
             if (work / LOG_NAME).exists():
                 shutil.copyfile(work / LOG_NAME, out / LOG_NAME)
             self.admit(manifest, out)
@@ -401,6 +405,14 @@ def sign(descriptor: int) -> None:
 
 def _record(path: Path) -> FileRecord:
     return FileRecord(size=path.stat().st_size, sha256=file_digest(path))
+
+
+def _let_read(paths: Iterable[Path], other: Path) -> None:
+    """Let whoever can read another file read these; safetensors leaves its own to their maker alone."""
+    usual = stat.S_IMODE(other.stat().st_mode)
+    for path in paths:
+        if usual & _READABLE & ~path.stat().st_mode:
+            path.chmod(usual)
 
 
 def _has_size(path: str | Path, size: int) -> bool:

@@ -2,7 +2,9 @@ import errno
 import os
 import threading
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from data.artifacts import digests
 from data.artifacts.digests import file_digest
@@ -24,7 +26,7 @@ def store(tmp_path):
 def publish(store, who=None):
     who = who or identity()
     out = store.work(who.kind, who.key) / "out"
-    (out / "sub").mkdir(parents=True)
+    (out / "sub").mkdir(parents=True, exist_ok=True)
     (out / "sub" / "file.txt").write_text("content")
     return store.publish(
         who,
@@ -73,6 +75,15 @@ def test_the_folder_of_a_new_kind_outlives_a_crash_of_the_machine(store, monkeyp
     artifact = store.path("kind", manifest.key)
     folders = [item.stat().st_ino for item in (artifact, artifact.parent, store.root)]
     assert synced[-3:] == folders
+
+
+def test_a_file_that_its_maker_alone_could_read_is_published_as_others_are(store):
+    out = store.work("kind", identity().key) / "out"
+    out.mkdir()
+    save_file({"weight": np.zeros(1)}, out / "model.safetensors")
+    manifest = publish(store)
+    modes = {path.name: path.stat().st_mode for path in store.path("kind", manifest.key).iterdir()}
+    assert modes["model.safetensors"] == modes["manifest.json"]
 
 
 @pytest.mark.parametrize("change", ["damage", "delete", "truncate", "manifest", "no manifest"])
