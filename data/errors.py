@@ -38,7 +38,7 @@ class InvalidGraph(PipelineError):
 
 
 class StorageError(PipelineError):
-    """The artifact root cannot be written to."""
+    """The artifact root cannot be read or written to."""
 
 
 class TrainingDiverged(PipelineError):

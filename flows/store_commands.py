@@ -28,7 +28,7 @@ from data.artifacts.remote_contents import RemoteContents
 from data.artifacts.roots import Keep
 from data.artifacts.store import ArtifactStore, default_root
 from data.artifacts.verification import sampled
-from data.errors import ArtifactMissing, InvalidConfig, PipelineError
+from data.errors import ArtifactMissing, InvalidConfig, PipelineError, StorageError
 from flows.command_options import (
     FileOption,
     PresetArgument,
@@ -319,7 +319,7 @@ def verify(
 ) -> None:
     """Read every file of the artifacts and compare its digest.
 
-    Status 1 where one is damaged.
+    Status 1 where one is damaged or unreadable.
 
     With --rebuild also where one is made anew with other bytes, or cannot be.
     """
@@ -330,18 +330,21 @@ def verify(
     chosen = [find(text, there) for text in keys] if keys else there
     if sample is not None:
         chosen = sampled(chosen, *_part(sample))
-    damaged = []
+    damaged, intact = list[str](), list[str]()
     for reference in tracked(chosen, "verify"):
-        files = contents.damage(reference, fast=fast)
+        try:
+            files = contents.damage(reference, fast=fast)
+        except StorageError as error:
+            typer.echo(f"not looked at: {reference}: {error}")
+            continue
         for name in files:
             typer.echo(f"damaged: {contents.where(reference, name)}")
-        damaged += [reference] * bool(files)
-    typer.echo(f"{len(chosen)} artifacts looked at, {len(damaged)} damaged")
+        (damaged if files else intact).append(reference)
+    typer.echo(f"{len(damaged + intact)} artifacts looked at, {len(damaged)} damaged")
     if repair and damaged:
         typer.echo(f"{len(contents.repair(damaged))} {contents.repaired}")
-    intact = [reference for reference in chosen if reference not in damaged]
     same = [_rebuilds_the_same(reference) for reference in intact if rebuild]
-    raise typer.Exit(0 if not damaged and all(same) else 1)
+    raise typer.Exit(0 if intact == chosen and all(same) else 1)
 
 
 def _rebuilds_the_same(reference: str) -> bool:

@@ -1,7 +1,10 @@
 """Shared fixtures: run-time shape checks, a tiny Scenes data set, a tiny generator."""
 
+import builtins
+import errno
 import functools
 import gc
+import io
 import json
 import os
 import shutil
@@ -88,6 +91,24 @@ def publish():
         return manifest
 
     return publish
+
+
+@pytest.fixture
+def unreadable(monkeypatch):
+    """Paths, as text, that cannot be opened as long as they stand here: a shared disk does not answer."""
+    paths = set()
+
+    def failing(operation):
+        def fail(path, *arguments, **options):
+            if str(path) in paths:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+            return operation(path, *arguments, **options)
+
+        return fail
+
+    for module, name in ((io, "open"), (builtins, "open"), (os, "listdir"), (os, "stat")):
+        monkeypatch.setattr(module, name, failing(getattr(module, name)))
+    return paths
 
 
 @pytest.fixture(scope="session")

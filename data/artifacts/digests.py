@@ -4,9 +4,9 @@ import hashlib
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,9 +33,23 @@ _SETTLED_NS = 2_000_000_000
 """A file changed less than this ago may change again within its time stamp's grain: not remembered."""
 
 
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Let errors say which file they are of; those of reading from an open one do not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file's content."""
-    with open(path, "rb") as file:  # noqa: PTH123  # thousands of small files, by text
+    """SHA-256 of a file's content.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with naming(path), open(path, "rb") as file:  # noqa: PTH123  # thousands of small files, by text
         start = file.read(_CHUNK)
         if len(start) < _CHUNK:
             return hashlib.sha256(start).hexdigest()

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from data.artifacts.inventory import artifacts, made_at, require_store, tree, unfinished
 from data.artifacts.records import read_records
 from data.artifacts.roots import Keep, Roots
-from data.artifacts.store import WORK_FOLDER, ArtifactStore
+from data.artifacts.store import WORK_FOLDER, ArtifactStore, storage_errors
 from data.artifacts.trash import Removal, Trash, opened
 
 
@@ -40,16 +40,17 @@ def garbage(store: ArtifactStore, keep: Keep, free: int | None = None) -> list[G
     require_store(store.root)
     now = datetime.now(UTC)
     kept = Roots(store, keep).kept(now)
-    found = [
-        Garbage(item, item, tree(store.root / item)[0], made_at(store.root, item))
-        for item in artifacts(store.root)
-        if item not in kept
-    ]
-    since = (now - keep.grace).timestamp()
-    for item in unfinished(store.root):
-        size, changed = tree(store.root / WORK_FOLDER / item)
-        if changed <= since and (store.has(*item.split("/")) or item not in kept):
-            found.append(Garbage(item, f"{WORK_FOLDER}/{item}", size, changed))
+    with storage_errors(store.root):
+        found = [
+            Garbage(item, item, tree(store.root / item)[0], made_at(store.root, item))
+            for item in artifacts(store.root)
+            if item not in kept
+        ]
+        since = (now - keep.grace).timestamp()
+        for item in unfinished(store.root):
+            size, changed = tree(store.root / WORK_FOLDER / item)
+            if changed <= since and (store.has(*item.split("/")) or item not in kept):
+                found.append(Garbage(item, f"{WORK_FOLDER}/{item}", size, changed))
     found.sort(key=lambda item: item.changed)
     return first(found, free)
 
@@ -77,10 +78,11 @@ def cached(
         for step in record.steps:
             used.setdefault(step.reference, datetime.fromisoformat(record.created_at).timestamp())
     found = []
-    for item in artifacts(store.root):
-        if item in mirrored and item not in kept:
-            changed = max(made_at(store.root, item), used.get(item, 0.0))
-            found.append(Garbage(item, item, tree(store.root / item)[0], changed))
+    with storage_errors(store.root):
+        for item in artifacts(store.root):
+            if item in mirrored and item not in kept:
+                changed = max(made_at(store.root, item), used.get(item, 0.0))
+                found.append(Garbage(item, item, tree(store.root / item)[0], changed))
     oldest = sorted(found, key=lambda item: item.changed)
     return first((item for item in oldest if is_whole(item.reference)), free)
 

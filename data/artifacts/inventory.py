@@ -10,7 +10,7 @@ from pathlib import Path
 from data.artifacts.identity import KEY_DIGITS
 from data.artifacts.manifest import MANIFEST_NAME
 from data.artifacts.records import record_files
-from data.artifacts.store import WORK_FOLDER
+from data.artifacts.store import WORK_FOLDER, storage_errors
 from data.errors import ArtifactMissing
 
 KEY = re.compile(r"[0-9a-f]{32}")
@@ -46,12 +46,19 @@ def unfinished(root: Path) -> list[str]:
 
 
 def folders(folder: Path) -> list[str]:
-    """Names of the folders in a folder, in order; links are none."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    """Names of the folders in a folder, in order; links are none.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    with storage_errors(folder):
+        try:
+            with os.scandir(folder) as entries:
+                return sorted(
+                    entry.name for entry in entries if entry.is_dir(follow_symlinks=False)
+                )
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
 
 def find(text: str, references: Collection[str], ids: Collection[str] = ()) -> str:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from data.artifacts.inventory import artifacts, made_at, tree, unfinished
 from data.artifacts.records import Record
-from data.artifacts.store import WORK_FOLDER, ArtifactStore
+from data.artifacts.store import WORK_FOLDER, ArtifactStore, storage_errors
 
 State = Literal["ok", "damaged", "unfinished", "unused", "remote"]
 
@@ -47,13 +47,14 @@ class Listed(Found):
 
 def in_store(store: ArtifactStore) -> Iterator[Found]:
     """All artifacts of a store, and all its work folders."""
-    for reference in unfinished(store.root):
-        yield Found(reference, "unfinished", *tree(store.root / WORK_FOLDER / reference))
-    for reference in artifacts(store.root):
-        manifest = store.manifest(reference)
-        state: State = "damaged" if manifest is None or store.wrong_sizes(manifest) else "ok"
-        size, _ = tree(store.root / reference)
-        yield Found(reference, state, size, made_at(store.root, reference))
+    with storage_errors(store.root):
+        for reference in unfinished(store.root):
+            yield Found(reference, "unfinished", *tree(store.root / WORK_FOLDER / reference))
+        for reference in artifacts(store.root):
+            manifest = store.manifest(reference)
+            state: State = "damaged" if manifest is None or store.wrong_sizes(manifest) else "ok"
+            size, _ = tree(store.root / reference)
+            yield Found(reference, state, size, made_at(store.root, reference))
 
 
 def listed(

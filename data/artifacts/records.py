@@ -10,7 +10,8 @@ from typing import Any, Literal
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from data.artifacts.store import durable_file, storage_errors
+from data.artifacts.digests import naming
+from data.artifacts.store import durable_file, names_in, storage_errors
 from data.errors import InvalidRecord
 
 RECORDS_FOLDER = "runs"
@@ -130,8 +131,15 @@ def read_records(root: Path) -> Iterator[Record]:
 
 
 def record_files(root: Path) -> list[Path]:
-    """The files of a store's records, the newest first."""
-    return sorted((root / RECORDS_FOLDER).glob("*.json"), reverse=True)
+    """The files of a store's records, the newest first.
+
+    Raises:
+        StorageError: their folder cannot be read.
+    """
+    folder = root / RECORDS_FOLDER
+    with storage_errors(root):
+        there = names_in(folder)
+    return [folder / name for name in reversed(there) if name.endswith(".json")]
 
 
 def read_record(path: Path) -> Record:
@@ -139,11 +147,13 @@ def read_record(path: Path) -> Record:
 
     Raises:
         InvalidRecord: it is damaged, or of a newer version of this program.
+        StorageError: it cannot be read.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InvalidRecord(f"{path} is no record of a run, move it away: {error!r}") from error
+    with storage_errors(path.parents[1]), naming(path):
+        try:
+            content = path.read_bytes()
+        except IsADirectoryError as error:
+            raise InvalidRecord(f"{path} is no record of a run, move it away: {error!r}") from error
     return parse_record(content, path, path.stem)
 
 

@@ -88,13 +88,15 @@ class Remote:
             ArtifactMissing: a local file is missing or damaged.
             RemoteConflict: an artifact of this key with other files is there.
             ServiceUnavailable: the mirror cannot be used.
+            StorageError: a local file cannot be read.
         """
         name = f"{manifest.reference}/{MANIFEST_NAME}"
         folder = store.root / manifest.reference
-        try:
-            own = (folder / MANIFEST_NAME).read_bytes()
-        except OSError as error:
-            raise _not_pushed(folder / MANIFEST_NAME) from error
+        with storage_errors(store.root):
+            try:
+                own = (folder / MANIFEST_NAME).read_bytes()
+            except (FileNotFoundError, NotADirectoryError) as error:
+                raise _not_pushed(folder / MANIFEST_NAME) from error
         there = self.bucket.read(name)
         if there is not None:
             self._agree(manifest, there)
@@ -106,8 +108,9 @@ class Remote:
 
         def put(file: str) -> None:
             path = folder / file
-            if not is_intact(path, manifest.files[file]):
-                raise _not_pushed(path)
+            with storage_errors(store.root):
+                if not is_intact(path, manifest.files[file]):
+                    raise _not_pushed(path)
             self.bucket.put(f"{prefix}/{file}", path)
 
         smallest = sorted(manifest.files, key=lambda file: manifest.files[file].size)[:1]

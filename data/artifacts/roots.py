@@ -10,7 +10,7 @@ from pathlib import Path
 from data.artifacts.inventory import artifacts, made_at
 from data.artifacts.manifest import MANIFEST_NAME
 from data.artifacts.records import RECORDS_FOLDER, Record, read_record, record_files
-from data.artifacts.store import ArtifactStore, storage_errors
+from data.artifacts.store import ArtifactStore, names_in, storage_errors
 from data.errors import InvalidManifest, InvalidRecord
 
 PINS_FOLDER = "pins"
@@ -52,9 +52,16 @@ def unpin(root: Path, reference: str) -> None:
 
 
 def pinned(root: Path) -> set[str]:
-    """What is pinned, as `pin` was given it."""
+    """What is pinned, as `pin` was given it.
+
+    Raises:
+        StorageError: that cannot be read.
+    """
     folder = root / PINS_FOLDER
-    return {str(path.relative_to(folder)) for path in folder.glob("*/*")}
+    with storage_errors(root):
+        return {
+            f"{first}/{last}" for first in names_in(folder) for last in names_in(folder / first)
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +149,11 @@ class Roots:
         Raises:
             InvalidManifest: what any one artifact needs is not known.
             InvalidRecord: what any one run needs is not known.
+            StorageError: a file that tells of it cannot be read.
         """
         root = self._store.root
-        changed = {reference: made_at(root, reference) for reference in artifacts(root)}
+        with storage_errors(root):
+            changed = {reference: made_at(root, reference) for reference in artifacts(root)}
         there = Holdings(
             changed=changed,
             inputs={item: self._inputs(item, when) for item, when in changed.items()},

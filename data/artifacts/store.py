@@ -9,8 +9,9 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pydantic import ValidationError
 
-from data.artifacts.digests import DigestMemory, file_digest
+from data.artifacts.digests import DigestMemory, file_digest, naming
 from data.artifacts.identity import StepIdentity
 from data.artifacts.manifest import LOG_NAME, MANIFEST_NAME, FileRecord, Manifest
 from data.errors import InvalidConfig, StorageError
@@ -29,13 +30,18 @@ if TYPE_CHECKING:
 
 WORK_FOLDER = ".work"
 
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+"""Errors that tell that there is no such file; after any other nobody knows."""
+
+_READABLE = stat.S_IRGRP | stat.S_IROTH
+
 _SYNCING_THREADS = 8
 """What is asked for at once a file system brings to the disk at once, far faster than one by one."""
 
 
 @contextmanager
 def storage_errors(root: Path) -> Iterator[None]:
-    """Turn an unwritable root, a full or failing disk or a file that is gone into `StorageError`."""
+    """Turn a root without access, a full or failing disk or a file that is gone into `StorageError`."""
     try:
         yield
     except OSError as error:
@@ -44,20 +50,24 @@ def storage_errors(root: Path) -> Iterator[None]:
                 f"no space left under {root}: free some or set DETDIFFUSION_HOME elsewhere; "
                 "finished steps are kept and a rerun goes on from them"
             ) from error
-        if error.errno == errno.EIO and not Path(error.filename or "").is_absolute():
+        path = Path(error.filename) if isinstance(error.filename, str | Path) else None
+        is_ours = path is not None and _concerns(path, root)
+        is_elsewhere = path is not None and path.is_absolute() and not is_ours
+        if error.errno in (errno.EIO, errno.ESTALE) and not is_elsewhere:
             raise StorageError(
-                f"the disk under {root} fails ({error}): look at it, or set DETDIFFUSION_HOME elsewhere"
+                f"the disk under {root} fails ({error}): run again, and if it stays so look at the disk, or "
+                "set DETDIFFUSION_HOME elsewhere"
             ) from error
         if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP) and not error.filename:
             raise StorageError(without_locks(root, error.strerror)) from error
-        if isinstance(error.filename, str | Path) and _concerns(Path(error.filename), root):
+        if is_ours:
             if isinstance(error, FileNotFoundError):
                 raise StorageError(
                     f"{error.filename}: no such file; run again: an artifact that lacks one is made anew"
                 ) from error
             raise StorageError(
-                f"cannot write artifacts under {root} ({error.filename}: {error.strerror}): "
-                "set DETDIFFUSION_HOME to a folder you can write to"
+                f"cannot read or write artifacts under {root} ({error.filename}: {error.strerror}): "
+                "set DETDIFFUSION_HOME to a folder that you can read and write"
             ) from error
         raise
 
@@ -75,6 +85,18 @@ def durable_file(path: Path) -> Iterator[BinaryIO]:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def names_in(folder: Path) -> list[str]:
+    """Names of what is in a folder, in order; none where there is no such folder.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def durable_rename(folder: Path, target: Path) -> None:
@@ -193,22 +215,33 @@ class ArtifactStore:
 
     def locked(self) -> set[str]:
         """`kind/key` of the artifacts whose lock somebody holds."""
-        paths = (self.root / ".locks").glob("*-*")
+        folder = self.root / ".locks"
         with storage_errors(self.root):
-            names = [path.name.rpartition("-") for path in paths if _is_held(path)]
-        return {f"{kind}/{key}" for kind, _, key in names}
+            locks = [name for name in names_in(folder) if "-" in name]
+            held = [name.rpartition("-") for name in locks if _is_held(folder / name)]
+        return {f"{kind}/{key}" for kind, _, key in held}
 
     def has(self, kind: str, key: str) -> bool:
-        """Whether there is an artifact, intact or not."""
-        return (self.path(kind, key) / MANIFEST_NAME).is_file()
+        """Whether there is an artifact, intact or not.
+
+        Raises:
+            StorageError: that cannot be seen.
+        """
+        with storage_errors(self.root):
+            return (self.path(kind, key) / MANIFEST_NAME).is_file()
 
     def read(self, kind: str, key: str) -> Manifest | None:
-        """Read a manifest without checking the files; None if absent, unreadable or of another artifact."""
-        try:
-            text = (self.path(kind, key) / MANIFEST_NAME).read_text()
-            manifest = Manifest.model_validate_json(text)
-        except (OSError, ValidationError, UnicodeDecodeError):
-            return None
+        """Read a manifest without checking the files; None if absent, damaged or of another artifact.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        path = self.path(kind, key) / MANIFEST_NAME
+        with storage_errors(self.root), naming(path):
+            try:
+                manifest = Manifest.model_validate_json(path.read_text())
+            except (*_ABSENT, ValidationError, UnicodeDecodeError):
+                return None
         meant = {manifest.reference, manifest.identity.reference}
         return manifest if meant == {f"{kind}/{key}"} else None
 
@@ -217,7 +250,11 @@ class ArtifactStore:
         return self.read(*reference.split("/"))
 
     def lookup(self, kind: str, key: str) -> Manifest | None:
-        """Return the manifest of an intact artifact, None if it is absent or damaged."""
+        """Return the manifest of an intact artifact, None if it is absent or damaged.
+
+        Raises:
+            StorageError: a file cannot be read, so that nobody knows.
+        """
         manifest = self.read(kind, key)
         if manifest is None or self.damage(manifest):
             return None
@@ -225,7 +262,11 @@ class ArtifactStore:
         return manifest
 
     def is_there(self, kind: str, key: str) -> bool:
-        """Whether an artifact is intact; what this object has verified before is not read again."""
+        """Whether an artifact is intact; what this object has verified before is not read again.
+
+        Raises:
+            StorageError: a file cannot be read, so that nobody knows.
+        """
         manifest = self.read(kind, key)
         if manifest is None or manifest.reference not in self._verified:
             return self.lookup(kind, key) is not None
@@ -239,6 +280,9 @@ class ArtifactStore:
         Args:
             suffix: of the names that are looked at; all by default.
             remembered: do not read again what has the size and the time of change that it had.
+
+        Raises:
+            StorageError: a file cannot be read.
         """
         folder = self.root / manifest.reference
         files = {k: record for k, record in manifest.files.items() if k.endswith(suffix)}
@@ -247,16 +291,24 @@ class ArtifactStore:
                 found = digests.files([folder / name for name in files])
                 pairs = zip(files.items(), found, strict=True)
                 return [name for (name, record), digest in pairs if digest != record.sha256]
-        return [name for name, record in files.items() if not is_intact(f"{folder}/{name}", record)]
+        with storage_errors(self.root):
+            return [
+                name for name, record in files.items() if not is_intact(f"{folder}/{name}", record)
+            ]
 
     def wrong_sizes(self, manifest: Manifest) -> list[str]:
-        """Files of an artifact that are missing or do not have their recorded size."""
+        """Files of an artifact that are missing or do not have their recorded size.
+
+        Raises:
+            StorageError: that of a file cannot be seen.
+        """
         folder = str(self.root / manifest.reference)
-        return [
-            name
-            for name, record in manifest.files.items()
-            if not _has_size(f"{folder}/{name}", record.size)
-        ]
+        with storage_errors(self.root):
+            return [
+                name
+                for name, record in manifest.files.items()
+                if not _has_size(f"{folder}/{name}", record.size)
+            ]
 
     def ancestors(self, manifest: Manifest) -> dict[str, Manifest]:
         """The artifacts that an artifact was made from, directly or not, by `kind/key`; files unchecked."""
@@ -306,6 +358,7 @@ class ArtifactStore:
                 created_at=created_at,
             )
             (out / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1))
+            _let_read([out / name for name in recorded], out / MANIFEST_NAME)
             if (work / LOG_NAME).exists():
                 shutil.copyfile(work / LOG_NAME, out / LOG_NAME)
             self.admit(manifest, out)
@@ -364,18 +417,30 @@ def _record(path: Path) -> FileRecord:
     return FileRecord(size=path.stat().st_size, sha256=file_digest(path))
 
 
+def _let_read(paths: Iterable[Path], other: Path) -> None:
+    """Let whoever can read another file read these; safetensors leaves its own to their maker alone."""
+    usual = stat.S_IMODE(other.stat().st_mode)
+    for path in paths:
+        if usual & _READABLE & ~path.stat().st_mode:
+            path.chmod(usual)
+
+
 def _has_size(path: str | Path, size: int) -> bool:
     try:
         return os.stat(path).st_size == size  # noqa: PTH116  # thousands of files, by text
-    except OSError:
+    except _ABSENT:
         return False
 
 
 def is_intact(path: str | Path, record: FileRecord) -> bool:
-    """Whether a file is there and has its recorded content."""
+    """Whether a file is there and has its recorded content.
+
+    Raises:
+        OSError: it cannot be read, so that nobody knows.
+    """
     try:
         return _has_size(path, record.size) and file_digest(path) == record.sha256
-    except OSError:
+    except _ABSENT:
         return False
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Literal
@@ -15,7 +16,7 @@ from data.artifacts.remote import Remote
 from data.artifacts.store import ArtifactStore
 from data.artifacts.trash import removals
 from data.artifacts.verification import damaged_files
-from data.errors import ArtifactMissing, InvalidConfig, ServiceUnavailable
+from data.errors import ArtifactMissing, InvalidConfig, ServiceUnavailable, StorageError
 from models.precision import visible_gpus
 from tasks.execution.graph import Graph, Step
 
@@ -67,7 +68,7 @@ class Planner:
         self._records = records
         self._remote = remote
         self._removals = removals(store.root)
-        self._read = cache(store.read)
+        self._read = cache(self._readable)
         self._of_kind = cache(self._artifacts)  # only where something is missing
         self._on_remote = cache(self._mirrored)
         self._asked_for = cache(self._recorded)
@@ -116,6 +117,12 @@ class Planner:
             return step.identity
         manifest = self._read(*reference.split("/"))
         return manifest.identity if manifest else None
+
+    def _readable(self, kind: str, key: str) -> Manifest | None:
+        """An artifact's manifest; what cannot be read is nothing to compare with."""
+        with suppress(StorageError):
+            return self._store.read(kind, key)
+        return None
 
     def _artifacts(self, kind: str) -> list[Manifest]:
         read = (self._read(kind, key) for key in folders(self._store.root / kind))

@@ -14,8 +14,8 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Generic, TypeVar
+from uuid import uuid4
 
 from data.artifacts.comparison import differences
 from data.artifacts.digests import file_digest
@@ -124,7 +124,8 @@ class _ShardMaker(Generic[ItemT]):
             StepFailed: there is a shard of that name already, and its files are others.
         """
         target = shard.folder
-        own = Path(mkdtemp(".tmp", f"{target.name}.", target.parent))
+        own = target.with_name(f"{target.name}.{uuid4().hex}.tmp")
+        own.mkdir()  # with the mode of all folders: another user of a group's store may go on from it
         self._make(shard.items, own)
         try:
             durable_rename(own, target)

@@ -28,6 +28,7 @@ _OPERATIONS = (
     "fsync", "ftruncate", "mkdir", "open", "pwrite", "rename", "replace", "rmdir", "sendfile",
     "unlink", "utime",
 )  # fmt: skip
+_READING = ("listdir", "open", "scandir", "stat")
 
 
 class Outcome(IntEnum):
@@ -43,26 +44,27 @@ class Outcome(IntEnum):
 
 
 class _Disk:
-    """Counts the operations of this process that change the disk, and lets one fail.
+    """Counts the operations of this process that change the disk, or those that read it, and lets one fail.
 
     Args:
         fault: EIO: an I/O error, once. ENOSPC: the disk is full from then on. Death: a kill. Torn write: a
             kill of the machine, after which what was written and not flushed lacks its second half.
         nth: the one that fails, from 1; 0: none.
+        what: is counted, `write` or `read`.
     """
 
-    def __init__(self, fault, nth):
+    def __init__(self, fault, nth, what):
         self.count, self.struck = 0, False
         self._lock = threading.RLock()  # files are flushed in threads
-        self._fault, self._nth = fault, nth
+        self._fault, self._nth, self._reads = fault, nth, what == "read"
         self._unflushed = {}  # inode to a descriptor of our own, which no rename changes, and bytes flushed
-        for name in _OPERATIONS:
+        for name in _READING if self._reads else _OPERATIONS:
             setattr(os, name, functools.partial(self._operate, name, getattr(os, name)))
         self._open = io.open
         io.open = builtins.open = self._open_file
 
     def _operate(self, name, operation, *arguments, **options):
-        if name == "open" and not arguments[1] & os.O_CREAT:
+        if name == "open" and bool(arguments[1] & os.O_CREAT) == self._reads:
             return operation(*arguments, **options)
         self.strike(name, path=arguments[0])
         if name in ("pwrite", "sendfile"):
@@ -74,10 +76,11 @@ class _Disk:
         return result
 
     def _open_file(self, file, mode="r", buffering=-1, encoding=None, errors=None, newline=None):
-        if not set(mode) & set("wax"):
+        if bool(set(mode) & set("wax")) == self._reads:
             return self._open(file, mode, buffering, encoding, errors, newline)
         self.strike("open", path=file)
-        buffered = io.BufferedWriter(_File(self, file, mode.strip("bt")))
+        raw = _File(self, file, mode.strip("bt"))
+        buffered = io.BufferedReader(raw) if self._reads else io.BufferedWriter(raw)
         return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding, errors, newline)
 
     def strike(self, name, path=None, half=None):
@@ -118,7 +121,7 @@ class _Disk:
 
 
 class _File(io.FileIO):
-    """A file whose writes are counted."""
+    """A file whose writes, or reads, are counted."""
 
     def __init__(self, disk, *arguments):
         super().__init__(*arguments)
@@ -130,17 +133,25 @@ class _File(io.FileIO):
         self._disk.writes(self.fileno())
         return super().write(content)
 
+    def readinto(self, buffer):
+        self._disk.strike("read")
+        return super().readinto(buffer)
+
+    def readall(self):
+        self._disk.strike("read")
+        return super().readall()
+
 
 @pytest.fixture(scope="session")
 def attempt():
     """Calls a function in a process of its own, whose n-th operation on the disk fails."""
 
-    def attempt(function, fault="EIO", nth=0):
+    def attempt(function, fault="EIO", nth=0, what="write"):
         child = os.fork()
         if not child:
             status = Outcome.BROKE
             try:
-                disk = _Disk(fault, nth)
+                disk = _Disk(fault, nth, what)
                 function()
                 status = Outcome.UNIMPRESSED if disk.struck else Outcome.UNTOUCHED
             except PipelineError:

@@ -34,8 +34,12 @@ BASE, USED = identity("base"), identity("used", identity("base").reference)
 NEW, LOOSE = identity("new", BASE.reference), [identity(f"loose {i}") for i in range(2)]
 
 
-def make(root, who):
-    """What a run does for a step: a hit, or a lock, files and a log in the work folder, and a publication."""
+def make(root, who, of=None):
+    """What a run does for a step: a hit, or a lock, files and a log in the work folder, and a publication.
+
+    Args:
+        of: stands in the files.
+    """
     store = ArtifactStore(root)
     if store.lookup(who.kind, who.key):
         return
@@ -45,7 +49,7 @@ def make(root, who):
         (out / "sub").mkdir(parents=True, exist_ok=True)
         (work / "log.txt").write_text("a log")
         for path in (out / "first", out / "sub" / "second"):
-            path.write_text(f"{path.name} of {who.options['name']}")
+            path.write_text(f"{path.name} of {of or who.options['name']}")
         store.publish(
             who, out, summary={}, environment={}, seconds=1.0, peak_memory_bytes=1,
             created_at="2026-01-01T00:00:00+00:00",
@@ -131,6 +135,11 @@ class PublishOverDamage(Publish):
         (root / NEW.reference / "first").write_text("cut")
 
 
+class Hit(Operation):
+    def run(self, root):
+        make(root, USED, "something that is not always the same")
+
+
 class OverwriteFile(Operation):
     def prepare(self, root):
         (root / "note.json").write_text("old")
@@ -198,6 +207,17 @@ class Collect(Operation):
         assert not list((root / ".trash").rglob("first"))
 
 
+class CollectBesidePin(Collect):
+    may_change = LOOSE[1:]
+
+    def prepare(self, root):
+        super().prepare(root)
+        pin(root, LOOSE[0].reference)
+
+    def check_done(self, root):
+        assert set(artifacts(root)) == {BASE.reference, USED.reference, LOOSE[0].reference}
+
+
 class Repair(Operation):
     what = "gc, verify"
     may_change = LOOSE
@@ -232,35 +252,59 @@ def cases():
         yield pytest.param(operation, fault, marks=marks, id=f"{name}-{fault}")
 
 
+@pytest.fixture
+def survived(attempt, contents, template, tmp_path, noted):
+    """Does an operation with the first, the second, … of what can fail failing, and then again."""
+
+    def survived(operation, fault, what):
+        started, ends = time.monotonic(), []
+        store = ArtifactStore(template)
+        needed = {
+            who.reference: store.lookup(who.kind, who.key)
+            for who in (BASE, USED, *LOOSE)
+            if who not in operation.may_change
+        }
+        (tmp_path / "neighbour").write_text("not ours")
+        for nth in itertools.count(1):
+            root = tmp_path / "root"
+            shutil.copytree(template, root)
+            operation.prepare(root)
+            outcome = attempt(lambda root=root: operation.run(root), fault, nth, what)
+            assert outcome.name != "BROKE", nth
+            self_check(root, needed)
+            operation.check(root)
+            assert attempt(lambda root=root: operation.run(root)).name == "UNTOUCHED"
+            self_check(root, needed)
+            operation.check_done(root)
+            ends.append(contents(root / "kind"))
+            shutil.rmtree(root)
+            assert contents(tmp_path) == {"neighbour": b"not ours"}
+            if outcome.name == "UNTOUCHED":
+                break
+        assert nth > 1
+        assert not [end for end in ends if end != ends[-1]]
+        noted(
+            f"{operation.what}: {fault} at the n-th {what}",
+            nth - 1,
+            time.monotonic() - started,
+        )
+
+    return survived
+
+
 @pytest.mark.parametrize(("operation", "fault"), list(cases()))
-def test_every_operation_on_the_disk_may_fail(
-    attempt, contents, template, tmp_path, noted, operation, fault
-):
-    started = time.monotonic()
-    store = ArtifactStore(template)
-    needed = {
-        who.reference: store.lookup(who.kind, who.key)
-        for who in (BASE, USED, *LOOSE)
-        if who not in operation.may_change
-    }
-    (tmp_path / "neighbour").write_text("not ours")
-    for nth in itertools.count(1):
-        root = tmp_path / "root"
-        shutil.copytree(template, root)
-        operation.prepare(root)
-        outcome = attempt(lambda root=root: operation.run(root), fault, nth)
-        assert outcome.name != "BROKE", nth
-        self_check(root, needed)
-        operation.check(root)
-        assert attempt(lambda root=root: operation.run(root)).name == "UNTOUCHED"
-        self_check(root, needed)
-        operation.check_done(root)
-        shutil.rmtree(root)
-        assert contents(tmp_path) == {"neighbour": b"not ours"}
-        if outcome.name == "UNTOUCHED":
-            break
-    assert nth > 1
-    noted(f"{operation.what}: {fault} at the n-th write", nth - 1, time.monotonic() - started)
+def test_every_operation_on_the_disk_may_fail(survived, operation, fault):
+    survived(operation, fault, "write")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "operation",
+    [Publish(), PublishOverDamage(), Hit(), WriteRecord(), Collect(), CollectBesidePin(), Repair()],
+    ids=lambda case: type(case).__name__,
+)
+def test_every_read_of_the_disk_may_fail(survived, operation):
+    survived(operation, "EIO", "read")
 
 
 def self_check(root, needed):

@@ -154,7 +154,7 @@ def test_hits_can_be_had_where_nothing_can_be_written(cli, tmp_path, caplog):
     (store.root / "runs").write_text("no folder can be made here")
     status, out, _ = cli("run", "smoke", "--stage", "ingest")
     assert (status, out.splitlines()[0]) == (0, "Every step is a hit; nothing to run.")
-    assert "no record of this run is left: cannot write artifacts under" in caplog.text
+    assert "no record of this run is left: cannot read or write artifacts under" in caplog.text
 
 
 def test_a_server_that_does_not_answer_is_one_line(cli, monkeypatch):

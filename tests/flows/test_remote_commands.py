@@ -323,6 +323,6 @@ def test_doctor_finds_a_root_that_is_none(call, tmp_path):
     (tmp_path / "file").touch()
     status, out = call("file", "doctor")
     assert status == 1
-    assert "fault  writable     cannot write artifacts under" in out
+    assert "fault  writable     cannot read or write artifacts under" in out
     shutil.rmtree(tmp_path / "mirror")
     assert "fault  remote       file://" in call("one", "doctor")[1]

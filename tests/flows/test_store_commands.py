@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from data.artifacts.digests import DigestMemory
+from data.artifacts.inventory import artifacts
 from data.artifacts.records import read_records
 from data.artifacts.store import ArtifactStore
 from flows.command_line import app
@@ -165,6 +166,23 @@ def test_verify_names_damaged_files_and_deletes_nothing(store, graphs):
     assert call("verify", "--repair", label.key)[0] == 1
     assert not file.exists()
     assert call("verify")[0] == 0
+
+
+def test_verify_names_what_cannot_be_read_and_moves_it_nowhere(store, graphs, unreadable):
+    file = store.root / graphs[0].find("label attributes").identity.reference / "file"
+    ingest = store.root / graphs[0].find("ingest").identity.reference / "file"
+    ingest.write_text("CONTENT")
+    there = len(artifacts(store.root))
+    unreadable.add(str(file))
+    result = CliRunner().invoke(app, ["verify", "--repair"])
+    assert result.exit_code == 1
+    assert f"not looked at: {file.parent.relative_to(store.root)}: the disk" in result.output
+    assert f"{there - 1} artifacts looked at, 1 damaged\n1 moved" in result.output
+    assert call("verify")[0] == 1
+    unreadable.clear()
+    assert call("verify")[0] == 0
+    assert file.exists()
+    assert not ingest.exists()
 
 
 def test_gc_is_dry_unless_it_is_told_to(store, graphs, publish):

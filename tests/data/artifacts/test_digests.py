@@ -6,7 +6,7 @@ import time
 import pytest
 
 from data.artifacts import digests
-from data.artifacts.digests import MEMORY_NAME, DigestMemory
+from data.artifacts.digests import MEMORY_NAME, DigestMemory, file_digest
 
 
 @pytest.fixture
@@ -122,3 +122,8 @@ def test_a_damaged_memory_is_made_anew(old_file, tmp_path, reads, start):
     with DigestMemory(tmp_path) as memory:
         memory.file(old_file)
     assert len(reads) == count
+
+
+def test_an_error_of_reading_from_an_open_file_names_it():
+    with pytest.raises(OSError, match="error: '/proc/self/mem'"):  # whose beginning is nothing
+        file_digest("/proc/self/mem")

@@ -208,6 +208,20 @@ def test_a_record_that_cannot_be_read_stops_everything(publish, store):
         garbage(store, Keep())
 
 
+@pytest.mark.parametrize("place", ["pins", "pins/kind", "runs", ".locks", "manifest.json"])
+def test_what_cannot_be_read_stops_everything(publish, store, unreadable, place):
+    pinned, trash = make(publish, store, 1, 2)
+    pin(store.root, pinned)
+    found = garbage(store, Keep())
+    assert [item.reference for item in found] == [trash]
+    place = f"{pinned}/{place}" if place == "manifest.json" else place
+    unreadable.add(f"{store.root}/{place}")
+    for attempt in (lambda: garbage(store, Keep()), lambda: collect(store, Keep(), found)):
+        with pytest.raises(StorageError, match="Stale file handle"):
+            attempt()
+    assert len(artifacts(store.root)) == 2
+
+
 def test_a_pinned_run_without_record_stops_everything(publish, store):
     make(publish, store, 1)
     pin(store.root, "runs/gone")

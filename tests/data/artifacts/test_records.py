@@ -6,7 +6,7 @@ import pytest
 
 from data.artifacts import records
 from data.artifacts.records import RecordedStep, read_records, write_record
-from data.errors import InvalidRecord
+from data.errors import InvalidRecord, StorageError
 
 STEP = RecordedStep(names=("a", "b"), stages=("s",), kind="k", key="0")
 
@@ -46,6 +46,17 @@ def test_a_record_of_a_newer_version_is_one_clear_error(tmp_path):
     path.write_text(json.dumps(document))
     with pytest.raises(InvalidRecord, match="newer version of detdiffusion"):
         list(read_records(tmp_path))
+
+
+def test_a_record_that_cannot_be_read_is_not_to_be_moved_away(tmp_path, unreadable):
+    written = write_record(tmp_path, "run", "a", {}, ())
+    (path,) = (tmp_path / "runs").iterdir()
+    for item in (path, path.parent):
+        unreadable.add(str(item))
+        with pytest.raises(StorageError, match=rf"fails \(.*{item.name}'\): run again"):
+            list(read_records(tmp_path))
+        unreadable.clear()
+    assert list(read_records(tmp_path)) == [written]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": 1}', '{"format": "1"}'])

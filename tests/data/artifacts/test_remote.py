@@ -24,6 +24,7 @@ from data.errors import (
     RemoteConflict,
     RemoteDamaged,
     ServiceUnavailable,
+    StorageError,
 )
 
 NAMES = ("file", "sub/a b#1%20é.txt", "empty")
@@ -103,6 +104,17 @@ def test_a_folder_is_a_mirror_too(machines, folder):
     assert folder.pull(two, "kind", manifest.key) == manifest
     assert contents(two, manifest) == contents(one, manifest)
     assert folder.references() == {manifest.reference}
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "file"])
+def test_what_cannot_be_read_is_not_said_to_be_damaged(machines, folder, unreadable, name):
+    manifest = publish(machines[0])
+    unreadable.add(str(machines[0].root / manifest.reference / name))
+    with pytest.raises(StorageError, match="Stale file handle"):
+        folder.push(machines[0], manifest)
+    assert not folder.has([manifest.reference])
+    unreadable.clear()
+    assert folder.push(machines[0], manifest)
 
 
 def test_the_second_push_sends_nothing(machines, new_remote, s3):

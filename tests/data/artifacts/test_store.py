@@ -2,12 +2,15 @@ import errno
 import os
 import threading
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from data.artifacts import digests
 from data.artifacts.digests import file_digest
 from data.artifacts.identity import StepIdentity
 from data.artifacts.store import ArtifactStore, default_root, storage_errors
+from data.artifacts.verification import damaged_files, remove_damaged
 from data.errors import InvalidConfig, StorageError
 
 
@@ -23,7 +26,7 @@ def store(tmp_path):
 def publish(store, who=None):
     who = who or identity()
     out = store.work(who.kind, who.key) / "out"
-    (out / "sub").mkdir(parents=True)
+    (out / "sub").mkdir(parents=True, exist_ok=True)
     (out / "sub" / "file.txt").write_text("content")
     return store.publish(
         who,
@@ -72,6 +75,15 @@ def test_the_folder_of_a_new_kind_outlives_a_crash_of_the_machine(store, monkeyp
     artifact = store.path("kind", manifest.key)
     folders = [item.stat().st_ino for item in (artifact, artifact.parent, store.root)]
     assert synced[-3:] == folders
+
+
+def test_a_file_that_its_maker_alone_could_read_is_published_as_others_are(store):
+    out = store.work("kind", identity().key) / "out"
+    out.mkdir()
+    save_file({"weight": np.zeros(1)}, out / "model.safetensors")
+    manifest = publish(store)
+    modes = {path.name: path.stat().st_mode for path in store.path("kind", manifest.key).iterdir()}
+    assert modes["model.safetensors"] == modes["manifest.json"]
 
 
 @pytest.mark.parametrize("change", ["damage", "delete", "truncate", "manifest", "no manifest"])
@@ -125,9 +137,43 @@ def test_what_has_size_and_time_that_it_had_is_read_again_only_when_all_is(store
     assert store.damage(manifest, remembered=True) == ["sub/file.txt"]
 
 
-def test_a_failing_disk_is_one_clear_error(tmp_path):
+def test_a_folder_in_the_place_of_a_file_is_damage(store):
+    manifest = publish(store)
+    for name in ("sub/file.txt", "manifest.json"):
+        path = store.root / manifest.reference / name
+        path.unlink()
+        path.mkdir()
+        assert store.lookup("kind", manifest.key) is None
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "sub/file.txt"])
+def test_of_what_cannot_be_read_nobody_says_that_it_is_damaged(store, unreadable, name):
+    manifest = publish(store)
+    unreadable.add(str(store.root / manifest.reference / name))
+    message = rf"the disk under .* fails \(.*Stale file handle: '.*{name}'\): run again"
+    for look in (
+        lambda: store.lookup("kind", manifest.key),
+        lambda: store.is_there("kind", manifest.key),
+        lambda: damaged_files(store, manifest.reference),
+        lambda: damaged_files(store, manifest.reference, fast=True),
+        lambda: damaged_files(store, manifest.reference, remembered=True),
+        lambda: remove_damaged(store, [manifest.reference]),
+    ):
+        with pytest.raises(StorageError, match=message):
+            look()
+    unreadable.clear()
+    assert store.lookup("kind", manifest.key) == manifest
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_failing_disk_is_one_clear_error(tmp_path, number):
     with pytest.raises(StorageError, match=r"the disk under .* fails"), storage_errors(tmp_path):
-        raise OSError(errno.EIO, "Input/output error")
+        raise OSError(number, os.strerror(number))
+
+
+def test_a_failing_disk_elsewhere_is_not_the_stores(tmp_path):
+    with pytest.raises(OSError, match=r"/images/1\.png"), storage_errors(tmp_path):
+        raise OSError(errno.EIO, "Input/output error", "/images/1.png")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from data.artifacts.options import Options
 from data.artifacts.records import read_records, write_record
 from data.artifacts.remote import Remote
 from data.artifacts.store import ArtifactStore
-from data.errors import ArtifactMissing, InvalidConfig
+from data.errors import ArtifactMissing, InvalidConfig, StorageError
 from tasks import catalogue
 from tasks.execution import plan as plan_module
 from tasks.execution.graph import Node, resolve
@@ -93,6 +93,16 @@ def test_damage_and_absence_are_told_apart(store):
     assert planned(store, graph)[1] == ("stale", "missing or damaged: manifest.json")
     shutil.rmtree(store.root / graph.find("a copy").identity.reference)
     assert planned(store, graph)[1] == ("miss", "never finished, or removed")
+
+
+def test_what_cannot_be_read_is_neither_made_anew_nor_compared_with(store, unreadable):
+    make(store, graph_of(1))
+    unreadable.add(
+        str(store.root / graph_of(1).find("a number").identity.reference / "manifest.json")
+    )
+    with pytest.raises(StorageError, match=r"Stale file handle: .*manifest\.json"):
+        planned(store, graph_of(1))
+    assert planned(store, graph_of(2))[0] == ("miss", "never made")
 
 
 def test_a_change_that_was_recorded_and_not_run_is_still_told(store):

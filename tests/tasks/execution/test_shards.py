@@ -146,6 +146,12 @@ def test_shards_are_the_same_by_any_number_of_workers(work, execution, executor,
     assert begun(work) == workers  # there was nothing to do
 
 
+def test_shards_can_be_read_by_whoever_can_read_other_folders(work, execution):
+    made(work, execution("local", 1))
+    shards = work / "shards"
+    assert {path.stat().st_mode for path in shards.iterdir()} == {shards.stat().st_mode}
+
+
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_what_workers_warn_of_is_told_once(work, execution, executor, caplog):
     assert made(work, execution(executor, 2), "warnings") == WHOLE

@@ -239,7 +239,9 @@ def test_a_hit_needs_no_lock_and_a_miss_without_one_is_one_clear_error(store, st
     shutil.rmtree(locks)
     locks.write_text("no folder can be made here")
     assert obtain(store, alone(step())) == (manifest, True, [])
-    with pytest.raises(StorageError, match=r"cannot write artifacts under .*/root .*\.locks"):
+    with pytest.raises(
+        StorageError, match=r"cannot read or write artifacts under .*/root .*\.locks"
+    ):
         obtain(store, alone(step("another")))
 
 
