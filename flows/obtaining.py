@@ -67,7 +67,7 @@ def carry_out(store: ArtifactStore, request: Request) -> Graph:
 
         try:
             _run_flow(_flow_name(request), request.config)
-        except httpx.TransportError as error:
+        except httpx.HTTPError as error:
             _forget_events()
             _account_for(store, steps, error)
         return graph
@@ -89,13 +89,13 @@ def _forget_events() -> None:
 
 
 def _account_for(store: ArtifactStore, steps: Sequence[Step], error: Exception) -> None:
-    """Say what there is of steps of a run whose Prefect server did not come back.
+    """Say what there is of steps of a run whose Prefect server did not come back, or answers with errors.
 
     Raises:
         ServiceUnavailable: some of them are missing.
     """
     there = [step for step in steps if store.has(step.kind.name, step.identity.key)]
-    gone = f"the run's Prefect server is gone ({error})"
+    gone = f"the run's Prefect server is gone or fails ({error})"
     if len(there) < len(steps):
         raise ServiceUnavailable(
             f"{gone}: {len(there)} of {len(steps)} steps are in the store; the same command goes on"
