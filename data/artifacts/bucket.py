@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 VARIABLE = "DETDIFFUSION_REMOTE"
 _CREDENTIALS = ("AWS_", "GOOGLE_")
 PART = 8_000_000
-"""Bytes in one request of a long object; a request has two minutes."""
+"""Bytes in one request of a long object."""
+
+_ANSWER = timedelta(seconds=20)
+"""Within which a server answers a request, tries included."""
+
+_TRANSFER = timedelta(minutes=2)
+"""Within which it takes or gives a part of a long object."""
 
 CONTENDERS = 32
 """Threads in a contest."""
@@ -85,6 +91,13 @@ class Bucket:
 
     @cached_property
     def _objects(self) -> "ObjectStore":
+        return self._opened(_ANSWER)
+
+    @cached_property
+    def _long_objects(self) -> "ObjectStore":
+        return self._opened(_TRANSFER)
+
+    def _opened(self, timeout: timedelta) -> "ObjectStore":
         from obstore.store import from_url  # noqa: PLC0415  # runs without a mirror go without
 
         if self.url.startswith("file:"):
@@ -92,10 +105,10 @@ class Bucket:
         return from_url(
             self.url,
             client_options={
-                "timeout": timedelta(minutes=2),
+                "timeout": timeout,
                 "allow_http": True,  # where AWS_ENDPOINT_URL asks for it
             },
-            retry_config={"max_retries": 4, "retry_timeout": timedelta(minutes=1)},
+            retry_config={"max_retries": 4, "retry_timeout": timeout / 2},
         )
 
     def read(self, name: str) -> bytes | None:
@@ -114,7 +127,7 @@ class Bucket:
             with self._errors():
                 try:
                     length = min(PART, size - start)
-                    part = self._objects.get_range(name, start=start, length=length)
+                    part = self._long_objects.get_range(name, start=start, length=length)
                 except FileNotFoundError:
                     return
             yield bytes(part)
@@ -139,7 +152,7 @@ class Bucket:
     def put(self, name: str, content: bytes | Path) -> None:
         """Write an object, over what is there."""
         with self._errors():
-            self._objects.put(name, content, chunk_size=PART, max_concurrency=4)
+            self._long_objects.put(name, content, chunk_size=PART, max_concurrency=4)
 
     def creates(self, name: str, content: bytes = b"detdiffusion") -> bool:
         """Whether an object could be created: none was there."""
