@@ -11,7 +11,7 @@ from prefect import Flow, State, flow
 from prefect.futures import PrefectFuture, wait
 from prefect.settings import get_current_settings
 from prefect.states import Completed, Failed
-from pydantic import BeforeValidator, GetJsonSchemaHandler
+from pydantic import BeforeValidator, Field, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -61,6 +61,7 @@ def _leave_blank(schema: Any, handler: GetJsonSchemaHandler) -> None:
         _leave_blank(part, handler)
 
 
+Cores = Annotated[int, Field(ge=1)] | None
 RunParameter = Annotated[RunConfig, _OverPreset()]
 StudyParameter = Annotated[
     StudyConfig,
@@ -71,7 +72,7 @@ StudyParameter = Annotated[
 
 def _stage_flow(stage: str) -> Flow[Any, Any]:
     @flow(name=stage, description=STAGES[stage], flow_run_name=f"{{config.preset}} {stage}")
-    def run_stage(config: RunParameter, num_cores: int | None = None) -> State[Any]:
+    def run_stage(config: RunParameter, num_cores: Cores = None) -> State[Any]:
         return _run(Request("run", config.preset, config, stage), num_cores)
 
     return run_stage
@@ -88,13 +89,13 @@ evaluate = _stage_flow("evaluate")
 
 
 @flow(name="end-to-end", flow_run_name="{config.preset}")
-def end_to_end(config: RunParameter, num_cores: int | None = None) -> State[Any]:
+def end_to_end(config: RunParameter, num_cores: Cores = None) -> State[Any]:
     """Run every step that has no intact artifact, on all cores or some; ends in the report's state."""
     return _run(Request("run", config.preset, config), num_cores)
 
 
 @flow(name="study", flow_run_name="{config.name}")
-def study(config: StudyParameter, num_cores: int | None = None) -> State[Any]:
+def study(config: StudyParameter, num_cores: Cores = None) -> State[Any]:
     """Run several runs, what is the same in them once, on all cores or some."""
     return _run(Request("study", config.name, config), num_cores)
 

@@ -4,6 +4,7 @@ from unittest.mock import Mock
 
 import pytest
 import yaml
+from prefect.exceptions import ParameterTypeError
 from prefect.settings import get_current_settings
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 
@@ -76,6 +77,16 @@ def test_options_go_over_the_preset_that_is_given_with_them():
     assert validated(end_to_end, {"config": config}) == build_run("smoke", config)
     with pytest.raises(ValidationError, match="'preset' is a required property"):
         validated(end_to_end, {"config": {"train_generator": {"num_steps": 5}}})
+
+
+@pytest.mark.parametrize("flow", [end_to_end, train_generator, study])
+def test_no_run_is_begun_without_a_core(flow):
+    config = {"name": "claims"} if flow is study else {"preset": "smoke"}
+    for num_cores in (0, -1):
+        with pytest.raises(ValidationError, match="num_cores"):
+            validated(flow, {"config": config, "num_cores": num_cores})
+        with pytest.raises(ParameterTypeError, match="num_cores"):
+            flow.validate_parameters({"config": config, "num_cores": num_cores})
 
 
 def test_options_go_over_those_of_a_study():
