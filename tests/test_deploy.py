@@ -34,6 +34,10 @@ def test_variables_of_a_pool_are_those_that_its_jobs_use(kind):
     assert used == set(template["variables"]["properties"])
 
 
+def test_a_pool_offers_no_waiting_times_that_its_worker_does_not_read():
+    assert not [name for name in pool("kubernetes")["variables"]["properties"] if "watch" in name]
+
+
 def test_containers_get_gpus_and_shared_memory():
     def host(**values):
         options = job("docker", **values)["container_create_kwargs"]
