@@ -234,7 +234,7 @@ def test_prefect_shows_what_may_be_meant_too():
         (
             "demo",
             {"train_generator": {"num_steps": 0}},
-            "num_epochs is 0 and num_steps 0: one of .* train$",
+            "num_epochs is 0 and num_steps 0: one of .* how long to train \\(a file of `detdiffusion new` ",
         ),
         ("demo", {"train_scorer": {"num_processes": 3}}, "is not a multiple of num_processes 3$"),
         ("fine-tune", {"train_generator": {"num_steps": 9}}, "num_epochs is 60 and num_steps 9: "),
