@@ -34,7 +34,12 @@ _LONGEST = 100 * 365 * SECONDS["d"]
 def gc(
     *,
     keep: Annotated[
-        int, typer.Option(min=0, help="Newest runs of each preset and study that are kept.")
+        int,
+        typer.Option(
+            min=0,
+            help="Newest finished runs of each preset and study that are kept, and as many newer ones that "
+            "are not finished.",
+        ),
     ] = Keep().runs,
     grace: Annotated[
         str, typer.Option(help="What is younger is kept, e.g. 30min, 24h, 7d.")

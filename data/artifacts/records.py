@@ -62,6 +62,11 @@ class Record(BaseModel):
     options: dict[str, Any]
     steps: tuple[RecordedStep, ...]
 
+    @property
+    def wanted(self) -> set[str]:
+        """`kind/key` of what was to be there in the end: of its stage, or of all."""
+        return {step.reference for step in self.steps if self.stage in (None, *step.stages)}
+
     def step(self, name: str) -> RecordedStep | None:
         """The step that has this name."""
         return next((item for item in self.steps if name in item.names), None)

@@ -1,11 +1,13 @@
 """What keeps artifacts: runs, pins, their age, work on them; and all that those are made from."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from data.artifacts.inventory import artifacts, made_at
 from data.artifacts.manifest import MANIFEST_NAME
@@ -21,7 +23,8 @@ class Keep:
     """What is kept beside pins and what is being made.
 
     Attributes:
-        runs: the newest of each preset and each study; those with the same artifacts are one.
+        runs: the newest of each preset, stage alone and study that have all their artifacts, and as many
+            newer ones that lack some; those with the same artifacts are one.
         grace: what is younger.
     """
 
@@ -115,12 +118,15 @@ def _kept_records(there: Holdings, keep: Keep, now: datetime) -> Iterator[tuple[
     for name in there.pins - known:
         if name.startswith(f"{RECORDS_FOLDER}/"):
             raise InvalidRecord(f"{name} is pinned and there is no such record: unpin it")
-    newest: dict[tuple[str, str, str | None], set[frozenset[str]]] = {}
+    finished: dict[tuple[Any, ...], set[frozenset[str]]] = defaultdict(set)
+    unfinished: dict[tuple[Any, ...], set[frozenset[str]]] = defaultdict(set)
     for record in there.records:
         steps = frozenset(step.reference for step in record.steps)
-        different = newest.setdefault((record.what, record.name, record.stage), set())
-        if len(different) < keep.runs:
-            different.add(steps)
+        same = record.what, record.name, record.stage
+        # Runs that died must not use up the number: the last one that has a report would go.
+        counted = finished if there.changed.keys() >= record.wanted else unfinished
+        if len(finished[same]) < keep.runs and len(counted[same]) < keep.runs:
+            counted[same].add(steps)
             yield record, f"one of the newest runs of {record.name}, {record.id}"
         elif f"{RECORDS_FOLDER}/{record.id}" in there.pins:
             yield record, f"the run {record.id} is pinned"

@@ -229,10 +229,11 @@ class Histories(RuleBasedStateMachine):
         wanted = [reference for reference, hours in self.made.items() if hours < 24]
         counted = {}
         for identifier, name, references, hours in reversed(self.runs):
-            different = counted.setdefault(name, [])
-            if references not in different and len(different) < keep:
-                different.append(references)
-            if references in different or identifier in self.pins or hours < 24:
+            finished, others = counted.setdefault(name, ([], []))
+            alike = finished if self.made.keys() >= {*references} else others
+            if references not in alike and len(finished) < keep and len(alike) < keep:
+                alike.append(references)
+            if references in alike or identifier in self.pins or hours < 24:
                 wanted += references
         return self.with_inputs([*wanted, *self.pins], self.made)
 

@@ -90,6 +90,30 @@ def test_the_newest_runs_of_each_preset_are_kept_and_the_same_run_again_counts_o
     assert collected(store, Keep(runs=0)) == {third, other}
 
 
+def test_runs_that_died_do_not_displace_finished_ones(publish, store):
+    base, finished, before = make(publish, store, 1, 2, 3)
+    others = make(publish, store, 4, 5, 6)
+    record(store.root, [others[0], "kind/of a run that died before"])
+    record(store.root, [base, before])
+    record(store.root, [base, finished])
+    for reference in (*others, others[2]):
+        record(store.root, [base, reference, f"kind/that was never made of {reference}"])
+    assert collected(store, Keep(runs=2)) == {others[0]}
+    assert collected(store, Keep(runs=1)) == {before, others[1]}
+
+
+def test_a_run_of_a_stage_alone_is_finished_by_what_is_of_that_stage(publish, store):
+    finished, begun = make(publish, store, 1, 2)
+    for references in ([finished, "kind/of a later stage"], [begun, "kind/not made"]):
+        run = record(store.root, references)
+        path = store.root / "runs" / f"{run}.json"
+        document = json.loads(path.read_text()) | {"stage": "s"}
+        if references[0] == finished:
+            document["steps"][1]["stages"] = ["later"]
+        path.write_text(json.dumps(document))
+    assert collected(store, Keep(runs=1)) == set()
+
+
 def test_inputs_are_kept_however_far_up(publish, store):
     base = publish(store, identity(1), OLD).reference
     middle = publish(store, identity(2, base), OLD).reference

@@ -197,6 +197,15 @@ def test_runs_pins_age_and_inputs_keep(store, mirror, push, tmp_path):
     assert set(gc(mirror)) == {loose.reference, replaced.reference, pinned.reference}
 
 
+def test_a_run_that_died_does_not_displace_a_finished_one(store, mirror, push, publish, tmp_path):
+    finished, other = push("finished"), push("other")
+    missing = publish(store, StepIdentity("kind", {}, {"value": "not pushed"}, {}, {}))
+    record(store, mirror, finished)
+    record(store, mirror, other, missing)
+    grow_old(tmp_path)
+    assert gc(mirror) == []
+
+
 def test_what_is_collected_is_gone_at_once_and_its_files_after_the_grace(
     store, mirror, push, tmp_path
 ):
