@@ -16,6 +16,7 @@ from typing import Any
 import ray
 from ray import cloudpickle
 from ray._private import ray_constants
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # its stub lacks it
 from ray.exceptions import RayError, RayTaskError
 
 from data.artifacts.options import Execution
@@ -73,8 +74,9 @@ def _connect(address: str) -> None:
     try:
         if port.isdecimal():  # Ray itself would wait for minutes
             socket.create_connection((host, int(port)), _SECONDS_TO_ANSWER).close()
+            GcsClient(address=address)  # 40 s, of which Ray itself would take twenty in a row
         ray.init(address, logging_level=logging.WARNING)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, RayError) as error:
         raise ServiceUnavailable(
             f"execution.address {address}: {error}; `ray start --head` starts a cluster, and without an "
             "address each step has one of its own"

@@ -86,7 +86,9 @@ def run_shards(
     ]
     missing = [shard for shard in shards if not shard.folder.exists()]
     done = len(items) - sum(len(shard.items) for shard in missing)
-    context.progress(done, len(items), unit)
+    address = context.options.execution.address
+    connecting = f", connects to {address}" if missing and address else ""
+    context.progress(done, len(items), f"{unit}{connecting}")
     if missing:
         with (
             _executor(context, len(missing), on_gpu=on_gpu) as executor,

@@ -135,14 +135,15 @@ EXECUTORS = ["local", "ray"]
 
 @pytest.mark.parametrize(("executor", "num_workers"), [("local", 1), ("local", 4), ("ray", 2)])
 def test_shards_are_the_same_by_any_number_of_workers(work, execution, executor, num_workers):
-    reports = []
-    assert made(work, execution(executor, num_workers), reports=reports) == WHOLE
+    reports, options = [], execution(executor, num_workers)
+    assert made(work, options, reports=reports) == WHOLE
     workers = begun(work)
     assert 1 <= workers <= num_workers
-    assert reports[0] == (0, 23, "numbers")
+    begins = "numbers" if executor == "local" else f"numbers, connects to {options.address}"
+    assert reports[0] == (0, 23, begins)
     assert reports[-1] == (23, 23, "numbers")
     assert len(reports) == 7
-    assert made(work, execution(executor, num_workers)) == WHOLE
+    assert made(work, options) == WHOLE
     assert begun(work) == workers  # there was nothing to do
 
 
@@ -353,6 +354,35 @@ def test_an_address_without_a_cluster_is_named(work):
     pytest.importorskip("ray")
     with pytest.raises(ServiceUnavailable, match=r"execution\.address 127\.0\.0\.1:9: .*ray start"):
         made(work, Execution(executor="ray", address="127.0.0.1:9"))
+
+
+CONNECT = """
+import sys
+from data.artifacts.options import Execution
+from data.errors import ServiceUnavailable
+from tasks.execution.ray_executor import ray_executor
+
+try:
+    with ray_executor(Execution(executor="ray", address=sys.argv[1]), 1, 1, on_gpu=False):
+        pass
+except ServiceUnavailable as error:
+    print(error)
+"""
+
+
+def test_an_address_where_something_else_listens_is_named(silent_server):
+    pytest.importorskip("ray")
+    address = f"127.0.0.1:{silent_server.getsockname()[1]}"
+    quick = {"RAY_py_gcs_connect_timeout_s": "1", "RAY_gcs_rpc_server_connect_timeout_s": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", CONNECT, address],
+        env=os.environ | quick,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert done.stdout.startswith(f"execution.address {address}: Timed out")
 
 
 def test_a_run_without_ray_says_how_to_get_it(monkeypatch):
