@@ -218,13 +218,16 @@ def _check(
         shard: that failed; None: the worker did before it had one.
     """
     of_system = isinstance(error, OSError) and error.errno is not None  # Pillow's have no number
-    if isinstance(error, PipelineError) or of_system or is_out_of_memory(error):
+    lasts = of_system and not _may_pass(error)
+    if isinstance(error, PipelineError) or lasts or is_out_of_memory(error):
         raise error
     what = shard.folder if shard else None
     tries[what] += 1
     logger.warning("%s: try %d of %d", what or "a worker", tries[what], _MAX_TRIES, exc_info=error)
     if tries[what] < _MAX_TRIES:
         return
+    if of_system:
+        raise error
     if shard is None:
         raise StepFailed(f"{_MAX_TRIES} workers failed before their first images: {error!r}")
     names = ", ".join(str(name(item)) for item in shard.items)
@@ -233,3 +236,9 @@ def _check(
         f"a shard failed {_MAX_TRIES} times, at last with {why}; one of its images may be what the model "
         f"cannot take: {names}"
     )
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether it is of a disk or a network that may work at the next try; not so a full or read-only disk."""
+    of_disk = isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE)
+    return of_disk or isinstance(error, ConnectionError | TimeoutError)

@@ -47,6 +47,11 @@ def prepare(folder, what):
                 raise RuntimeError("5 is too much")
             case "full disk" if 5 in items:
                 raise OSError(28, "No space left on device")
+            case "no connection" if 5 in items:
+                raise OSError(110, "Connection timed out")
+            case "one I/O error" if 5 in items and not (folder / "error").exists():
+                (folder / "error").touch()
+                raise OSError(5, "Input/output error")
             case "threads":
                 import torch
                 (shard / "threads").write_text(str(torch.get_num_threads()))
@@ -257,7 +262,17 @@ def test_a_full_disk_is_told_at_once(work, num_workers):
     assert tries(work, "000000004") == 1
 
 
-@pytest.mark.parametrize(("executor", "num_workers"), [("local", 1), ("local", 4), ("ray", 2)])
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_an_error_of_a_disk_or_a_network_may_pass(work, num_workers):
+    assert made(work, Execution(num_workers=num_workers), "one I/O error") == WHOLE
+    assert tries(work, "000000004") == 1
+    shutil.rmtree(work / "shards")
+    with pytest.raises(TimeoutError, match="Connection timed out"):
+        made(work, Execution(num_workers=num_workers), "no connection")
+    assert tries(work, "000000004") == 3
+
+
+@pytest.mark.parametrize(("executor", "num_workers"), [("local", 1), ("local", 2), ("ray", 2)])
 def test_torch_has_one_thread_wherever_it_works(
     work, execution, executor, num_workers, monkeypatch
 ):
