@@ -10,8 +10,8 @@ from pathlib import Path
 from data.artifacts.identity import KEY_DIGITS
 from data.artifacts.manifest import MANIFEST_NAME
 from data.artifacts.records import record_files
-from data.artifacts.store import WORK_FOLDER, storage_errors
-from data.errors import ArtifactMissing
+from data.artifacts.store import WORK_FOLDER, names_in, storage_errors
+from data.errors import ArtifactMissing, StorageError
 
 KEY = re.compile(r"[0-9a-f]{32}")
 
@@ -40,6 +40,18 @@ def artifacts(root: Path) -> list[str]:
     ]
 
 
+def linked(root: Path) -> list[str]:
+    """`kind/key` of every artifact that a link leads to: hits, and nobody's to move.
+
+    Raises:
+        StorageError: a link leads nowhere, so that nobody knows what is there at other times.
+    """
+    kinds = [kind for kind in folders(root) if not kind.startswith(".")]
+    found = [(kind, key) for kind in _links(root) for key in names_in(root / kind)]
+    found += [(kind, key) for kind in kinds for key in _links(root / kind)]
+    return [f"{kind}/{key}" for kind, key in found if KEY.fullmatch(key)]
+
+
 def unfinished(root: Path) -> list[str]:
     """`kind/key` of every artifact that there is a work folder of."""
     return artifacts(root / WORK_FOLDER) if WORK_FOLDER in folders(root) else []
@@ -59,6 +71,21 @@ def folders(folder: Path) -> list[str]:
                 )
         except (FileNotFoundError, NotADirectoryError):
             return []
+
+
+def _links(folder: Path) -> list[str]:
+    """Names of the links to folders in a folder, less hidden ones."""
+    with storage_errors(folder):
+        with os.scandir(folder) as entries:
+            links = [Path(entry.path) for entry in entries if entry.is_symlink()]
+        links = [link for link in links if not link.name.startswith(".")]
+        for link in links:
+            if not link.exists():
+                raise StorageError(
+                    f"{link} leads nowhere, so nobody knows what the artifacts there need: mount what it "
+                    "leads to, or take the link away"
+                )
+        return [link.name for link in links if link.is_dir()]
 
 
 def find(text: str, references: Collection[str], ids: Collection[str] = ()) -> str:

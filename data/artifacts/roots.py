@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from data.artifacts.inventory import artifacts, made_at
+from data.artifacts.inventory import artifacts, linked, made_at
 from data.artifacts.manifest import MANIFEST_NAME
 from data.artifacts.records import RECORDS_FOLDER, Record, read_record, record_files
 from data.artifacts.store import ArtifactStore, names_in, storage_errors
@@ -159,15 +159,16 @@ class Roots:
         """
         root = self._store.root
         with storage_errors(root):
-            changed = {reference: made_at(root, reference) for reference in artifacts(root)}
-        there = Holdings(
+            there = [*artifacts(root), *linked(root)]
+            changed = {reference: made_at(root, reference) for reference in there}
+        holdings = Holdings(
             changed=changed,
             inputs={item: self._inputs(item, when) for item, when in changed.items()},
             records=[self._record(path) for path in record_files(root)],
             pins=pinned(root),
             locked=self._store.locked() - {holding},
         )
-        return kept(there, self._keep, now)
+        return kept(holdings, self._keep, now)
 
     def _read_inputs(self, reference: str, changed: float) -> list[str]:
         """`kind/key` of an artifact's inputs; of another at another time of change."""
@@ -178,5 +179,5 @@ class Roots:
             return []
         raise InvalidManifest(
             f"{self._store.root / reference / MANIFEST_NAME} is missing or cannot be read, so nobody knows "
-            "what it needs: `detdiffusion verify --repair` moves the artifact away"
+            "what it needs: `detdiffusion verify --repair` moves it away; a link is yours to take away"
         )

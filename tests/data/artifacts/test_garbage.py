@@ -267,7 +267,8 @@ def test_links_are_not_followed(publish, store, tmp_path):
     reference = publish(ArtifactStore(away), identity(1), OLD).reference
     (store.root / "kind").mkdir()
     (store.root / reference).symlink_to(away / reference)
-    (store.root / "linked").symlink_to(away / "kind")
+    publish(ArtifactStore(away), identity(3, kind="linked"), OLD)
+    (store.root / "linked").symlink_to(away / "linked")
     (store.root / ".work").symlink_to(away)
     assert garbage(store, Keep()) == []
     own = publish(ArtifactStore(store.root), identity(2, kind="own"), OLD).reference
@@ -276,6 +277,24 @@ def test_links_are_not_followed(publish, store, tmp_path):
         collected(store)
     assert not (store.root / own).exists()
     assert (away / reference / "file").read_text() == "content"
+
+
+@pytest.mark.parametrize("place", ["kind", "artifact"])
+def test_what_a_link_leads_to_keeps_what_it_is_made_from(publish, store, tmp_path, place):
+    base, unused = make(publish, store, 1, 2)
+    top = publish(store, identity(3, base, kind="top"), OLD).reference
+    pin(store.root, top)
+    link = store.root / ("top" if place == "kind" else top)
+    link.rename(tmp_path / "another disk")
+    link.symlink_to(tmp_path / "another disk")
+    assert store.lookup(*top.split("/"))
+    found = garbage(store, Keep())
+    assert [item.reference for item in found] == [unused]
+    (tmp_path / "another disk").rename(tmp_path / "not mounted")
+    for attempt in (lambda: garbage(store, Keep()), lambda: collect(store, Keep(), found)):
+        with pytest.raises(StorageError, match="leads nowhere, so nobody knows"):
+            attempt()
+    assert store.has(*base.split("/"))
 
 
 def test_a_trash_that_is_a_link_or_in_use_is_refused(publish, store, tmp_path):
