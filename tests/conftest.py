@@ -382,6 +382,16 @@ class S3Server:
         self._process.wait(20)
 
 
+@pytest.fixture
+def silent_server(monkeypatch):
+    """Accepts connections and answers nothing; the environment leads object storage there."""
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"):
+            monkeypatch.setenv(name, "any")
+        yield server
+
+
 def _free_ports(count):
     """Ports that are free, with those 10,000 above them, where the server has its gRPC."""
     found = []

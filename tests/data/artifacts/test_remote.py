@@ -5,10 +5,12 @@ import os
 import random
 import shutil
 import threading
+import time
 import traceback
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from datetime import timedelta
 
 import pytest
 
@@ -426,3 +428,12 @@ def test_no_secret_gets_into_a_file(machines, new_remote, s3, monkeypatch):
     assert len(files) > 6
     assert not any(os.environ["AWS_SECRET_ACCESS_KEY"].encode() in f.read_bytes() for f in files)
     assert not any(b"somebody" in file.read_bytes() for file in files)
+
+
+@pytest.mark.usefixtures("silent_server")
+def test_a_server_that_does_not_answer_is_given_up(monkeypatch):
+    monkeypatch.setattr("data.artifacts.bucket._ANSWER", timedelta(seconds=1))
+    started = time.monotonic()
+    with pytest.raises(ServiceUnavailable, match="does not answer as it should"):
+        Remote("s3://bucket/prefix").references()
+    assert time.monotonic() - started < 30
