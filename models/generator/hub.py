@@ -88,23 +88,29 @@ def require_stable_diffusion(folder: Path) -> None:
             + ", ".join(missing)
         )
     unet, vae, text = (_json(folder / name / "config.json") for name in _WEIGHTS)
-    require_family(str(folder), vae, _json(folder / "scheduler" / "scheduler_config.json"), text)
+    scheduler = _json(folder / "scheduler" / "scheduler_config.json")
+    require_family(str(folder), unet, vae, scheduler, text)
     require_architecture(unet, vae, text.get("text_config") or text)
     require_whole_weights(folder)
 
 
 def require_family(
-    name: str, vae: Mapping[str, Any], scheduler: Mapping[str, Any], text: Mapping[str, Any]
+    name: str,
+    unet: Mapping[str, Any],
+    vae: Mapping[str, Any],
+    scheduler: Mapping[str, Any],
+    text: Mapping[str, Any],
 ) -> None:
     """Refuse what would load with random weights, or train on another noise, without a word.
 
     Args:
-        vae: configuration of that part, and so on.
+        unet: configuration of that part, and so on.
 
     Raises:
-        InvalidModel: autoencoder, text encoder or scheduler is of another family than Stable Diffusion's.
+        InvalidModel: a part is of another family than Stable Diffusion's.
     """
     for what, found, known in (
+        ("UNet", unet.get("_class_name", "UNet2DConditionModel"), ("UNet2DConditionModel",)),
         ("autoencoder", vae.get("_class_name"), AUTOENCODERS),
         ("text encoder", text.get("model_type", "clip"), ("clip_text_model", "clip")),
         (

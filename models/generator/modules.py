@@ -134,10 +134,11 @@ def load_base_model(name: str, revision: str | None = None) -> StableDiffusion:
 
 def _checked_autoencoder(name: str, revision: str | None) -> str:
     """Refuse another family than Stable Diffusion's; returns the class of the autoencoder."""
+    unet = UNet2DConditionModel.load_config(name, subfolder="unet", revision=revision)
     vae = PatchAutoencoder.load_config(name, subfolder="vae", revision=revision)
     scheduler = DDPMScheduler.load_config(name, subfolder="scheduler", revision=revision)
     text, _ = CLIPTextConfig.get_config_dict(name, subfolder="text_encoder", revision=revision)
-    require_family(name, vae, scheduler, text)
+    require_family(name, unet, vae, scheduler, text)
     return str(vae["_class_name"])
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -332,7 +332,7 @@ class GeneratorConfig(DistributedOptions):
         return missing_downloads(name, self.base_model_revision)
 
     def check_without_data(self) -> None:
-        """Refuse fp16 or NCCL without a GPU, and tell of a rate that seems to be meant for another batch.
+        """Refuse fp16 or NCCL without a GPU, and tell of rates that seem to be meant for another batch.
 
         Raises:
             InvalidConfig: there is no GPU.
@@ -340,7 +340,7 @@ class GeneratorConfig(DistributedOptions):
         super().check_without_data()
         if self.mixed_precision == "fp16":
             require_gpu("train_generator.mixed_precision", "fp16")
-        if warning := self._rate_of_another_batch():
+        for warning in self._rates_of_another_batch():
             logger.warning("%s", warning)
 
     def check(self, dataset: "Dataset") -> None:
@@ -356,16 +356,23 @@ class GeneratorConfig(DistributedOptions):
         if self.probe.interval:
             require_layouts(dataset, "val", self.protocol, f"{rule}, or set probe.interval=0")
 
-    def _rate_of_another_batch(self) -> str | None:
-        """What is to be said where a base model's rate seems to be meant for another batch."""
+    def _rates_of_another_batch(self) -> Iterator[str]:
+        """What is to be said of rates of a base model that seem to be meant for another batch.
+
+        The UNet has none where adapters are trained in its place, nor has a frozen text encoder.
+        """
         if isinstance(self.base_model, NewModelConfig):
-            return None
-        rate, batch = RELEASED_RATES["learning_rate"], RELEASED_RATES["base_batch_size"]
-        factor = (self.rates[0] / self.batch_size) / (rate / batch)
-        if 1 / _TOO_FAR < factor < _TOO_FAR:
-            return None
-        return (
-            f"train_generator.learning_rate is {self.rates[0]:g} for a batch of {self.batch_size}, "
-            f"{factor:.2g} times the rate for each image that was "
-            f"released ({rate:g} at {batch:g}): base_batch_size is the batch that a rate is meant for"
-        )
+            return
+        batch = RELEASED_RATES["base_batch_size"]
+        rates = {"learning_rate": self.rates[0], "text_learning_rate": self.rates[1]}
+        if self.lora_rank:
+            del rates["learning_rate"]
+        for name, rate in rates.items():
+            released = RELEASED_RATES[name]
+            factor = (rate / self.batch_size) / (released / batch)
+            if rate and not 1 / _TOO_FAR < factor < _TOO_FAR:
+                yield (
+                    f"train_generator.{name} is {rate:g} for a batch of {self.batch_size}, {factor:.2g} "
+                    f"times the rate for each image that was released ({released:g} at {batch:g}): "
+                    "base_batch_size is the batch that a rate is meant for"
+                )

@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from data.errors import OutOfMemory
 from models.counting import LiveBytes
 from models.devices import resolve_precision
 from models.generator.modules import Generator
 from models.generator.options import GeneratorConfig
 from models.precision import Precision
+from models.training.memory_errors import too_small
 from models.training.perception import InstanceHead, up_block_channels
 from models.training.state import TrainedModules, add_adapters, release_text_encoder
 
@@ -85,43 +85,46 @@ class Fit:
         }
 
 
-def fit(count: MemoryCount, config: GeneratorConfig, memory: int) -> Fit:
+def fit(count: MemoryCount, config: GeneratorConfig, memory: int) -> Fit | None:
     """Choose the largest part of a process' share of the batch that a device holds.
 
     Activations are kept if that leaves at least four images at once, else computed twice. Options that
-    are given are kept.
+    are given are kept. None where not even the smallest part fits.
 
     Args:
         memory: of the device, bytes.
-
-    Raises:
-        OutOfMemory: not even one image fits.
     """
-    share = config.batch_size // config.num_processes
-    sizes = [n for n in range(share, 0, -1) if share % n == 0]
-    if config.gradient_accumulation_steps != "auto":
-        sizes = [share // config.num_parts]
-    given = config.gradient_checkpointing
-    ways = (False, True) if given == "auto" else (given,)
+    sizes, ways = _ways(config)
     for checkpointing in ways:
         few = 1 if checkpointing == ways[-1] else min(_FEWEST_PLAIN, sizes[0])
         for size in sizes:
             total = count.total(size, checkpointing=checkpointing)
             if total <= memory and size >= few:
                 return Fit(size, checkpointing, total)
-    least = count.total(sizes[-1], checkpointing=ways[-1])
-    raise OutOfMemory(
-        f"the generator's training needs at least {least / 1e9:.1f} GB on its device, which has "
-        f"{memory / 1e9:.1f} GB. Less is needed, for another result, with train_generator.lora_rank=16 (at "
-        "lora_learning_rate), optimizer=adamw-8bit or, where weights are averaged, ema_decay=null"
-    )
+    return None
+
+
+def least_memory(count: MemoryCount, config: GeneratorConfig) -> int:
+    """Bytes of the smallest device that holds a training."""
+    sizes, ways = _ways(config)
+    return count.total(sizes[-1], checkpointing=ways[-1])
+
+
+def _ways(config: GeneratorConfig) -> tuple[list[int], tuple[bool, ...]]:
+    """Images at once, and gradient checkpointing, that options leave open; what needs least is last."""
+    share = config.batch_size // config.num_processes
+    sizes = [n for n in range(share, 0, -1) if share % n == 0]
+    if config.gradient_accumulation_steps != "auto":
+        sizes = [share // config.num_parts]
+    given = config.gradient_checkpointing
+    return sizes, (False, True) if given == "auto" else (given,)
 
 
 def fitted(generator: Generator, config: GeneratorConfig) -> tuple[GeneratorConfig, Fit | None]:
     """Settle for the GPUs of this machine what is `auto`; on a CPU nothing is cut or computed twice.
 
     Raises:
-        OutOfMemory: not even one image fits.
+        OutOfMemory: not even the smallest part fits.
     """
     left_open = "auto" in {config.gradient_accumulation_steps, config.gradient_checkpointing}
     if not torch.cuda.is_available() or not left_open:
@@ -129,15 +132,44 @@ def fitted(generator: Generator, config: GeneratorConfig) -> tuple[GeneratorConf
     num_devices = min(config.num_gpus, torch.cuda.device_count())
     devices = map(torch.cuda.get_device_properties, range(num_devices))
     logger.info("counting what the training takes")
-    count = count_training(
+    count = training_counter(
         generator.model.unet.config,
         generator.model.text_encoder.config,
         generator.model.vae.config,
         config,
         resolve_precision(config.mixed_precision),
     )
-    found = fit(count, config, min(item.total_memory for item in devices))
+    memory = min(item.total_memory for item in devices)
+    found = fit(count(config), config, memory)
+    if found is None:
+        raise too_small(config, memory, lambda changed: least_memory(count(changed), changed))
     return config.model_copy(update=found.options(config)), found
+
+
+def training_counter(
+    unet: Mapping[str, Any],
+    text_encoder: CLIPTextConfig,
+    vae: Mapping[str, Any],
+    config: GeneratorConfig,
+    precision: Precision,
+) -> Callable[[GeneratorConfig], MemoryCount]:
+    """Return what counts trainings that differ from one in `THRIFTY` alone; passes are counted once a rank.
+
+    Args:
+        unet: as for `count_training`, and so on.
+    """
+
+    @cache
+    def passes(lora_rank: int | None) -> tuple[dict[bool, int], dict[bool, int]]:
+        changed = config.model_copy(update={"lora_rank": lora_rank})
+        return pass_bytes(unet, text_encoder, changed, precision)
+
+    @cache
+    def count(changed: GeneratorConfig) -> MemoryCount:
+        fixed = fixed_bytes(unet, text_encoder, vae, changed)
+        return MemoryCount(fixed, *passes(changed.lora_rank))
+
+    return count
 
 
 def count_training(

@@ -1,7 +1,9 @@
 """What a user is told where a device has too little memory for the generator's training."""
 
-from collections.abc import Iterator
+from collections import ChainMap
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -9,6 +11,78 @@ from data.errors import OutOfMemory
 from models.devices import default_device
 from models.generator.options import GeneratorConfig
 from models.training.state import TrainingState
+
+THRIFTY: dict[str, dict[str, Any]] = {
+    "lora_rank=16": {"lora_rank": 16},
+    "optimizer=adamw-8bit": {"optimizer": "adamw-8bit"},
+    "ema_decay=null": {"ema_decay": None},
+}
+"""Options with which the training needs less, for another result."""
+
+Least = Callable[[GeneratorConfig], int]
+"""What counts the bytes that a training needs at least."""
+
+_OPEN = ("gradient_accumulation_steps", "gradient_checkpointing")
+"""Options that are `auto` where nothing is given, and that the result does not depend on."""
+
+
+def sufficient(config: GeneratorConfig, memory: int, least: Least) -> dict[str, GeneratorConfig]:
+    """The options of `THRIFTY` with which a training fits, each alone, else all that help together.
+
+    Args:
+        memory: of the device, bytes.
+    """
+    changed = {option: config.model_copy(update=changes) for option, changes in THRIFTY.items()}
+    alone = {option: item for option, item in changed.items() if least(item) <= memory}
+    together = _together(config, least)
+    return alone or {option: item for option, item in together.items() if least(item) <= memory}
+
+
+def _together(config: GeneratorConfig, least: Least) -> dict[str, GeneratorConfig]:
+    """A training with all options of `THRIFTY` with which it needs less; empty where there are none."""
+    less = {
+        option: changes
+        for option, changes in THRIFTY.items()
+        if least(config.model_copy(update=changes)) < least(config)
+    }
+    changed = config.model_copy(update=dict(ChainMap(*less.values())))
+    return {" and ".join(less): changed} if less else {}
+
+
+def too_small(config: GeneratorConfig, memory: int, least: Least) -> OutOfMemory:
+    """Error of a device that a training does not fit into, with the options with which it does.
+
+    Args:
+        memory: of the device, bytes.
+    """
+    given = [name for name in _OPEN if getattr(config, name) != "auto"]
+    opened = config.model_copy(update=dict.fromkeys(given, "auto"))
+    advice = _advice([f"{name}=auto" for name in given], opened, memory, least)
+    return OutOfMemory(
+        f"the generator's training needs at least {_gigabytes(least(config))} on its device, which has "
+        f"{_gigabytes(memory)}. {advice}"
+    )
+
+
+def _advice(opened: list[str], config: GeneratorConfig, memory: int, least: Least) -> str:
+    """Name the options with which a training fits, those that are opened first; else the least it needs."""
+    if least(config) <= memory:
+        return f"It fits, with the same result, with train_generator.{' and '.join(opened)}"
+    if options := " or ".join(sufficient(config, memory, least)):
+        text = " and ".join([*opened, options])
+        return f"It fits, for another result, with train_generator.{text}"
+    together = _together(config, least)
+    (smallest,) = together.values() or [config]
+    named = [*opened, *together]
+    text = f"with train_generator.{' and '.join(named)}" if named else "as it is"
+    return (
+        f"No option makes it fit: the least is {_gigabytes(least(smallest))}, {text}. Take a larger "
+        "device, or a lower resolution"
+    )
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"
 
 
 @contextmanager

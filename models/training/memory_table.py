@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig
 
-from data.errors import InvalidConfig, InvalidModel, OutOfMemory
+from data.errors import InvalidConfig, InvalidModel
 from data.layouts.prompts import ATTRIBUTE_TOKENS
 from models.generator.drawing_options import SamplingConfig
 from models.generator.hub import folder_here
@@ -19,9 +18,10 @@ from models.training.memory import (
     MemoryCount,
     count_sampling,
     fit,
-    fixed_bytes,
-    pass_bytes,
+    least_memory,
+    training_counter,
 )
+from models.training.memory_errors import sufficient
 
 STABLE_DIFFUSION_UNET: dict[str, Any] = {
     "sample_size": 64,
@@ -50,12 +50,6 @@ STABLE_DIFFUSION_TEXT: dict[str, Any] = {
     "pad_token_id": 49_407,
 }
 """Shapes of Stable Diffusion v1.5, in which they differ from the classes' defaults."""
-
-THRIFTY: dict[str, dict[str, Any]] = {
-    "lora_rank=16": {"lora_rank": 16},
-    "optimizer=adamw-8bit": {"optimizer": "adamw-8bit"},
-}
-"""Options with which the training needs less, for another result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +102,7 @@ def memory_table(
 ) -> tuple[str, list[dict[str, Any]]]:
     """What is chosen on devices of some sizes, and the count by part.
 
-    Where the training does not fit, it is counted with each of the options that need less and fits with.
+    Where the training does not fit, it is counted with the options that are `sufficient`.
 
     Args:
         sizes: GB.
@@ -121,26 +115,24 @@ def memory_table(
     drawn = count_sampling(shapes.unet, shapes.text_encoder, shapes.vae, precision)
 
     half = _half(config.mixed_precision)
+    count = training_counter(shapes.unet, shapes.text_encoder, shapes.vae, config, half)
 
-    @cache
-    def passes(lora_rank: int | None) -> tuple[dict[bool, int], dict[bool, int]]:
-        changed = config.model_copy(update={"lora_rank": lora_rank})
-        return pass_bytes(shapes.unet, shapes.text_encoder, changed, half)
+    def training(changed: GeneratorConfig, memory: int) -> dict[str, Any]:
+        return _training_row(changed, count(changed), memory)
 
-    def training(option: str, memory: int) -> dict[str, Any]:
-        changed = config.model_copy(update=THRIFTY.get(option, {}))
-        fixed = fixed_bytes(shapes.unet, shapes.text_encoder, shapes.vae, changed)
-        return _training_row(changed, MemoryCount(fixed, *passes(changed.lora_rank)), memory)
+    def least(changed: GeneratorConfig) -> int:
+        return least_memory(count(changed), changed)
 
     rows = []
     for size in sizes:
         memory = round(size * 1e9)
         room = memory - drawn.total(0, checkpointing=False)
         of_sampling = {"images drawn at once, at most": max(room // drawn.per_image[False], 0)}
-        found = {"": training("", memory)}
+        found = {"": training(config, memory)}
         if not found[""]:
-            thrifty = {option: training(option, memory) for option in THRIFTY}
-            found = {option: row for option, row in thrifty.items() if row} or {"nothing fits": {}}
+            fitting = sufficient(config, memory, least)
+            found = {option: training(changed, memory) for option, changed in fitting.items()}
+            found = found or {"nothing fits": {}}
         rows += [
             {"device, GB": size, "option": option, **row, **of_sampling}
             for option, row in found.items()
@@ -155,9 +147,8 @@ def _half(precision: Precision) -> Precision:
 
 def _training_row(config: GeneratorConfig, count: MemoryCount, memory: int) -> dict[str, Any]:
     """What is chosen, empty where nothing fits."""
-    try:
-        found = fit(count, config, memory)
-    except OutOfMemory:
+    found = fit(count, config, memory)
+    if found is None:
         return {}
     parts = {
         **count.fixed,

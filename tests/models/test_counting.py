@@ -28,7 +28,7 @@ from models.counts import (
 )
 from models.detector.options import DetectorConfig
 from models.passes import Pass
-from models.training.memory_table import THRIFTY
+from models.training.memory_errors import THRIFTY
 from tasks.estimates.work import counted_models
 
 MODULES = {kind: importlib.import_module(name) for kind, name in COUNTERS.items()}

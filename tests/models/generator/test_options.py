@@ -171,6 +171,11 @@ def test_a_part_with_weights_of_a_variant_alone_is_refused(base_folder, refused)
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
+        (
+            "unet/config.json",
+            {"_class_name": "UNet3DConditionModel"},
+            "UNet3DConditionModel is none",
+        ),
         ("vae/config.json", {"_class_name": "AutoencoderDC"}, "autoencoder AutoencoderDC is none"),
         ("text_encoder/config.json", {"model_type": "t5"}, "text encoder t5 is none of"),
         (
@@ -334,17 +339,39 @@ def test_a_recipe_fills_in_what_is_not_given():
     assert (config.foreground_overlap, config.ema_decay) == ("last", 0.9)
 
 
+IMAGES = (
+    "train_generator.learning_rate is 0.00015 for a batch of 64, 4 times the rate for each image"
+)
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"learning_rate": 1.5e-4}, ["4 times the rate for each image"]),
-        ({"learning_rate": 1.5e-4, "base_batch_size": 256}, []),
-        ({"learning_rate": 1.5e-4, "recipe": "ours"}, ["4 times the rate for each image"]),
-        ({**RELEASED_RATES, "rate_scaling": "none"}, ["4 times the rate for each image"]),
+        ({"learning_rate": 1.5e-4}, [IMAGES]),
+        (RELEASED_RATES, []),
+        ({"learning_rate": 1.5e-4, "recipe": "ours"}, [IMAGES]),
+        (
+            {**RELEASED_RATES, "rate_scaling": "none"},
+            [IMAGES, "train_generator.text_learning_rate is 0.0001125 for a batch of 64, 4 times"],
+        ),
         ({"learning_rate": 1.5e-4, "base_model": NewModelConfig()}, []),
+        (
+            {**RELEASED_RATES, "text_learning_rate": 1e-2},
+            [
+                "train_generator.text_learning_rate is 0.0025 for a batch of 64, 89 times the rate for"
+            ],
+        ),
+        ({"text_learning_rate": 0}, []),
+        ({"learning_rate": 1.5e-4, "lora_rank": 16}, []),
+        (
+            {"text_learning_rate": 3e-4, "lora_rank": 16},
+            [
+                "train_generator.text_learning_rate is 0.0003 for a batch of 64, 11 times the rate for"
+            ],
+        ),
     ],
 )
-def test_a_rate_of_another_batch_is_told(caplog, options, told):
+def test_rates_of_another_batch_are_told_where_they_are_used(caplog, options, told):
     config = GeneratorConfig(**({"recipe": "geodiffusion", "base_batch_size": 64} | options))
     config.check_without_data()
     messages = [record.message for record in caplog.records if "learning_rate" in record.message]

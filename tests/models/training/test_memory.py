@@ -20,6 +20,8 @@ from models.training.memory import (
     fit,
     fitted,
     fixed_bytes,
+    least_memory,
+    training_counter,
 )
 
 UNET = {
@@ -165,9 +167,19 @@ def test_the_largest_part_that_fits_is_taken(room, options, expected):
     assert chosen.num_parts * found.num_images * config.num_processes == config.batch_size
 
 
-def test_too_small_a_device_is_one_sentence_with_the_options_to_turn():
-    with pytest.raises(OutOfMemory, match=r"at least 1\.5 GB .*lora_rank=16"):
-        fit(COUNT, GeneratorConfig(), 100)
+@pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 1}])
+def test_what_fits_has_the_least_memory(options):
+    config = GeneratorConfig(**options)
+    least = least_memory(COUNT, config)
+    assert fit(COUNT, config, least).total == least
+    assert fit(COUNT, config, least - 1) is None
+
+
+def test_trainings_that_differ_in_what_takes_memory_are_counted_as_by_themselves(text, counted):
+    config = GeneratorConfig()
+    count = training_counter(UNET, text, VAE, config, "no")
+    for options in ({}, {"lora_rank": 2}, {"optimizer": "adamw-8bit"}, {"ema_decay": None}):
+        assert count(config.model_copy(update=options)) == counted(**options)
 
 
 def test_a_cpu_cuts_nothing_and_a_gpu_by_its_memory(new_generator, monkeypatch):
@@ -185,3 +197,8 @@ def test_a_cpu_cuts_nothing_and_a_gpu_by_its_memory(new_generator, monkeypatch):
         update={"gradient_accumulation_steps": 2, "gradient_checkpointing": True}
     )
     assert fitted(generator, given) == (given, None)
+    of_device.total_memory = 10**9
+    with pytest.raises(
+        OutOfMemory, match=r"has 1\.0 GB\. No option makes it fit: the least is 1\.5 GB"
+    ):
+        fitted(generator, config)

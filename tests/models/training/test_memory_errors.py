@@ -3,7 +3,7 @@ import torch
 
 from data.errors import OutOfMemory
 from models.generator.options import GeneratorConfig, ProbeConfig
-from models.training.memory_errors import memory_errors
+from models.training.memory_errors import memory_errors, too_small
 
 
 def told(**options):
@@ -39,3 +39,48 @@ def test_a_share_is_cut_into_about_twice_as_many_parts(batch_size, processes, no
     options = {"num_processes": processes, "gradient_accumulation_steps": now}
     text = told(batch_size=batch_size, **options)
     assert f"gradient_accumulation_steps={more} (now {now})" in text
+
+
+GB = 10**9
+SAVED = {"lora_rank": 9 * GB, "optimizer": 6 * GB, "ema_decay": 3 * GB}
+
+
+def least(config):
+    """34 GB, and with parts of a batch as small as can be 20 GB; less with each thrifty option."""
+    defaults = GeneratorConfig()
+    changed = [name for name in SAVED if getattr(config, name) != getattr(defaults, name)]
+    whole = 20 * GB if config.gradient_accumulation_steps == "auto" else 34 * GB
+    return whole - sum(SAVED[name] for name in changed)
+
+
+OPENED = "gradient_accumulation_steps=auto"
+SAME = "It fits, with the same result, with train_generator."
+OTHER = "It fits, for another result, with train_generator."
+NONE = "No option makes it fit: the least is 2.0 GB, "
+ALL = "lora_rank=16 and optimizer=adamw-8bit and ema_decay=null"
+
+
+@pytest.mark.parametrize(
+    ("memory", "options", "advice"),
+    [
+        (24, {"gradient_accumulation_steps": 1}, f"{SAME}{OPENED}"),
+        (14, {}, f"{OTHER}lora_rank=16 or optimizer=adamw-8bit"),
+        (11, {"gradient_accumulation_steps": 1}, f"{OTHER}{OPENED} and lora_rank=16"),
+        (4, {}, f"{OTHER}{ALL}"),
+        (1, {}, f"{NONE}with train_generator.{ALL}. Take a larger device, or a lower resolution"),
+        (
+            1,
+            {"lora_rank": 16},
+            f"{NONE}with train_generator.optimizer=adamw-8bit and ema_decay=null.",
+        ),
+        (1, {"lora_rank": 16, "ema_decay": None, "optimizer": "adamw-8bit"}, f"{NONE}as it is."),
+    ],
+)
+def test_too_small_a_device_names_what_really_fits(memory, options, advice):
+    text = str(too_small(GeneratorConfig(**options), memory * GB, least))
+    assert f"which has {memory}.0 GB. {advice}" in text
+
+
+def test_too_small_a_device_is_told_what_is_needed_as_things_are():
+    config = GeneratorConfig(gradient_accumulation_steps=1)
+    assert "needs at least 34.0 GB on its device" in str(too_small(config, 8 * GB, least))
