@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from data.artifacts.store import ArtifactStore, default_root, storage_errors
+from data.artifacts.files import storage_errors
+from data.artifacts.store import ArtifactStore, default_root
 from data.attributes.options import ATTRIBUTES_NAME
 from data.errors import ArtifactMissing, InvalidConfig, InvalidDataset
 from flows.results import newest_artifact

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from data.artifacts.store import durable_file
+from data.artifacts.files import durable_file
 from data.errors import InvalidConfig
 from models.precision import Precision, has_gpu
 

@@ -4,14 +4,15 @@ import hashlib
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Self
 
 import msgspec
 
+from data.artifacts.files import naming
 from data.progress import Progress, silent
 
 MEMORY_NAME = ".digests.sqlite"
@@ -31,16 +32,6 @@ _SECONDS_BETWEEN_REPORTS = 1.0
 
 _SETTLED_NS = 2_000_000_000
 """A file changed less than this ago may change again within its time stamp's grain: not remembered."""
-
-
-@contextmanager
-def naming(path: str | Path) -> Iterator[None]:
-    """Let errors say which file they are of; those of reading from an open one do not."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
 
 
 def file_digest(path: str | Path) -> str:

@@ -10,8 +10,9 @@ from types import MappingProxyType
 
 import psutil
 
+from data.artifacts.files import storage_errors, without_locks
 from data.artifacts.records import record_files
-from data.artifacts.store import ArtifactStore, storage_errors, without_locks
+from data.artifacts.store import ArtifactStore
 from data.errors import StorageError
 
 _LITTLE_SPACE = 1_000_000_000

@@ -5,10 +5,11 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from data.artifacts.files import storage_errors
 from data.artifacts.inventory import artifacts, made_at, require_store, tree, unfinished
 from data.artifacts.records import read_records
 from data.artifacts.roots import Keep, Roots
-from data.artifacts.store import WORK_FOLDER, ArtifactStore, storage_errors
+from data.artifacts.store import WORK_FOLDER, ArtifactStore
 from data.artifacts.trash import Removal, Trash, opened
 
 

@@ -7,10 +7,11 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
+from data.artifacts.files import names_in, storage_errors
 from data.artifacts.identity import KEY_DIGITS
 from data.artifacts.manifest import MANIFEST_NAME
 from data.artifacts.records import record_files
-from data.artifacts.store import WORK_FOLDER, names_in, storage_errors
+from data.artifacts.store import WORK_FOLDER
 from data.errors import ArtifactMissing, StorageError
 
 KEY = re.compile(r"[0-9a-f]{32}")

@@ -6,9 +6,10 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Literal
 
+from data.artifacts.files import storage_errors
 from data.artifacts.inventory import artifacts, made_at, tree, unfinished
 from data.artifacts.records import Record
-from data.artifacts.store import WORK_FOLDER, ArtifactStore, storage_errors
+from data.artifacts.store import WORK_FOLDER, ArtifactStore
 
 State = Literal["ok", "damaged", "unfinished", "unused", "remote"]
 

@@ -10,8 +10,7 @@ from typing import Any, Literal
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from data.artifacts.digests import naming
-from data.artifacts.store import durable_file, names_in, storage_errors
+from data.artifacts.files import durable_file, names_in, naming, storage_errors
 from data.errors import InvalidRecord
 
 RECORDS_FOLDER = "runs"

@@ -17,10 +17,11 @@ from pydantic import ValidationError
 
 from data.artifacts.bucket import PROBE, VARIABLE, Bucket, Entry
 from data.artifacts.comparison import differences
+from data.artifacts.files import storage_errors
 from data.artifacts.manifest import MANIFEST_NAME, FileRecord, Manifest
 from data.artifacts.records import RECORDS_FOLDER, Record, add_record, parse_record, record_name
 from data.artifacts.roots import PINS_FOLDER
-from data.artifacts.store import ArtifactStore, is_intact, storage_errors
+from data.artifacts.store import ArtifactStore, is_intact
 from data.artifacts.trash import TRASH_FOLDER
 from data.errors import (
     ArtifactMissing,

@@ -9,10 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from data.artifacts.files import names_in, storage_errors
 from data.artifacts.inventory import artifacts, linked, made_at
 from data.artifacts.manifest import MANIFEST_NAME
 from data.artifacts.records import RECORDS_FOLDER, Record, read_record, record_files
-from data.artifacts.store import ArtifactStore, names_in, storage_errors
+from data.artifacts.store import ArtifactStore
 from data.errors import InvalidManifest, InvalidRecord
 
 PINS_FOLDER = "pins"

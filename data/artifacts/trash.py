@@ -11,8 +11,9 @@ from typing import Literal
 
 import msgspec
 
+from data.artifacts.files import storage_errors
 from data.artifacts.inventory import folders
-from data.artifacts.store import ArtifactStore, storage_errors
+from data.artifacts.store import ArtifactStore
 from data.errors import StorageError
 
 TRASH_FOLDER = ".trash"

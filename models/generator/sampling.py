@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from data.artifacts.store import durable_file
+from data.artifacts.files import durable_file
 from data.layouts.layout import Layout
 from data.vocabulary.images import read_square
 from models.devices import autocast, default_device, full_float32, release_memory, to_device

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from data.artifacts.store import durable_file
+from data.artifacts.files import durable_file
 
 Metrics = dict[str, float]
 

@@ -21,9 +21,9 @@ from typing import Any
 from filelock import FileLock
 
 from data.artifacts.bucket import forget_bucket
+from data.artifacts.files import storage_errors
 from data.artifacts.manifest import LOG_NAME
 from data.artifacts.options import Options
-from data.artifacts.store import storage_errors
 from data.errors import OutOfMemory, PipelineError
 from data.orphans import end_with_channel
 from data.progress import Seldom

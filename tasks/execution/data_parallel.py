@@ -17,7 +17,8 @@ from pydantic import TypeAdapter
 
 from data import errors
 from data.artifacts.bucket import forget_bucket
-from data.artifacts.store import ArtifactStore, durable_file
+from data.artifacts.files import durable_file
+from data.artifacts.store import ArtifactStore
 from data.errors import ArtifactMissing, PipelineError, StepFailed
 from data.orphans import end_with_parent
 from data.progress import SECONDS_BETWEEN_REPORTS, Progress, Seldom, silent

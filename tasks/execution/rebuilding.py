@@ -3,8 +3,9 @@
 import shutil
 from pathlib import Path
 
+from data.artifacts.files import storage_errors
 from data.artifacts.manifest import Manifest
-from data.artifacts.store import ArtifactStore, storage_errors
+from data.artifacts.store import ArtifactStore
 from data.progress import Progress
 from tasks.execution.graph import Graph, Step
 from tasks.execution.plan import note_places

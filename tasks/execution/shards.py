@@ -19,8 +19,8 @@ from uuid import uuid4
 
 from data.artifacts.comparison import differences
 from data.artifacts.digests import file_digest
+from data.artifacts.files import durable_rename
 from data.artifacts.options import ShardedOptions
-from data.artifacts.store import durable_rename
 from data.errors import PipelineError, StepFailed
 from tasks.execution.child import is_out_of_memory
 from tasks.execution.context import StepContext

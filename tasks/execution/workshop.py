@@ -27,10 +27,11 @@ from filelock import Timeout
 
 from data import errors
 from data.artifacts.digests import DigestMemory
+from data.artifacts.files import storage_errors
 from data.artifacts.manifest import LOG_NAME, Manifest
 from data.artifacts.records import Record
 from data.artifacts.remote import Remote
-from data.artifacts.store import ArtifactStore, storage_errors
+from data.artifacts.store import ArtifactStore
 from data.errors import (
     ArtifactMissing,
     InvalidConfig,

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from jaxtyping import UInt8
 from PIL import Image
 
-from data.artifacts.store import durable_rename
+from data.artifacts.files import durable_rename
 from data.attributes.options import ATTRIBUTES_NAME
 from data.errors import InvalidDataset
 from data.layouts.layout import (

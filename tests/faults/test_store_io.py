@@ -10,12 +10,13 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from data.artifacts.files import durable_file, storage_errors
 from data.artifacts.garbage import collect, garbage
 from data.artifacts.identity import StepIdentity
 from data.artifacts.inventory import artifacts, unfinished
 from data.artifacts.records import RecordedStep, read_records, write_record
 from data.artifacts.roots import Keep, pin, pinned, unpin
-from data.artifacts.store import ArtifactStore, durable_file, storage_errors
+from data.artifacts.store import ArtifactStore
 from data.artifacts.trash import removals
 from data.artifacts.verification import damaged_files, remove_damaged
 

@@ -8,8 +8,9 @@ from safetensors.numpy import save_file
 
 from data.artifacts import digests
 from data.artifacts.digests import file_digest
+from data.artifacts.files import storage_errors
 from data.artifacts.identity import StepIdentity
-from data.artifacts.store import ArtifactStore, default_root, storage_errors
+from data.artifacts.store import ArtifactStore, default_root
 from data.artifacts.verification import damaged_files, remove_damaged
 from data.errors import InvalidConfig, StorageError
 
@@ -163,17 +164,6 @@ def test_of_what_cannot_be_read_nobody_says_that_it_is_damaged(store, unreadable
             look()
     unreadable.clear()
     assert store.lookup("kind", manifest.key) == manifest
-
-
-@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
-def test_a_failing_disk_is_one_clear_error(tmp_path, number):
-    with pytest.raises(StorageError, match=r"the disk under .* fails"), storage_errors(tmp_path):
-        raise OSError(number, os.strerror(number))
-
-
-def test_a_failing_disk_elsewhere_is_not_the_stores(tmp_path):
-    with pytest.raises(OSError, match=r"/images/1\.png"), storage_errors(tmp_path):
-        raise OSError(errno.EIO, "Input/output error", "/images/1.png")
 
 
 @pytest.mark.parametrize(
