@@ -6,6 +6,10 @@ from flows.presets import PRESETS
 
 StudyName = Literal["demo-seeds", "claims", "pays", "pays-bccd", "few-labels"]
 
+_OBEYED = "Objects asked for as easy are found more often than as measured, hard ones less often"
+_HARD_HELPS = "Detectors trained on real and hard images beat those on real images alone"
+"""What several studies ask."""
+
 _DEMO_SEEDS: dict[str, Any] = {
     "preset": "demo",
     "seeds": (0, 1, 2),
@@ -13,12 +17,12 @@ _DEMO_SEEDS: dict[str, Any] = {
     "questions": (
         {
             "name": "attributes",
-            "text": "Objects asked for as easy are found more often than as measured, hard ones less often",
+            "text": _OBEYED,
             "order": ("demo: recall_easy", "demo: recall_origin", "demo: recall_hard"),
         },
         {
             "name": "gain",
-            "text": "Detectors trained on real and hard images beat those on real images alone",
+            "text": _HARD_HELPS,
             "order": ("demo: map_real_hard", "demo: map_real"),
         },
     ),
@@ -55,12 +59,12 @@ _CLAIMS: dict[str, Any] = {
         },
         {
             "name": "claim_3",
-            "text": "Objects asked for as easy are found more often than as measured, hard ones less often",
+            "text": _OBEYED,
             "order": ("full: recall_easy", "full: recall_origin", "full: recall_hard"),
         },
         {
             "name": "claim_4",
-            "text": "Detectors trained on real and hard images beat those on real images alone",
+            "text": _HARD_HELPS,
             "order": ("full: map_real_hard", "full: map_real"),
         },
         {

@@ -187,8 +187,7 @@ def count_training(
         vae: of the autoencoder, which is on the device where images are encoded online.
         precision: of matrix products, not `auto`.
     """
-    fixed = fixed_bytes(unet, text_encoder, vae, config)
-    return MemoryCount(fixed, *pass_bytes(unet, text_encoder, config, precision))
+    return training_counter(unet, text_encoder, vae, config, precision)(config)
 
 
 def fixed_bytes(
