@@ -109,8 +109,8 @@ def _down_to(
         mirror = RemoteContents(remote)
         mirrored = mirror.backs_up(store, keep) - {item.path for item in chosen}
         with shown_progress("gc") as progress:
-            whole = [partial(_is_whole, mirror, progress)] if read else []
-            more = cached(store, keep, mirrored, over, *whole)
+            is_whole = partial(_is_whole, mirror, progress) if read else None
+            more = cached(store, keep, mirrored, over, is_whole)
     else:
         more = []
     if (left := over - sum(item.bytes for item in more)) > 0:

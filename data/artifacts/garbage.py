@@ -61,7 +61,7 @@ def cached(
     keep: Keep,
     mirrored: AbstractSet[str],
     free: int,
-    is_whole: Callable[[str], bool] = lambda reference: True,
+    is_whole: Callable[[str], bool] | None = None,
 ) -> list[Garbage]:
     """Find what the mirror has too and runs alone need, the longest unused first.
 
@@ -69,6 +69,7 @@ def cached(
         mirrored: `kind/key` of what may be had from there again.
         free: bytes that suffice.
         is_whole: asked of one after the other, until so much is found; where it says no another one is taken.
+            None: all are.
 
     Raises:
         PipelineError: what a run or an artifact needs is not known.
@@ -85,7 +86,7 @@ def cached(
                 changed = max(made_at(store.root, item), used.get(item, 0.0))
                 found.append(Garbage(item, item, tree(store.root / item)[0], changed))
     oldest = sorted(found, key=lambda item: item.changed)
-    return first((item for item in oldest if is_whole(item.reference)), free)
+    return first((item for item in oldest if not is_whole or is_whole(item.reference)), free)
 
 
 def collect(
